@@ -1,0 +1,21 @@
+"""The denoising networks."""
+
+from dydiff_dist.models.conditioning import assemble_input, drop_history, num_input_channels
+from dydiff_dist.models.config import VideoTransformerConfig
+from dydiff_dist.models.transformer import VideoTransformer
+
+__all__ = [
+    "VideoTransformer",
+    "VideoTransformerConfig",
+    "assemble_input",
+    "build_network",
+    "drop_history",
+    "num_input_channels",
+]
+
+
+def build_network(
+    config: VideoTransformerConfig, *, num_channels: int, num_action_channels: int = 0
+) -> VideoTransformer:
+    """The network that ``config`` describes, for data with these channels."""
+    return VideoTransformer(config, num_channels=num_channels, num_action_channels=num_action_channels)

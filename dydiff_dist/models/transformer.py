@@ -1,0 +1,164 @@
+"""The latent video diffusion transformer: patches of (1, p, p), adaLN-Zero (Peebles & Xie 2023), rotary positions.
+
+Letters: B batch, S frames, C channels, H W height and width, N tokens per frame, D width, A action channels.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from dydiff_dist.models.attention import Attention, rotary_angles
+from dydiff_dist.models.conditioning import assemble_input, num_input_channels
+from dydiff_dist.models.config import VideoTransformerConfig
+
+Angles = tuple[Tensor, Tensor]
+_NUM_FREQUENCIES = 256
+
+
+def timestep_features(timesteps_B: Tensor) -> Tensor:
+    """Sinusoidal features of diffusion timesteps (Vaswani et al. 2017), (B, 256) float32."""
+    half = _NUM_FREQUENCIES // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
+    angles = timesteps_B.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class ModulatedBranch(nn.Module):
+    """x + gate · layer(norm(x) · (1 + scale) + shift), gate zero at the start: one residual branch of adaLN-Zero."""
+
+    def __init__(self, width: int, layer: nn.Module):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 3 * width)
+        self.layer = layer
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x_BSND: Tensor, condition_BSND: Tensor, apply: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """``condition`` broadcasts over x; ``apply`` folds the token axes as the layer needs them."""
+        shift, scale, gate = self.modulation(condition_BSND).chunk(3, dim=-1)
+        return x_BSND + gate * apply(self.layer, torch.addcmul(shift, self.norm(x_BSND), 1 + scale))
+
+
+class Block(nn.Module):
+    """Attention over space and over time (or over both at once), then an MLP."""
+
+    def __init__(self, config: VideoTransformerConfig):
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+
+        def attention(causal: bool = False) -> ModulatedBranch:
+            layer = Attention(width, config.num_heads, config.attention_backend, causal)
+            return ModulatedBranch(width, layer)
+
+        self.factorised = config.attention == "factorised"
+        if self.factorised:
+            self.space, self.time = attention(), attention(config.causal_time)
+        else:
+            self.full = attention()
+        mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = ModulatedBranch(width, mlp)
+
+    def forward(self, x_BSND: Tensor, condition: Tensor, angles: dict[str, Angles]) -> Tensor:
+        """(B, S, N, D) -> (B, S, N, D); ``condition`` is (B, S or 1, 1, D)."""
+        B, S = x_BSND.shape[:2]
+
+        def over_space(layer: nn.Module, x: Tensor) -> Tensor:
+            y = layer(rearrange(x, "b s n d -> (b s) n d"), angles["space"])
+            return rearrange(y, "(b s) n d -> b s n d", b=B)
+
+        def over_time(layer: nn.Module, x: Tensor) -> Tensor:
+            y = layer(rearrange(x, "b s n d -> (b n) s d"), angles["time"])
+            return rearrange(y, "(b n) s d -> b s n d", b=B)
+
+        def over_all(layer: nn.Module, x: Tensor) -> Tensor:
+            y = layer(rearrange(x, "b s n d -> b (s n) d"), angles["full"])
+            return rearrange(y, "b (s n) d -> b s n d", s=S)
+
+        if self.factorised:
+            x_BSND = self.space(x_BSND, condition, over_space)
+            x_BSND = self.time(x_BSND, condition, over_time)
+        else:
+            x_BSND = self.full(x_BSND, condition, over_all)
+        return self.mlp(x_BSND, condition, lambda layer, x: layer(x))
+
+
+class VideoTransformer(nn.Module):
+    """Denoising network: noisy latents of all frames, history and actions in; the process's prediction out.
+
+    The last layer starts at zero, so an untrained network predicts exactly zero.
+    """
+
+    def __init__(self, config: VideoTransformerConfig, *, num_channels: int, num_action_channels: int = 0):
+        super().__init__()
+        self.config, self.num_channels, self.num_action_channels = config, num_channels, num_action_channels
+        width, pixels = config.width, config.patch_size**2
+        self.embed_patch = nn.Linear(num_input_channels(num_channels, num_action_channels) * pixels, width)
+        self.embed_timestep = nn.Sequential(nn.Linear(_NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        embeds_actions = config.action_embedding and num_action_channels > 0
+        self.embed_action = nn.Linear(num_action_channels, width) if embeds_actions else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.head_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, num_channels * pixels)
+        for layer in (self.head_modulation, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, z_BSCHW: Tensor, timesteps_B: Tensor, *, history: Tensor, actions: Tensor | None = None
+    ) -> Tensor:
+        """One prediction for every frame.
+
+        Args:
+            z_BSCHW: noisy latents, history frames included.
+            timesteps_B: int64 diffusion timesteps, 0..N-1.
+            history: clean latents of the first frames, (B, S_h, C, H, W).
+            actions: (B, S, A), required exactly where the network was built with action channels.
+
+        Returns:
+            (B, S, C, H, W), what the process predicts (eps, v or x0).
+
+        Raises:
+            ValueError: sizes that the patch size does not divide, or actions missing, unexpected or of another width.
+        """
+        self._check(z_BSCHW, actions)
+        p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
+        x = assemble_input(z_BSCHW, history, actions)
+        x_BSND = self.embed_patch(rearrange(x, "b s c (h p) (w q) -> b s (h w) (c p q)", p=p, q=p))
+        condition = self._condition(timesteps_B, actions, x_BSND.dtype)
+        angles = self._angles(x_BSND.shape[1], H // p, W // p, z_BSCHW.device)
+        for block in self.blocks:
+            x_BSND = block(x_BSND, condition, angles)
+        shift, scale = self.head_modulation(condition).chunk(2, dim=-1)
+        out = self.head(torch.addcmul(shift, self.head_norm(x_BSND), 1 + scale))
+        return rearrange(out, "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
+
+    def _condition(self, timesteps_B: Tensor, actions: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Modulation input: timestep (and the frame's action), (B, S or 1, 1, D)."""
+        condition = self.embed_timestep(timestep_features(timesteps_B).to(dtype))[:, None]
+        if self.embed_action is not None:
+            condition = condition + self.embed_action(actions.to(dtype))
+        return nn.functional.silu(condition)[:, :, None]
+
+    def _angles(self, num_frames: int, rows: int, columns: int, device: torch.device) -> dict[str, Angles]:
+        """Rotary angles of the token axes that the blocks attend over."""
+        head_width = self.config.width // self.config.num_heads
+        axes = [torch.arange(n, device=device) for n in (num_frames, rows, columns)]
+        if self.config.attention == "full":
+            return {"full": rotary_angles(torch.cartesian_prod(*axes), head_width)}
+        return {
+            "space": rotary_angles(torch.cartesian_prod(*axes[1:]), head_width),
+            "time": rotary_angles(axes[0][:, None], head_width),
+        }
+
+    def _check(self, z_BSCHW: Tensor, actions: Tensor | None) -> None:
+        p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
+        if H % p or W % p:
+            raise ValueError(f"frames of {H}x{W} are not divisible into patches of {p}; change model.patch_size")
+        given = 0 if actions is None else actions.shape[-1]
+        if given != self.num_action_channels:
+            raise ValueError(f"the network takes {self.num_action_channels} action channels, the batch has {given}")
