@@ -59,7 +59,7 @@ class Block(nn.Module):
             self.space, self.time = attention(), attention(config.causal_time)
         else:
             self.full = attention()
-        mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.mlp = ModulatedBranch(width, mlp)
 
     def forward(self, x_BSND: Tensor, condition: Tensor, angles: dict[str, Angles]) -> Tensor:

@@ -1,0 +1,47 @@
+# Everything a person does with the project. `make demo` and `make test` set up what they need.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-fast lint format bench sanitize constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv and install the exact versions of constraints.txt
+
+$(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "import dydiff_kernels as k; print('installed; CPU kernels:', 'C++' if k.has_cpp() else 'torch reference (no C++ compiler was found)')"
+	@touch $@
+
+demo: $(STAMP) ## simulate turbulence, train, forecast, score; about 15 minutes on 2 cores
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## unit tests only, under 3 minutes
+	$(BIN)/python -m pytest -m "not slow and not distributed"
+
+lint: $(STAMP) ## ruff, as CI and pre-commit run it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## time the kernels on this machine
+	$(BIN)/python tools/bench_kernels.py
+
+constraints: $(STAMP) ## write the installed versions back to constraints.txt
+	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude dydiff_dist | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints.new
+	@mv constraints.new constraints.txt && git diff --stat constraints.txt
+
+clean: ## remove what the demo and the build wrote (not .venv)
+	rm -rf runs shards build dist *.egg-info kernels/*.so

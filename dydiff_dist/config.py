@@ -1,0 +1,92 @@
+"""The run configuration: one JSON file, one typed tree.
+
+Each section's class stands beside the part that it configures; this module only collects them, reads files and applies
+``section.key=value`` overrides.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.diffusion.config import DiffusionConfig
+from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.models.config import VideoTransformerConfig
+from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_dist.training.config import TrainingConfig
+
+
+class RunConfig(StrictConfig):
+    """Everything that defines a run."""
+
+    output_dir: str
+    """Folder of everything the run writes; relative to the working folder."""
+    seed: int = 0
+    """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
+    data: DataConfig
+    model: VideoTransformerConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    training: TrainingConfig
+    deepspeed: dict[str, Any] = {}
+    """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run configuration.
+
+    Args:
+        path: JSON file.
+        overrides: ``section.key=value`` each; the value is JSON, or a plain string where it isn't.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one line with file, key, value and rule.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file {str(path)!r}; configs/ holds ready ones")
+    try:
+        tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
+    """Validates a configuration tree as read from JSON; ``source`` names it in errors."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {describe_error(error, RunConfig)}") from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a later key replace an earlier one of the same name; in a configuration that hides a mistake."""
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree:
+            raise ValueError(f"key {key!r} stands twice in the configuration; remove one")
+        tree[key] = value
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one ``section.key=value`` in the tree, creating sections on the way; the validation judges the names."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} must have the form section.key=value, e.g. training.steps=200")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {section!r} is a value, not a section")
+    tree[name] = value

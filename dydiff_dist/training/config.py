@@ -1,0 +1,78 @@
+"""Configuration of training."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from dydiff_dist.strict_config import StrictConfig
+
+
+class TrainingConfig(StrictConfig):
+    """The training loop. Batch sizes count samples; one step is one optimizer update."""
+
+    steps: PositiveInt
+    """Optimizer updates of the whole run."""
+    global_batch_size: PositiveInt
+    """Samples per step over all ranks; constant whatever the number of ranks."""
+    micro_batch_per_gpu: PositiveInt
+    """Samples per forward pass of one rank. global_batch_size = micro_batch_per_gpu x accumulation x world size; the
+    accumulation is derived."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Storage and arithmetic of the network; master weights are float32 in both."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's moment decays."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """On matrices only: biases and other vectors are not decayed."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After warm-up: half a cosine down to 0 at `steps`, or constant."""
+    gradient_clipping: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient over all parameters."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Decay per step of the weights' moving average; it starts at 1/10 and grows as (1 + step) / (10 + step)."""
+    conditioning_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a sample's history is replaced by noise, for classifier-free guidance."""
+    log_every_steps: PositiveInt = 20
+    """Steps between lines in the log and TensorBoard."""
+    checkpoint_every_steps: PositiveInt = 500
+    """Steps between checkpoints; one more is written at the end and at an interruption."""
+    keep_last_checkpoints: PositiveInt = 2
+    """Older checkpoints are deleted once a newer one is complete."""
+    validate_every_steps: NonNegativeInt = 500
+    """Steps between validation forecasts; 0 turns them off."""
+    num_validation_cases: PositiveInt = 8
+    """Cases forecast at each validation, over all ranks."""
+    num_validation_members: PositiveInt = 4
+    """Ensemble members of each validation forecast."""
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "TrainingConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"training.warmup_steps {self.warmup_steps} must be below training.steps {self.steps}; change either"
+            )
+        if self.global_batch_size % self.micro_batch_per_gpu:
+            raise ValueError(
+                f"training.global_batch_size {self.global_batch_size} must be a multiple of "
+                f"training.micro_batch_per_gpu {self.micro_batch_per_gpu}; change either"
+            )
+        return self
+
+
+def accumulation_steps(config: TrainingConfig, world_size: int) -> int:
+    """Forward passes per step and rank: global batch = micro batch x accumulation x world size.
+
+    Raises:
+        ValueError: if no whole number fits.
+    """
+    samples_at_once = config.micro_batch_per_gpu * world_size
+    if config.global_batch_size % samples_at_once:
+        raise ValueError(
+            f"training.global_batch_size {config.global_batch_size} must be a multiple of micro_batch_per_gpu x ranks "
+            f"= {config.micro_batch_per_gpu} x {world_size} = {samples_at_once}; change either batch size, or start "
+            "another number of ranks"
+        )
+    return config.global_batch_size // samples_at_once

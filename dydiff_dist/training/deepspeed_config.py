@@ -1,0 +1,81 @@
+"""DeepSpeed's configuration, derived from ours in one place and checked there."""
+
+import difflib
+from typing import Any
+
+from dydiff_dist.training.config import TrainingConfig, accumulation_steps
+
+_DERIVED = {
+    "train_batch_size": "training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_per_gpu",
+    "gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_per_gpu",
+    "gradient_clipping": "training.gradient_clipping",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "optimizer": "training.learning_rate, betas and weight_decay",
+    "scheduler": "training.schedule and training.warmup_steps",
+    "steps_per_print": "training.log_every_steps",
+}
+"""DeepSpeed keys that follow from ours -> where to set them."""
+
+_PASSED_ON = {
+    "zero_optimization",
+    "activation_checkpointing",
+    "aio",
+    "checkpoint",
+    "comms_logger",
+    "communication_data_type",
+    "data_types",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+}
+"""DeepSpeed's own top-level keys that make sense here. It ignores unknown ones silently, so they are checked here."""
+
+
+def zero_stage(section: dict[str, Any]) -> int:
+    """The ZeRO stage of the configuration's ``deepspeed`` section (0 if none is given)."""
+    return section.get("zero_optimization", {}).get("stage", 0)
+
+
+def check_deepspeed(section: dict[str, Any], training: TrainingConfig) -> None:
+    """Refuses keys that DeepSpeed would ignore, keys that follow from ours, and stages that don't fit the precision.
+
+    Raises:
+        ValueError: naming the key and what to set instead.
+    """
+    for key in section:
+        if key in _DERIVED:
+            raise ValueError(f"deepspeed.{key} follows from {_DERIVED[key]}; set that and remove this key")
+        if key not in _PASSED_ON:
+            nearest = difflib.get_close_matches(key, _PASSED_ON, n=1, cutoff=0.5)
+            hint = f"did you mean 'deepspeed.{nearest[0]}'?" if nearest else f"valid keys: {sorted(_PASSED_ON)}"
+            raise ValueError(f"unknown key 'deepspeed.{key}'; {hint}")
+    stage = zero_stage(section)
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
+    if stage == 0 and training.precision == "bf16":
+        raise ValueError(
+            "training.precision 'bf16' needs float32 master weights, which ZeRO stages 1 to 3 keep; set "
+            "deepspeed.zero_optimization.stage to 1"
+        )
+
+
+def derive_deepspeed(section: dict[str, Any], training: TrainingConfig, world_size: int) -> dict[str, Any]:
+    """The dictionary handed to DeepSpeed: the passed-on section and everything that follows from ``training``."""
+    check_deepspeed(section, training)
+    return {
+        **section,
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_per_gpu,
+        "gradient_accumulation_steps": accumulation_steps(training, world_size),
+        "gradient_clipping": training.gradient_clipping,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "steps_per_print": training.steps + 1,  # our own log lines say more
+    }

@@ -1,0 +1,95 @@
+"""Which process this is, on which device, and how the ranks agree."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all of them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints for all."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """The world as the launcher (deepspeed, torchrun) describes it in the environment; one process without a launcher.
+
+    Starts nothing, so it is safe before the configuration is checked.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    # torchrun says LOCAL_WORLD_SIZE, deepspeed's launcher says LOCAL_SIZE
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return World(
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        device=device,
+    )
+
+
+def set_cpu_threads(world: World) -> int:
+    """Shares this machine's cores between its ranks, so that they don't wait for each other; returns threads a rank."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // world.local_world_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def start_process_group(world: World, timeout_minutes: float = 10) -> None:
+    """Joins the ranks: NCCL between GPUs, gloo between CPU processes."""
+    if dist.is_initialized():
+        return
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    dist.init_process_group(
+        backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=timeout_minutes)
+    )
+
+
+def agree_max(value: int) -> int:
+    """The largest ``value`` over all ranks, through the CPU so that no device is waited for."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.int64)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a tensor over all ranks, on all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

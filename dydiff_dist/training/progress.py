@@ -1,0 +1,85 @@
+"""What a run tells people: a progress bar or plain lines, and TensorBoard."""
+
+import sys
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+def format_duration(seconds: float) -> str:
+    """Two leading units, e.g. ``2 h 05 min``, ``3 min 20 s``, ``12 s``."""
+    minutes, sec = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {sec:02d} s" if minutes else f"{sec} s"
+
+
+class RateMeter:
+    """Samples per second and the share of time spent waiting for data, since the last `read`."""
+
+    def __init__(self):
+        self._start, self._samples, self._wait_sec = time.perf_counter(), 0, 0.0
+
+    def add(self, samples: int, wait_sec: float) -> None:
+        """Counts one step."""
+        self._samples += samples
+        self._wait_sec += wait_sec
+
+    def read(self) -> tuple[float, float]:
+        """(samples per second, fraction of the time waiting for data); starts anew."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        reading = self._samples / elapsed, self._wait_sec / elapsed
+        self.__init__()
+        return reading
+
+
+class RunLog:
+    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to TensorBoard."""
+
+    def __init__(self, folder: Path, *, first_step: int, num_steps: int, enabled: bool):
+        self.enabled, self.num_steps = enabled, num_steps
+        self._first_step, self._start = first_step, time.perf_counter()
+        self._writer = SummaryWriter(str(folder), purge_step=first_step) if enabled else None
+        on_terminal = enabled and sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes scalars to TensorBoard under their names."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def figure(self, step: int, name: str, figure) -> None:
+        """Writes a matplotlib figure to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_figure(name, figure, step)
+
+    def progress(self, step: int, *, loss: float, samples_per_sec: float, wait_fraction: float, lr: float) -> None:
+        """The line (or the bar's suffix) of a logging step."""
+        facts = f"loss {loss:.4f}, lr {lr:.2e}, {samples_per_sec:.1f} samples/s, waiting for data {wait_fraction:.0%}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(facts)
+        elif self.enabled:
+            sec_per_step = (time.perf_counter() - self._start) / max(1, step - self._first_step)
+            eta = format_duration(sec_per_step * (self.num_steps - step))
+            print(f"step {step}/{self.num_steps}: {facts}, ETA {eta}", flush=True)
+
+    def say(self, message: str) -> None:
+        """One line that stays above the bar."""
+        if self.enabled:
+            tqdm.write(message) if self._bar is not None else print(message, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar and flushes TensorBoard."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
