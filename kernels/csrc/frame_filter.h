@@ -1,0 +1,68 @@
+// The Dynamics operator along frames, its inverse, and both transposes (arXiv 2503.00951). With k = √γ, c = √(1-γ):
+//   mix               y⁰ = x⁰,   yˢ = k xˢ + c yˢ⁻¹
+//   unmix             x⁰ = y⁰,   xˢ = (yˢ - c yˢ⁻¹) / k
+//   mix transposed    aˢ = gˢ + c aˢ⁺¹,            hˢ = k aˢ,  h⁰ = a⁰
+//   unmix transposed  aˢ = gˢ / k,  a⁰ = g⁰,       hˢ = aˢ - c aˢ⁺¹
+// Each frame is read before it is written, so input and output may be the same memory.
+
+namespace dydiff {
+namespace DYDIFF_ISA {
+
+inline void mix_row(float keep, float carry, const float* __restrict x, float* __restrict state, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) state[i] = keep * x[i] + carry * state[i];
+}
+
+// out = keep_out·(in·keep_in + carry·state); state becomes what the next frame needs: the input (scaled), or the sum.
+inline void filter_row(FrameFilter kind, bool first_frame, float keep, float carry, const float* __restrict x,
+                       float* __restrict state, float* __restrict out, int64_t n) {
+    const float scale = first_frame ? 1.0f : (kind == FrameFilter::mix_transposed ? keep : 1.0f / keep);
+    switch (kind) {
+        case FrameFilter::mix:
+            mix_row(first_frame ? 1.0f : keep, carry, x, state, n);
+            break;
+        case FrameFilter::unmix:
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                out[i] = (x[i] - carry * state[i]) * scale;
+                state[i] = x[i];
+            }
+            break;
+        case FrameFilter::mix_transposed:
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                state[i] = x[i] + carry * state[i];
+                out[i] = state[i] * scale;
+            }
+            break;
+        case FrameFilter::unmix_transposed:
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                const float scaled = x[i] * scale;
+                out[i] = scaled - carry * state[i];
+                state[i] = scaled;
+            }
+            break;
+    }
+}
+
+// coefficients: (batch, 2) floats, k and c.
+inline void frame_filter(FrameFilter kind, const Shape& shape, const float* coefficients, const FrameView& x,
+                         const FrameView& out, int threads) {
+    const bool reversed = kind == FrameFilter::mix_transposed || kind == FrameFilter::unmix_transposed;
+    const bool stream = should_stream(shape, out);
+    for_each_row(shape, threads, [&](int64_t b, int64_t r, int64_t n) {
+        const float keep = coefficients[2 * b], carry = coefficients[2 * b + 1];
+        Row scratch, result, state;
+        std::memset(&state, 0, sizeof(float) * size_t(n));
+        for (int64_t step = 0; step < shape.frames; ++step) {
+            const int64_t s = reversed ? shape.frames - 1 - step : step;
+            const float* row = load_row(x, b, s, r, n, scratch);
+            filter_row(kind, s == 0, keep, carry, row, state.v, result.v, n);
+            store_row(out, b, s, r, n, kind == FrameFilter::mix ? state.v : result.v, stream);
+        }
+    });
+}
+
+}  // namespace DYDIFF_ISA
+}  // namespace dydiff
