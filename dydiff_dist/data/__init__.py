@@ -1,0 +1,1 @@
+"""Data: simulator, converters, shards with their manifest, and the exact stream of batches."""

@@ -1,0 +1,150 @@
+"""Cutting and augmenting one sample, with random choices from the sample's own counter.
+
+Letters: S frames, C channels, H W height and width, A actions. The draws of one sample are uniforms in (0, 1]; their
+number and order are fixed, so that turning one augmentation off leaves the others' draws unchanged.
+"""
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_kernels import NoiseCounter, Stream, uniform
+
+
+class Draw(enum.IntEnum):
+    """What each uniform of a sample decides."""
+
+    START_FRAME = 0
+    CROP_TOP = 1
+    CROP_LEFT = 2
+    SHIFT_H = 3
+    SHIFT_W = 4
+    FLIP_H = 5
+    FLIP_W = 6
+    SWAP_HW = 7
+
+
+def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) -> None:
+    """One-line ``ValueError`` when the config asks for what these data do not hold or do not allow."""
+    needed = (config.num_frames - 1) * config.frame_stride + 1
+    if needed > schema.num_frames:
+        raise ValueError(
+            f"data.num_history_frames + data.num_future_frames = {config.num_frames} at stride {config.frame_stride} "
+            f"needs {needed} frames, samples of {where} have {schema.num_frames}; lower one of them"
+        )
+    if config.frame_stride > 1 and schema.num_actions:
+        raise ValueError(
+            f"data.frame_stride is {config.frame_stride}, but {where} has actions, which lead from one frame to the "
+            "next; set it to 1"
+        )
+    _, height, width = schema.shape
+    crop_height, crop_width = config.crop_size or (height, width)
+    if not (1 <= crop_height <= height and 1 <= crop_width <= width):
+        raise ValueError(f"data.crop_size is {config.crop_size}, frames of {where} are {height}x{width}; choose less")
+    for name, wanted in config.augmentation.model_dump().items():
+        if wanted and name not in schema.allowed_augmentations:
+            allowed = ", ".join(schema.allowed_augmentations) or "none"
+            raise ValueError(f"data.augmentation.{name} is on, but {where} does not allow it (allowed: {allowed})")
+    if config.augmentation.periodic_shift and config.crop_size is not None:
+        raise ValueError("data.augmentation.periodic_shift wraps whole frames around; leave data.crop_size out")
+    if config.augmentation.rotate and crop_height != crop_width:
+        raise ValueError(
+            f"data.augmentation.rotate needs square frames, they are {crop_height}x{crop_width}; turn it off"
+        )
+
+
+@dataclass(frozen=True)
+class SampleTransform:
+    """Stored sample -> network units, cut to length and size, augmented in training."""
+
+    config: DataConfig
+    schema: FrameSchema
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    training: bool
+
+    def __call__(
+        self, frames: np.ndarray, actions: np.ndarray | None, seed: int, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Frames (S, C, H, W) float32 in network units and actions (S, A) float32 or None.
+
+        In evaluation the first frames and the centre crop are taken and nothing is random.
+        """
+        draws = self._draws(seed, position)
+        start = self._start_frame(draws)
+        stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
+        cut = self._crop(frames[start : stop : self.config.frame_stride], draws)
+        frames_SCHW = self._augment(self._to_network_units(cut), draws)
+        if actions is None:
+            return frames_SCHW.contiguous(), None
+        actions_SA = torch.from_numpy(actions[start:stop].astype(np.float32))
+        # The action into the first frame leads from a frame that is not there.
+        actions_SA[0] = 0
+        return frames_SCHW.contiguous(), actions_SA
+
+    def _draws(self, seed: int, position: int) -> np.ndarray | None:
+        if not self.training:
+            return None
+        counter = NoiseCounter(seed, torch.tensor([position]), 0, Stream.AUGMENTATION)
+        return uniform(counter, len(Draw))[0].double().numpy()
+
+    def _start_frame(self, draws: np.ndarray | None) -> int:
+        spare = self.schema.num_frames - ((self.config.num_frames - 1) * self.config.frame_stride + 1)
+        return 0 if draws is None else _choose(draws[Draw.START_FRAME], spare + 1)
+
+    def _crop(self, frames_SCHW: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
+        if self.config.crop_size is None:
+            return frames_SCHW
+        height, width = self.config.crop_size
+        spare_h, spare_w = frames_SCHW.shape[2] - height, frames_SCHW.shape[3] - width
+        top, left = spare_h // 2, spare_w // 2
+        if draws is not None:
+            top, left = _choose(draws[Draw.CROP_TOP], spare_h + 1), _choose(draws[Draw.CROP_LEFT], spare_w + 1)
+        return frames_SCHW[:, :, top : top + height, left : left + width]
+
+    def _to_network_units(self, frames_SCHW: np.ndarray) -> torch.Tensor:
+        shift = np.asarray(self.shift, np.float32)[:, None, None]
+        scale = np.asarray(self.scale, np.float32)[:, None, None]
+        return torch.from_numpy((frames_SCHW.astype(np.float32) - shift) / scale)
+
+    def _augment(self, frames_SCHW: torch.Tensor, draws: np.ndarray | None) -> torch.Tensor:
+        if draws is None:
+            return frames_SCHW
+        wanted = self.config.augmentation
+        if wanted.periodic_shift:
+            _, _, height, width = frames_SCHW.shape
+            shifts = (_choose(draws[Draw.SHIFT_H], height), _choose(draws[Draw.SHIFT_W], width))
+            frames_SCHW = frames_SCHW.roll(shifts, (2, 3))
+        along_w, along_h = self.schema.vector_channels or (None, None)
+        if wanted.flip and draws[Draw.FLIP_H] <= 0.5:
+            frames_SCHW = _mirror(frames_SCHW, 2, along_h)
+        if wanted.flip and draws[Draw.FLIP_W] <= 0.5:
+            frames_SCHW = _mirror(frames_SCHW, 3, along_w)
+        if wanted.rotate and draws[Draw.SWAP_HW] <= 0.5:
+            frames_SCHW = frames_SCHW.transpose(2, 3)
+            if along_w is not None:
+                frames_SCHW = _swap_channels(frames_SCHW, along_w, along_h)
+        return frames_SCHW
+
+
+def _choose(draw: float, count: int) -> int:
+    """An integer in 0..count-1 from a uniform in (0, 1]."""
+    return min(int(draw * count), count - 1)
+
+
+def _mirror(frames_SCHW: torch.Tensor, axis: int, vector_channel: int | None) -> torch.Tensor:
+    """Mirrors along ``axis``; the vector component along that axis changes sign."""
+    mirrored = frames_SCHW.flip(axis)
+    if vector_channel is not None:
+        mirrored[:, vector_channel] *= -1
+    return mirrored
+
+
+def _swap_channels(frames_SCHW: torch.Tensor, first: int, second: int) -> torch.Tensor:
+    order = list(range(frames_SCHW.shape[1]))
+    order[first], order[second] = order[second], order[first]
+    return frames_SCHW[:, order]

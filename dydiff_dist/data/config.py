@@ -1,0 +1,54 @@
+"""Configuration of the data a run reads."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dydiff_dist.strict_config import StrictConfig
+
+
+class AugmentationConfig(StrictConfig):
+    """Random changes of training samples, drawn from the sample's own counter. Each must be allowed by the manifest."""
+
+    periodic_shift: bool = False
+    """Shift by a random number of pixels along H and W with wrap-around (homogeneous periodic fields)."""
+    flip: bool = False
+    """Mirror along H and along W, each with probability 1/2; vectors are turned with the field."""
+    rotate: bool = False
+    """Swap H and W with probability 1/2; with flip this makes all 8 symmetries of the square."""
+
+
+class DataConfig(StrictConfig):
+    """Which shards a run reads and how."""
+
+    train: Annotated[str, Field(min_length=1)]
+    """Folder of the training shards (with manifest.json)."""
+    valid: str | None = None
+    """Folder of the shards for evaluation during training; None leaves it out."""
+    num_history_frames: Annotated[int, Field(ge=1)] = 4
+    """Frames given to the forecast."""
+    num_future_frames: Annotated[int, Field(ge=1)] = 11
+    """Frames to forecast."""
+    frame_stride: Annotated[int, Field(ge=1)] = 1
+    """Every how many stored frames one is taken; more than 1 only for data without actions."""
+    crop_size: tuple[int, int] | None = None
+    """(H, W) cut out of each frame, at random in training and from the centre in evaluation; None keeps whole
+    frames."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Random changes of training samples."""
+    damaged_samples: Literal["error", "skip"] = "error"
+    """A damaged sample stops the run, or is named in the log, counted, and replaced by another one."""
+    max_damaged_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """With ``skip``: share of damaged samples above which the run stops all the same."""
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per rank that read ahead; 0 reads in the trainer's own process."""
+    prefetch_batches: Annotated[int, Field(ge=1)] = 4
+    """Micro-batches each worker holds ready."""
+    shuffle_window_bytes: Annotated[int, Field(ge=0)] = 2**30
+    """Shards are shuffled over the whole epoch, samples within windows of shards up to this size; 0 keeps file
+    order."""
+
+    @property
+    def num_frames(self) -> int:
+        """S: frames of a sample as the network sees it."""
+        return self.num_history_frames + self.num_future_frames

@@ -1,0 +1,165 @@
+"""The manifest beside a folder of shards, and the index beside each shard.
+
+``manifest.json`` says what the samples are (schema, normalisation, source) and lists the shards. ``NAME.index.json``
+lists the samples of ``NAME.tar`` with their byte ranges and checksums, so that a reader can fetch one sample without
+reading the ones before it. Plain webdataset needs neither: the tar files stand on their own.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from dydiff_dist.strict_config import StrictConfig, describe_error
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+Augmentation = Literal["periodic_shift", "flip", "rotate"]
+
+
+class FrameSchema(StrictConfig):
+    """What one sample holds."""
+
+    num_frames: Annotated[int, Field(ge=1)]
+    """S: frames in every sample."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of a frame."""
+    dtype: Literal["uint8", "uint16", "int16", "float16", "float32"]
+    """Stored type of the frames."""
+    num_actions: Annotated[int, Field(ge=0)] = 0
+    """A: action channels; 0 means that samples have no ``actions.npy``."""
+    encoding: Literal["npy"] = "npy"
+    """How frames are stored; npy is lossless."""
+    channels: tuple[str, ...] = ()
+    """Name of each channel."""
+    units: str = ""
+    """Units of the stored values, before shift and scale."""
+    allowed_augmentations: tuple[Augmentation, ...] = ()
+    """Changes that leave the data's law unchanged; a run may ask for no others."""
+    vector_channels: tuple[int, int] | None = None
+    """Channels that hold a vector along (W, H); flips and rotations turn them as a vector."""
+
+
+class FrameStatistics(StrictConfig):
+    """Statistics of the stored values over all frames and samples, from one pass."""
+
+    count: int
+    """Values per channel."""
+    mean: tuple[float, ...]
+    """Per channel, stored units."""
+    std: tuple[float, ...]
+    """Per channel, stored units."""
+    min: tuple[float, ...]
+    """Per channel, stored units."""
+    max: tuple[float, ...]
+    """Per channel, stored units."""
+    frame_autocovariance: tuple[float, ...]
+    """E[x^s x^{s+m}] in network units for lags m = 0..S-1, averaged over channels, pixels, frames s and samples; from
+    it follows the variance of what the network sees under frame mixing (method: statistics of z)."""
+
+
+class ShardEntry(StrictConfig):
+    """One shard as the manifest lists it."""
+
+    name: str
+    """File name of the tar."""
+    num_samples: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
+    """Size of the tar file."""
+    sha256: str
+    """Of the whole tar file."""
+    index_sha256: str
+    """Of the index file beside it."""
+
+
+class Manifest(StrictConfig):
+    """Everything a reader must know about a folder of shards."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    source: str
+    """What the data are and which command and options made them."""
+    split: str
+    """train, valid or test."""
+    tool_version: str
+    """Version of dydiff_dist that wrote the shards."""
+    frames: FrameSchema
+    shift: tuple[float, ...]
+    """Per channel; network units = (stored - shift) / scale."""
+    scale: tuple[float, ...]
+    """Per channel, not 0."""
+    statistics: FrameStatistics
+    num_samples: Annotated[int, Field(ge=1)]
+    shards: tuple[ShardEntry, ...]
+    details: dict[str, Any] = {}
+    """Facts about the source: options, rejected items, physical numbers."""
+
+
+class ShardIndex(StrictConfig):
+    """The samples of one shard, in tar order."""
+
+    name: str
+    """File name of the tar."""
+    keys: tuple[str, ...]
+    offsets: tuple[int, ...]
+    """First byte of each sample's first tar header."""
+    sizes: tuple[int, ...]
+    """Bytes of each sample, headers and padding included."""
+    crc32: tuple[int, ...]
+    """Of those bytes."""
+
+
+Document = TypeVar("Document", bound=StrictConfig)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """Reads and validates a JSON document; one-line ``ValueError`` that names the file and the key if it is not
+    valid."""
+    try:
+        return parse_document(path.read_bytes(), kind, str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+
+
+def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
+    """Validates JSON bytes as ``kind``; ``name`` stands in the error."""
+    try:
+        # JSON has no tuples, so the strictness of types is that of JSON's own types.
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {describe_error(error, kind)}; the file is damaged or of another version") from None
+
+
+def document_bytes(document: StrictConfig) -> bytes:
+    """The JSON text of a document, the same bytes for the same content."""
+    return (json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is either absent, the old one, or complete: temporary name, fsync, rename, fsync of the
+    folder."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    commit_file(temporary, path)
+
+
+def commit_file(temporary: Path, path: Path) -> None:
+    """Renames a finished and synced temporary file into place, durably."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""Writing one shard: a tar file that plain webdataset reads, its index, and the moments of its frames."""
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from dydiff_dist.data.manifest import ShardEntry, ShardIndex, commit_file, document_bytes, file_sha256, write_atomically
+from dydiff_dist.data.statistics import FrameMoments
+
+FRAMES_MEMBER = "frames.npy"
+ACTIONS_MEMBER = "actions.npy"
+META_MEMBER = "meta.json"
+
+
+@dataclass
+class Sample:
+    """One sample on its way into a shard."""
+
+    key: str
+    """Unique within the data set; no dots and no slashes at the ends, as webdataset splits names at the first dot."""
+    frames: np.ndarray
+    """(S, C, H, W)."""
+    actions: np.ndarray | None = None
+    """(S, A) float32; the action at frame s leads to frame s, zeros at frame 0."""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array in npy format, without pickle."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def index_path(tar_path: Path) -> Path:
+    """Where the index of a shard lies."""
+    return tar_path.with_suffix(".index.json")
+
+
+def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, FrameMoments]:
+    """Writes ``samples`` to ``tar_path`` and its index beside it; returns the manifest's entry and the frames' moments.
+
+    Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
+    are fixed.
+    """
+    temporary = tar_path.with_name(tar_path.name + ".tmp")
+    moments = FrameMoments()
+    keys: list[str] = []
+    offsets: list[int] = []
+    with open(temporary, "wb") as file:
+        writer = webdataset.TarWriter(file, encoder=False, user="", group="", mtime=0, compress=False)
+        for sample in samples:
+            if "." in sample.key or not sample.key:
+                raise ValueError(f"sample key {sample.key!r} must be non-empty and hold no dot; rename the sample")
+            keys.append(sample.key)
+            offsets.append(writer.tarstream.offset)
+            writer.write(_members(sample))
+            moments.add(sample.frames)
+        end = writer.tarstream.offset
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    sizes = [after - before for before, after in zip(offsets, [*offsets[1:], end], strict=True)]
+    index = ShardIndex(
+        name=tar_path.name,
+        keys=tuple(keys),
+        offsets=tuple(offsets),
+        sizes=tuple(sizes),
+        crc32=tuple(_range_checksums(temporary, offsets, sizes)),
+    )
+    index_data = document_bytes(index)
+    entry = ShardEntry(
+        name=tar_path.name,
+        num_samples=len(keys),
+        bytes=temporary.stat().st_size,
+        sha256=file_sha256(temporary),
+        index_sha256=hashlib.sha256(index_data).hexdigest(),
+    )
+    commit_file(temporary, tar_path)
+    write_atomically(index_path(tar_path), index_data)
+    return entry, moments
+
+
+def _members(sample: Sample) -> dict[str, Any]:
+    """The tar members of a sample."""
+    members: dict[str, Any] = {"__key__": sample.key, FRAMES_MEMBER: npy_bytes(sample.frames)}
+    if sample.actions is not None:
+        members[ACTIONS_MEMBER] = npy_bytes(sample.actions.astype(np.float32))
+    if sample.meta:
+        members[META_MEMBER] = json.dumps(sample.meta, sort_keys=True).encode()
+    return members
+
+
+def _range_checksums(path: Path, offsets: list[int], sizes: list[int]) -> list[int]:
+    """CRC-32 of each sample's byte range."""
+    checksums = []
+    with open(path, "rb") as file:
+        for offset, size in zip(offsets, sizes, strict=True):
+            file.seek(offset)
+            checksums.append(zlib.crc32(file.read(size)))
+    return checksums

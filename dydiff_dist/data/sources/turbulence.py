@@ -1,0 +1,105 @@
+"""Source ``turbulence``: trajectories of simulated two-dimensional turbulence."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.turbulence import TurbulenceConfig, simulate
+from dydiff_dist.strict_config import StrictConfig
+
+
+class TurbulenceSourceConfig(StrictConfig):
+    """How much turbulence to simulate and how to cut it into samples."""
+
+    train: Annotated[int, Field(ge=1)] = 512
+    """Training trajectories."""
+    valid: Annotated[int, Field(ge=0)] = 64
+    """Validation trajectories, from runs of their own."""
+    test: Annotated[int, Field(ge=0)] = 64
+    """Test trajectories, from runs of their own."""
+    num_frames: Annotated[int, Field(ge=2)] = 15
+    """Frames per trajectory."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial states."""
+    segments_per_run: Annotated[int, Field(ge=1)] = 4
+    """Trajectories cut from each training run; validation and test take one per run, so their cases are independent."""
+    gap_frames: Annotated[int, Field(ge=0)] = 15
+    """Frames dropped between two trajectories of one run."""
+    runs_per_shard: Annotated[int, Field(ge=1)] = 16
+    """Runs simulated side by side; their trajectories make one shard."""
+    flow: TurbulenceConfig = TurbulenceConfig()
+    """The flow itself."""
+
+
+class TurbulenceSource:
+    """Simulates the runs of one shard at a time."""
+
+    name = "turbulence"
+
+    def __init__(self, config: TurbulenceSourceConfig):
+        self.config = config
+
+    def plan(self) -> list[ShardTask]:
+        """Shards of train, valid and test; an item is (first run, runs, trajectories to keep, first trajectory)."""
+        counts = {"train": self.config.train, "valid": self.config.valid, "test": self.config.test}
+        return [task for split, count in counts.items() for task in self._plan_split(split, count)]
+
+    def _plan_split(self, split: str, count: int) -> list[ShardTask]:
+        segments = self.config.segments_per_run if split == "train" else 1
+        per_shard = self.config.runs_per_shard * segments
+        flow = self.config.flow
+        sample_bytes = self.config.num_frames * 2 * flow.resolution**2 * 4 + 2048
+        tasks = []
+        for shard, first in enumerate(range(0, count, per_shard)):
+            keep = min(per_shard, count - first)
+            num_runs = -(-keep // segments)
+            item = (shard * self.config.runs_per_shard, num_runs, segments, keep, first)
+            tasks.append(ShardTask(split, f"{split}-{shard:06d}.tar", (item,), keep * sample_bytes))
+        return tasks
+
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+        """Simulates the runs of the shard; yields segment after segment, run after run."""
+        first_run, num_runs, segments, keep, first = task.items[0]
+        config = self.config
+        stretches = simulate(
+            config.flow,
+            config.seed,
+            task.split,
+            range(first_run, first_run + num_runs),
+            segments,
+            config.num_frames,
+            config.gap_frames,
+        )
+        number = 0
+        for segment, velocity in enumerate(stretches):
+            for run, frames in enumerate(velocity.numpy()):
+                if number == keep:
+                    return
+                meta = {"run": first_run + run, "segment": segment}
+                yield Sample(f"{task.split}-{first + number:06d}", np.ascontiguousarray(frames), meta=meta)
+                number += 1
+
+    def schema(self, sample: Sample) -> FrameSchema:
+        """Velocity in box units; homogeneous, periodic and isotropic up to the grid, hence all augmentations."""
+        return FrameSchema(
+            num_frames=sample.frames.shape[0],
+            shape=sample.frames.shape[1:],
+            dtype="float32",
+            channels=("velocity_along_width", "velocity_along_height"),
+            units="box side 2*pi, time from the injected power",
+            allowed_augmentations=("periodic_shift", "flip", "rotate"),
+            vector_channels=(0, 1),
+        )
+
+    def normalisation(self) -> None:
+        """Mean and standard deviation of the training split."""
+        return
+
+    def details(self) -> dict[str, Any]:
+        """Nothing beyond the options."""
+        return {}

@@ -1,0 +1,103 @@
+"""One-pass statistics of frames: per-channel mean and spread, and the covariance of frames by lag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dydiff_dist.data.manifest import FrameStatistics
+
+
+class FrameMoments:
+    """Sums over samples, in float64, that can be merged across shards and saved as JSON.
+
+    Letters: S frames, C channels, H W height and width. All samples have the same (S, C).
+    """
+
+    def __init__(self) -> None:
+        self.num_samples = 0
+        self.num_pixels = 0
+        """Sum of H·W over samples."""
+        self.frame_sum = np.zeros((0, 0))
+        """Σ x^s over pixels and samples, (S, C)."""
+        self.product_sum = np.zeros((0, 0, 0))
+        """Σ x^s x^{s'} over pixels and samples, (S, S, C)."""
+        self.minimum = np.zeros(0)
+        self.maximum = np.zeros(0)
+
+    def add(self, frames_SCHW: np.ndarray) -> None:
+        """Adds one sample (S, C, H, W)."""
+        S, C, H, W = frames_SCHW.shape
+        frames_CSP = frames_SCHW.reshape(S, C, H * W).transpose(1, 0, 2).astype(np.float64)
+        other = FrameMoments()
+        other.num_samples = 1
+        other.num_pixels = H * W
+        other.frame_sum = frames_CSP.sum(-1).T
+        other.product_sum = np.matmul(frames_CSP, frames_CSP.transpose(0, 2, 1)).transpose(1, 2, 0)
+        other.minimum = frames_CSP.min((1, 2))
+        other.maximum = frames_CSP.max((1, 2))
+        self.merge(other)
+
+    def merge(self, other: FrameMoments) -> None:
+        """Adds another set of sums to this one."""
+        if other.num_samples == 0:
+            return
+        if self.num_samples == 0:
+            self.__dict__.update({name: np.copy(value) for name, value in other.__dict__.items()})
+            self.num_samples, self.num_pixels = other.num_samples, other.num_pixels
+            return
+        if self.frame_sum.shape != other.frame_sum.shape:
+            raise ValueError(
+                f"samples of {other.frame_sum.shape} and {self.frame_sum.shape} (frames, channels) in one data set; "
+                "convert them to one shape"
+            )
+        self.num_samples += other.num_samples
+        self.num_pixels += other.num_pixels
+        self.frame_sum += other.frame_sum
+        self.product_sum += other.product_sum
+        self.minimum = np.minimum(self.minimum, other.minimum)
+        self.maximum = np.maximum(self.maximum, other.maximum)
+
+    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per channel, (C,) each, in stored units."""
+        num_frames = self.frame_sum.shape[0]
+        mean = self.frame_sum.sum(0) / (num_frames * self.num_pixels)
+        mean_square = np.einsum("ssc->c", self.product_sum) / (num_frames * self.num_pixels)
+        return mean, np.sqrt(np.maximum(mean_square - mean**2, 0.0))
+
+    def summary(self, shift: np.ndarray, scale: np.ndarray) -> FrameStatistics:
+        """The statistics as the manifest holds them; the autocovariance in units of (x - shift) / scale."""
+        mean, std = self.mean_and_std()
+        return FrameStatistics(
+            count=self.num_pixels * self.frame_sum.shape[0],
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+            min=tuple(self.minimum.tolist()),
+            max=tuple(self.maximum.tolist()),
+            frame_autocovariance=tuple(self._autocovariance(shift, scale).tolist()),
+        )
+
+    def _autocovariance(self, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """E[x^s x^{s+m}] in network units by lag m, averaged over s and channels, (S,)."""
+        frame_mean = self.frame_sum / self.num_pixels
+        product_mean = self.product_sum / self.num_pixels
+        shifted = product_mean - shift * (frame_mean[:, None] + frame_mean[None, :]) + shift**2
+        covariance_SS = (shifted / scale**2).mean(-1)
+        return np.array([np.diagonal(covariance_SS, lag).mean() for lag in range(covariance_SS.shape[0])])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; floats survive JSON exactly."""
+        return {
+            name: value.tolist() if isinstance(value, np.ndarray) else int(value)
+            for name, value in self.__dict__.items()
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FrameMoments:
+        """The inverse of :meth:`to_json`."""
+        moments = cls()
+        for name, value in moments.__dict__.items():
+            loaded = data[name]
+            setattr(moments, name, np.asarray(loaded, np.float64) if isinstance(value, np.ndarray) else int(loaded))
+        return moments

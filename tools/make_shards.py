@@ -1,0 +1,100 @@
+"""Turns a source into shards: python tools/make_shards.py SOURCE --out DIR ...
+
+Shards are tar files that plain webdataset reads, under DIR/train, DIR/valid and DIR/test, each with a manifest. A run
+that was stopped goes on when the same command is given again; a finished one is recognised.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dydiff_dist.data.convert import ConversionReport, ShardTask, convert
+from dydiff_dist.data.manifest import Manifest, read_document
+from dydiff_dist.data.options import add_options, read_options
+from dydiff_dist.data.sources import SOURCES
+from dydiff_dist.errors import run_command
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    kind = SOURCES[arguments.source]
+    source = kind.source(read_options(arguments, kind.config))
+    plan = source.plan()
+    estimate = sum(task.estimated_bytes for task in plan)
+    print(f"{arguments.source}: {len(plan)} shards, about {estimate / 1e6:,.0f} MB, under {arguments.out}")
+    with ShardProgress(len(plan)) as progress:
+        report = convert(
+            source, Path(arguments.out), arguments.processes, arguments.max_bad_rate, on_shard=progress.on_shard
+        )
+    print_report(report)
+
+
+class ShardProgress:
+    """A progress bar over shards that counts samples and what was reused."""
+
+    def __init__(self, num_shards: int):
+        self.bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True)
+        self.num_samples = 0
+
+    def on_shard(self, task: ShardTask, num_samples: int, reused: bool) -> None:
+        self.num_samples += num_samples
+        self.bar.update()
+        self.bar.set_postfix_str(f"{self.num_samples} samples; {'found' if reused else 'wrote'} {task.name}")
+
+    def __enter__(self) -> "ShardProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def print_report(report: ConversionReport) -> None:
+    if report.num_reused:
+        print(f"reused {report.num_reused} shards that stood complete, wrote {report.num_written}")
+    for item in report.bad_items:
+        print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
+    for split, path in report.manifests.items():
+        manifest = read_document(path, Manifest)
+        size = sum(shard.bytes for shard in manifest.shards)
+        frames = manifest.frames
+        shape = "×".join(map(str, (frames.num_frames, *frames.shape)))
+        actions = f", {frames.num_actions} actions" if frames.num_actions else ""
+        covariance = manifest.statistics.frame_autocovariance
+        last = len(covariance) - 1
+        memory = f"frame autocorrelation {covariance[min(1, last)] / covariance[0]:.3f} at lag 1, " if last else ""
+        memory += f"{covariance[last] / covariance[0]:.3f} at lag {last}" if last else "one frame"
+        print(
+            f"{split}: {manifest.num_samples} samples {shape} {frames.dtype}{actions}, {len(manifest.shards)} shards, "
+            f"{size / 1e6:,.1f} MB; {memory} -> {path}"
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    for name, kind in SOURCES.items():
+        command = commands.add_parser(name, help=kind.summary, description=kind.summary)
+        command.add_argument("--out", required=True, metavar="DIR", help="Folder for the shards; made if absent.")
+        command.add_argument(
+            "--processes",
+            type=int,
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="Shards written at the same time. Default: the number of cores.",
+        )
+        command.add_argument(
+            "--max-bad-rate",
+            type=float,
+            default=0.05,
+            metavar="X",
+            help="Stop when more than this share of the inputs is unreadable. Default: 0.05.",
+        )
+        add_options(command.add_argument_group("options of this source"), kind.config)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
