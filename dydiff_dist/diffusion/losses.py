@@ -1,0 +1,61 @@
+"""The training loss from its parts: squared error per frame, weights, means, and the loss by timestep.
+
+Letters: B batch, S frames, N timesteps.
+"""
+
+import torch
+from torch import Tensor
+
+from dydiff_dist.diffusion.names import Prediction
+
+
+def squared_error_per_frame(error: Tensor) -> Tensor:
+    """Mean square of each frame, (B, S, *rest) -> (B, S), in float32 (float64 for float64)."""
+    error = error if error.dtype == torch.float64 else error.float()
+    return error.square().flatten(2).mean(2) if error.ndim > 2 else error.square()
+
+
+def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, limit: float) -> Tensor:
+    """Min-SNR-γ weights (Hang et al. 2023, section 3.4), elementwise; ``limit`` is their γ (5 is usual).
+
+    min(SNR, limit) is the weight of the x0 error; SNR = ᾱ/(1-ᾱ) turns it into that of eps, SNR + 1 into that of v.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = snr.clamp(max=limit)
+    if prediction == "eps":
+        return weight / snr
+    return weight / (snr + 1) if prediction == "v" else weight
+
+
+def mean_over_frames(per_frame: Tensor, first_frame: int) -> Tensor:
+    """Mean over the frames from ``first_frame`` on, (B, S) -> (B,)."""
+    if not 0 <= first_frame < per_frame.shape[1]:
+        raise ValueError(
+            f"num_history_frames is {first_frame}; a loss on future frames of a sequence of {per_frame.shape[1]} needs "
+            f"it in 0..{per_frame.shape[1] - 1}"
+        )
+    return per_frame[:, first_frame:].mean(1)
+
+
+def loss_by_timestep_bin(
+    per_sample: Tensor, timesteps: Tensor, num_timesteps: int, num_bins: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Sums of the loss over equal ranges of timesteps; sums and counts add up over ranks and steps before dividing.
+
+    Args:
+        per_sample: (B,) losses.
+        timesteps: (B,) in 0..N-1.
+        num_timesteps: N.
+        num_bins: bin i holds timesteps [i N / num_bins, (i + 1) N / num_bins).
+
+    Returns:
+        (loss sums, counts), (num_bins,) float64 each, on the device of ``per_sample``.
+    """
+    if not 1 <= num_bins <= num_timesteps:
+        raise ValueError(f"num_bins is {num_bins}; it must lie in 1..{num_timesteps}, the number of timesteps")
+    timesteps = timesteps.to(per_sample.device)
+    bins = torch.div(timesteps * num_bins, num_timesteps, rounding_mode="floor")
+    sums, counts = torch.zeros(2, num_bins, dtype=torch.float64, device=per_sample.device)
+    sums.index_add_(0, bins, per_sample.detach().double())
+    counts.index_add_(0, bins, torch.ones_like(per_sample, dtype=torch.float64))
+    return sums, counts

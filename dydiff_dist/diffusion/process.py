@@ -1,0 +1,435 @@
+"""Dynamical Diffusion (arXiv 2503.00951): the forward process, its targets, and one reverse step.
+
+With the Dynamics operator D = D_{γ̄_t} along frames, clean frames x and white noise ε:
+
+    dependent noise (default)   z_t = D u_t ,  u_t = √ᾱ_t x + √(1-ᾱ_t) ε
+    independent noise           z_t = √ᾱ_t D x + √(1-ᾱ_t) ε
+
+    prediction   target of the network          (ε̃ = D ε with dependent noise, ε with independent; μ = D x)
+    eps          ε̃
+    v            √ᾱ ε̃ - √(1-ᾱ) μ
+    x0           x
+
+So with dependent noise everything is standard variance-preserving diffusion of u, and the code below is that: unmix,
+do what standard diffusion does, mix. docs/method.md explains it from the start.
+
+Letters: B batch, S frames, N timesteps; tensors are (B, S, *rest) with any rest. t = -1 is clean.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dydiff_dist.diffusion import accuracy, losses, solvers
+from dydiff_dist.diffusion.dynamics import frame_mix, frame_unmix, mixed_signal_variance
+from dydiff_dist.diffusion.names import (
+    BetaSchedule,
+    GammaSchedule,
+    LossFrames,
+    LossSpace,
+    NetworkSpace,
+    Prediction,
+    check_name,
+)
+from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
+from dydiff_kernels import NoiseCounter, normal
+
+Noise = Tensor | NoiseCounter
+
+
+class Levels(NamedTuple):
+    """What the schedules say at some timesteps, gathered once, in float64."""
+
+    alpha_bar: Tensor
+    """(B,), or (B, S) where frames have their own timesteps."""
+    gamma_bar: Tensor
+    """(B,): one Dynamics operator per sample, that of its noisiest frame."""
+
+
+class DynamicalDiffusion:
+    """The diffusion process: schedules, targets, predictions and reverse steps, free of any network.
+
+    Attributes:
+        alpha_bar: ᾱ_t, (N,) float64 on the CPU.
+        gamma_bar: γ̄_t, (N,) float64 on the CPU.
+
+    Timesteps are int64, (B,) in 0..N-1, or (B, S) in -1..N-1 for frames with levels of their own (-1: clean; dependent
+    noise only). Storage may be float32, bfloat16 or float16, calculated in float32; float64 is calculated in float64.
+    """
+
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        beta_schedule: BetaSchedule = "cosine",
+        gamma_schedule: GammaSchedule | Sequence[float] | np.ndarray | Tensor = "cosine",
+        gamma_ratio: float = 0.5,
+        prediction: Prediction = "eps",
+        dependent_noise: bool = True,
+        *,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        zero_terminal_snr: bool = False,
+        network_space: NetworkSpace = "mixed",
+        normalize_input: bool = False,
+        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None,
+        loss_space: LossSpace = "target",
+        loss_frames: LossFrames = "all",
+        min_snr: float | None = None,
+        backend: str = "auto",
+    ):
+        """Builds the schedules.
+
+        Args:
+            num_timesteps: N.
+            beta_schedule: "cosine", "linear" or "scaled_linear" noise schedule.
+            gamma_schedule: "cosine", "linear_cumprod", "none" (standard diffusion), or N values of γ̄ in (0, 1].
+            gamma_ratio: how far the cosine γ̄ falls: from 1 to 1 - ratio.
+            prediction: what the network predicts: "eps", "v" or "x0".
+            dependent_noise: mix the noise along frames as the data (the method), or not (the paper's ablation).
+            beta_start: first β of the linear schedules, None for the usual one.
+            beta_end: last β of the linear schedules, None for the usual one.
+            zero_terminal_snr: make the last timestep pure noise.
+            network_space: "unmixed" gives the network u and takes its output for the unmixed target: standard
+                diffusion, with γ̄ left for ``loss_space``.
+            normalize_input: divide the network's input by its standard deviation at the timestep.
+            frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
+                ``normalize_input``.
+            loss_space: where the loss measures errors: in the target's own space, in the mixed or in the unmixed one.
+            loss_frames: "all", or "future" frames only.
+            min_snr: limit of min-SNR weighting; None for no weighting.
+            backend: of the kernels: "auto", "triton", "cpp" or "reference".
+
+        Raises:
+            ValueError: a value out of range, or a combination without meaning.
+        """
+        for argument, value, choices in (
+            ("prediction", prediction, Prediction),
+            ("network_space", network_space, NetworkSpace),
+            ("loss_space", loss_space, LossSpace),
+            ("loss_frames", loss_frames, LossFrames),
+        ):
+            check_name(argument, value, choices)
+        if min_snr is not None and not min_snr > 0:
+            raise ValueError(f"min_snr is {min_snr}; it must be positive (5 is usual), or None for no weighting")
+        self.num_timesteps = num_timesteps
+        self.alpha_bar = alpha_bar_schedule(
+            num_timesteps, beta_schedule, beta_start=beta_start, beta_end=beta_end, zero_terminal_snr=zero_terminal_snr
+        )
+        self.gamma_bar = gamma_bar_schedule(num_timesteps, gamma_schedule, gamma_ratio)
+        self.prediction = prediction
+        self.dependent_noise = dependent_noise
+        self.network_space = network_space
+        self.loss_space = loss_space
+        self.loss_frames = loss_frames
+        self.min_snr = min_snr
+        self.is_standard = network_space == "unmixed" or bool((self.gamma_bar == 1).all())
+        """Whether z is standard diffusion's: nothing is mixed, and the arithmetic is that of a plain DDPM."""
+        self.backend = backend
+        accuracy.check_construction(self)
+        self.input_std = self._input_std(frame_autocovariance) if normalize_input else None
+        """Standard deviation of z by timestep, (N,) float64; None if inputs are not normalised."""
+        # Column t + 1 holds timestep t, so that t = -1 finds the clean levels (1, 1) in column 0.
+        clean = torch.ones(2, 1, dtype=torch.float64)
+        self._table = torch.cat((clean, torch.stack((self.alpha_bar, self.gamma_bar))), 1)
+        self._table_on = {self._table.device: self._table}
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def add_noise(self, x0: Tensor, timesteps: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """z_t and the network's target, both as ``x0``: (B, S, *rest), its dtype and device.
+
+        Args:
+            x0: clean frames in network units, of about unit variance.
+            timesteps: (B,) int64 in 0..N-1, or (B, S) in -1..N-1.
+            noise: white noise ε like ``x0``, or a counter that names it.
+        """
+        levels = self.levels(timesteps, x0)
+        clean, noise = self._compute(x0), self._draw(noise, x0)
+        if not self.dependent_noise:
+            clean = self._mix(clean, levels)
+        z, target = self._noised(clean, noise, levels)
+        if self.dependent_noise:
+            z = self._mix(z, levels)
+            target = self._mix(target, levels)
+        if self.prediction == "x0":
+            target = x0
+        return z.to(x0.dtype), target.to(x0.dtype)
+
+    def start(self, noise: Tensor, timestep: int) -> Tensor:
+        """Pure noise as z has it at ``timestep``: D ε, or ε where noise is independent; ``noise`` is (B, S, *rest)."""
+        if not self.dependent_noise:
+            return noise
+        levels = self.levels(torch.full((noise.shape[0],), timestep), noise)
+        return self._mix(self._compute(noise), levels).to(noise.dtype)
+
+    def model_input(self, z: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is shown for z: z itself, or z over its standard deviation at the timestep."""
+        if self.input_std is None:
+            return z
+        levels = self.levels(timesteps, z)
+        if levels.alpha_bar.ndim == 2:
+            raise ValueError("normalize_input has one deviation per timestep and sample; give timesteps of shape (B,)")
+        std = self.input_std.to(z.device)[timesteps.to(z.device)]
+        return (self._compute(z) / _over_frames(std, z)).to(z.dtype)
+
+    # -- reverse ------------------------------------------------------------------------------------------------------
+
+    def predict(self, z: Tensor, timesteps: Tensor, model_output: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network's output says of the clean frames and of the noise in z.
+
+        Returns:
+            (x̂, ε̃), each as ``z``: clean frames, and the noise as z carries it (mixed, where noise is dependent).
+
+        Raises:
+            ValueError: the storage holds no digit of x̂ at such a timestep (see ``docs/method.md``, Numerics). On a GPU
+                the check waits for ``timesteps``; ``samplers.sample`` makes it on the host instead.
+        """
+        accuracy.check_predict(self, timesteps, z.dtype, model_output.dtype)
+        levels = self.levels(timesteps, z)
+        x0_hat, noise_hat = self._split(z, levels, model_output)
+        if self.dependent_noise:
+            noise_hat = self._mix(noise_hat, levels)
+        return x0_hat.to(z.dtype), noise_hat.to(z.dtype)
+
+    def step(
+        self,
+        z: Tensor,
+        timesteps: Tensor,
+        prev_timesteps: Tensor,
+        model_output: Tensor,
+        eta: float = 0.0,
+        noise: Noise | None = None,
+        *,
+        history: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One DDIM step from ``timesteps`` down to ``prev_timesteps`` (-1: clean); η = 1 is ancestral sampling.
+
+        Args:
+            z: (B, S, *rest) at ``timesteps``.
+            timesteps: (B,) or (B, S) int64.
+            prev_timesteps: of the same shape, nowhere above ``timesteps``.
+            model_output: the network's output for z.
+            eta: 0 is deterministic, 1 has the variance of the forward process' posterior.
+            noise: fresh white noise for η > 0, like z or a counter.
+            history: known clean frames (B, H, *rest) that replace the first H of x̂.
+
+        Returns:
+            (z at ``prev_timesteps``, x̂), each as ``z``.
+
+        Raises:
+            ValueError: as for ``predict``; η > 0 without noise; timesteps out of order.
+        """
+        accuracy.check_step(self, timesteps, z.dtype, model_output.dtype)
+        levels, after = self.levels(timesteps, z), self.levels(prev_timesteps, z, allow_clean=True)
+        _check_order(timesteps, prev_timesteps)
+        if eta < 0:
+            raise ValueError(f"eta is {eta}; it must not be negative (0 is deterministic DDIM, 1 ancestral sampling)")
+        if eta > 0 and noise is None:
+            raise ValueError(f"eta is {eta} but noise is None; give noise like z, or a NoiseCounter, or take eta=0")
+        coefficients = solvers.ddim(levels.alpha_bar, after.alpha_bar, eta)
+        return self.advance(
+            z, levels, after, model_output, coefficients, noise=noise if eta > 0 else None, history=history
+        )
+
+    def advance(
+        self,
+        z: Tensor,
+        levels: Levels,
+        after: Levels,
+        model_output: Tensor,
+        coefficients: solvers.StepCoefficients,
+        *,
+        x0_before: Tensor | None = None,
+        noise: Noise | None = None,
+        history: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One reverse step of any solver: (z at ``after``, x̂). Checks nothing; ``step`` and ``samplers.sample`` do.
+
+        z' = D' (signal x̂ + noise ε̂ + correction (x̂ - x̂_before) + sigma n) with dependent noise, and with independent
+        noise z' = signal D' x̂ + noise ε̃ + sigma n.
+        """
+        x0_hat, noise_hat = self._split(z, levels, model_output, history)
+        signal, keep, correction, sigma = (_over_frames(c, z) for c in coefficients)
+        mean = x0_hat if self.dependent_noise else self._mix(x0_hat, after)
+        result = signal * mean + keep * noise_hat
+        if x0_before is not None:
+            result = result + correction * (x0_hat - x0_before)
+        if noise is not None:
+            result = result + sigma * self._draw(noise, z)
+        if self.dependent_noise:
+            result = self._mix(result, after)
+        return result.to(z.dtype), x0_hat.to(z.dtype)
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, model_output: Tensor, target: Tensor, timesteps: Tensor, *, num_history_frames: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the network's output, in the space, on the frames and with the weights of the options.
+
+        Args:
+            model_output: (B, S, *rest).
+            target: from ``add_noise``.
+            timesteps: as given to ``add_noise``.
+            num_history_frames: leading frames that ``loss_frames="future"`` leaves out.
+
+        Returns:
+            (mean over the batch, () ; per sample, (B,)), float32 or float64.
+        """
+        levels = self.levels(timesteps, target)
+        error = self._to_loss_space(self._compute(model_output) - self._compute(target), levels)
+        per_frame = losses.squared_error_per_frame(error)
+        if self.min_snr is not None:
+            weight = losses.min_snr_weight(levels.alpha_bar, self.prediction, self.min_snr).to(per_frame.dtype)
+            per_frame = per_frame * weight.view(len(weight), -1)
+        per_sample = losses.mean_over_frames(per_frame, num_history_frames if self.loss_frames == "future" else 0)
+        return per_sample.mean(), per_sample
+
+    def _to_loss_space(self, error: Tensor, levels: Levels) -> Tensor:
+        """D or D⁻¹ of an error, where the loss is measured in another space than the target's."""
+        target_space = "unmixed" if self.prediction == "x0" else self.network_space
+        if self.loss_space in ("target", target_space):
+            return error
+        change = frame_mix if self.loss_space == "mixed" else frame_unmix
+        return change(error, levels.gamma_bar, backend=self.backend)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def levels(self, timesteps: Tensor, z: Tensor, *, allow_clean: bool = False) -> Levels:
+        """ᾱ and γ̄ at ``timesteps`` for the sequence ``z`` (B, S, *rest), on its device.
+
+        Raises:
+            ValueError: shape, dtype, or (on the CPU, where looking doesn't wait) a value out of range.
+        """
+        _check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
+        if timesteps.ndim == 2 and not (self.dependent_noise or self.is_standard):
+            raise ValueError("timesteps of shape (B, S) need dependent_noise=True; with independent noise give (B,)")
+        if z.device not in self._table_on:
+            self._table_on[z.device] = self._table.to(z.device)
+        timesteps = timesteps.to(z.device)
+        noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(1)
+        alpha_bar, gamma_bar = self._table_on[z.device]
+        # index_select, unlike indexing, doesn't read an index below 0 from the end
+        return Levels(
+            alpha_bar.index_select(0, timesteps.flatten() + 1).view(timesteps.shape),
+            gamma_bar.index_select(0, noisiest + 1),
+        )
+
+    def _noised(self, clean: Tensor, noise: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+        """Standard diffusion: the noised frames and the target (for x0 left to the caller)."""
+        a, s = _signal_and_noise(levels, clean)
+        target = noise if self.prediction == "eps" else a * noise - s * clean
+        return a * clean + s * noise, target
+
+    def _split(self, z: Tensor, levels: Levels, output: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x̂ and the white noise ε̂ of z, in the dtype of the calculation; known history replaces x̂ there."""
+        z, output = self._compute(z), self._compute(output)
+        a, s = _signal_and_noise(levels, z)
+        x0_given = self.prediction == "x0"
+        if self.dependent_noise:  # z = D u, and an eps or v output is D of standard diffusion's
+            z = self._unmix(z, levels)
+            clean, noise = _standard_prediction(
+                self.prediction, z, output if x0_given else self._unmix(output, levels), a, s
+            )
+        else:  # z = √ᾱ μ + √(1-ᾱ) ε with μ = D x, and an eps or v output is that of μ
+            mean, noise = _standard_prediction(
+                self.prediction, z, self._mix(output, levels) if x0_given else output, a, s
+            )
+            clean = output if x0_given else self._unmix(mean, levels)
+        if history is None:
+            return clean, noise
+        clean = torch.cat((self._compute(history), clean[:, history.shape[1] :]), 1)
+        mean = clean if self.dependent_noise else self._mix(clean, levels)
+        return clean, _implied_noise(z, mean, a, s)
+
+    def _mix(self, x: Tensor, levels: Levels) -> Tensor:
+        return x if self.is_standard else frame_mix(x, levels.gamma_bar, backend=self.backend)
+
+    def _unmix(self, y: Tensor, levels: Levels) -> Tensor:
+        return y if self.is_standard else frame_unmix(y, levels.gamma_bar, backend=self.backend)
+
+    def _compute(self, x: Tensor) -> Tensor:
+        """``x`` in the dtype of the calculation."""
+        return x if x.dtype == torch.float64 else x.float()
+
+    def _draw(self, noise: Noise, like: Tensor) -> Tensor:
+        """Noise of the shape and on the device of ``like``, in the dtype of the calculation."""
+        if isinstance(noise, NoiseCounter):
+            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            return normal(noise, like.shape, device=like.device, dtype=dtype, backend=self.backend)
+        if noise.shape != like.shape:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; it must have that of the frames, {tuple(like.shape)}"
+            )
+        return noise.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+    def _input_std(self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None) -> Tensor:
+        """√(ᾱ Var(D x) + 1 - ᾱ) by timestep, averaged over frames; noise has unit variance, mixed or not."""
+        if frame_autocovariance is None:
+            raise ValueError(
+                "normalize_input needs frame_autocovariance, E[x^r x^s] of the data; give it or turn it off"
+            )
+        covariance = torch.as_tensor(frame_autocovariance, dtype=torch.float64).cpu()
+        if covariance.ndim not in (1, 2) or covariance.shape[0] != covariance.shape[-1] or covariance.numel() == 0:
+            raise ValueError(
+                f"frame_autocovariance has shape {tuple(covariance.shape)}; it must be (S,) by lag, or (S, S)"
+            )
+        gamma_bar = torch.ones_like(self.gamma_bar) if self.is_standard else self.gamma_bar
+        signal_variance = mixed_signal_variance(gamma_bar, covariance)
+        return (self.alpha_bar * signal_variance + 1 - self.alpha_bar).sqrt()
+
+
+def _over_frames(coefficient: Tensor, z: Tensor) -> Tensor:
+    """(B,) or (B, S) float64, as a view that multiplies z, in the dtype of the calculation."""
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    return coefficient.to(dtype).view(*coefficient.shape, *[1] * (z.ndim - coefficient.ndim))
+
+
+def _signal_and_noise(levels: Levels, z: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1-ᾱ), shaped to multiply z."""
+    return _over_frames(levels.alpha_bar.sqrt(), z), _over_frames((1 - levels.alpha_bar).sqrt(), z)
+
+
+def _standard_prediction(prediction: str, u: Tensor, output: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Clean part and noise of u = a·clean + s·noise, from the output of a standard eps, v or x0 network."""
+    if prediction == "eps":
+        return (u - s * output) / a, output
+    if prediction == "v":
+        return a * u - s * output, s * u + a * output
+    clean = torch.where(s > 0, output, u)  # a clean frame is known, whatever the network says of it
+    return clean, _implied_noise(u, clean, a, s)
+
+
+def _implied_noise(u: Tensor, clean: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """(u - a·clean)/s; 0 for a frame without noise."""
+    return torch.where(s > 0, (u - a * clean) / torch.where(s > 0, s, 1.0), 0.0)
+
+
+def _check_timesteps(timesteps: Tensor, z: Tensor, num_timesteps: int, allow_clean: bool) -> None:
+    if not isinstance(timesteps, Tensor) or timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+        kind = timesteps.dtype if isinstance(timesteps, Tensor) else type(timesteps).__name__
+        raise ValueError(f"timesteps are {kind}; give an int64 tensor of shape (B,) or (B, S)")
+    if z.ndim < 2 or tuple(timesteps.shape) not in ((z.shape[0],), tuple(z.shape[:2])):
+        raise ValueError(
+            f"timesteps have shape {tuple(timesteps.shape)} for frames of shape {tuple(z.shape)}; give (B,) or (B, S) "
+            "for frames of shape (B, S, ...)"
+        )
+    if timesteps.device.type != "cpu" or timesteps.numel() == 0:
+        return
+    lowest = -1 if allow_clean or timesteps.ndim == 2 else 0
+    smallest, largest = int(timesteps.min()), int(timesteps.max())
+    if smallest < lowest or largest >= num_timesteps:
+        wrong = smallest if smallest < lowest else largest
+        raise ValueError(f"timesteps hold {wrong}; they must lie in {lowest}..{num_timesteps - 1}")
+
+
+def _check_order(timesteps: Tensor, prev_timesteps: Tensor) -> None:
+    if timesteps.shape != prev_timesteps.shape:
+        raise ValueError(
+            f"prev_timesteps have shape {tuple(prev_timesteps.shape)}, timesteps {tuple(timesteps.shape)}; match them"
+        )
+    if timesteps.device.type == prev_timesteps.device.type == "cpu" and bool((prev_timesteps > timesteps).any()):
+        raise ValueError("prev_timesteps lie above timesteps somewhere; a reverse step goes down")

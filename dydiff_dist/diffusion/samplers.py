@@ -1,0 +1,299 @@
+"""Sampling: grids of timesteps, one loop over them, guidance, chunks and rollout.
+
+A *denoise* function takes (network input, timesteps) and returns the network's output; conditions are its own affair.
+The solvers themselves are the pure functions of ``solvers``. Letters: B batch, S frames, K steps, N timesteps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dydiff_dist.diffusion import accuracy, solvers
+from dydiff_dist.diffusion.names import Sampler, Spacing, check_name
+from dydiff_dist.diffusion.process import DynamicalDiffusion, Levels, Noise
+from dydiff_dist.diffusion.schedules import log_snr
+from dydiff_kernels import NoiseCounter, normal
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """What a callback sees after each step."""
+
+    index: int
+    """Steps done before this one, 0..K-1."""
+    timestep: Tensor
+    """The step started here: () int64, or (S,) where frames have their own."""
+    z: Tensor
+    """After the step, (B, S, *rest)."""
+    x0_hat: Tensor
+    """The clean frames as judged in this step, (B, S, *rest)."""
+
+
+# -- grids ------------------------------------------------------------------------------------------------------------
+
+
+def timestep_grid(
+    num_timesteps: int,
+    num_steps: int,
+    spacing: Spacing = "uniform",
+    *,
+    alpha_bar: Tensor | None = None,
+) -> list[int]:
+    """Timesteps of a sampling run, descending; the step after the last goes to clean.
+
+    Args:
+        num_timesteps: N.
+        num_steps: K in 1..N.
+        spacing: "uniform" is the authors' grid, range(0, N, N // K) + 1, which has a few steps more where K doesn't
+            divide N. "quadratic" and "log_snr" (equal steps in λ) go from the uniform grid's largest timestep to 1,
+            denser where there is little noise. "trailing" is uniform and starts at N - 1: the one for
+            zero-terminal-SNR schedules.
+        alpha_bar: (N,), for "log_snr".
+
+    Raises:
+        ValueError: K out of range, unknown spacing, or ``alpha_bar`` missing.
+    """
+    check_name("spacing", spacing, Spacing)
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"num_steps is {num_steps}; it must lie in 1..{num_timesteps}, the number of timesteps")
+    if spacing == "trailing":
+        return [round(num_timesteps * (num_steps - k) / num_steps) - 1 for k in range(num_steps)]
+    uniform = [t + 1 for t in range(0, num_timesteps, num_timesteps // num_steps) if t + 1 < num_timesteps]
+    if spacing == "uniform" or num_steps == 1:
+        return uniform[::-1]
+    fraction = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    if spacing == "quadratic":
+        ascending = 1 + (uniform[-1] - 1) * fraction.square()
+    else:
+        ascending = _timesteps_at_equal_log_snr(alpha_bar, uniform[-1], fraction)
+    return _distinct(ascending.round().long().tolist(), smallest=0, largest=uniform[-1])[::-1]
+
+
+def staggered_grid(timesteps: Sequence[int], num_frames: int, delay_steps: int) -> Tensor:
+    """A grid with a timestep for each frame, (K + delay_steps (S - 1), S) int64: frame s starts delay_steps · s late.
+
+    Early frames are clean (-1) while later ones are still noise, as in Diffusion Forcing (Chen et al. 2024) and Rolling
+    Diffusion (Ruhe et al. 2024). The network must have been trained on timesteps of shape (B, S).
+    """
+    levels = torch.tensor([*timesteps, -1])
+    step = torch.arange(len(timesteps) + delay_steps * (num_frames - 1))[:, None]
+    return levels[(step - delay_steps * torch.arange(num_frames)).clamp(0, len(timesteps))]
+
+
+def _timesteps_at_equal_log_snr(alpha_bar: Tensor | None, largest: int, fraction: Tensor) -> Tensor:
+    if alpha_bar is None:
+        raise ValueError("spacing 'log_snr' depends on the noise schedule; give alpha_bar=diffusion.alpha_bar")
+    log_snr_N = log_snr(alpha_bar.double().cpu())
+    wanted = log_snr_N[1] + (log_snr_N[largest] - log_snr_N[1]) * fraction
+    return torch.stack([(log_snr_N[1 : largest + 1] - w).abs().argmin() + 1 for w in wanted]).double()
+
+
+def _distinct(ascending: list[int], smallest: int, largest: int) -> list[int]:
+    """The nearest strictly ascending timesteps: rounding may have made neighbours equal."""
+    for k in range(1, len(ascending)):
+        ascending[k] = max(ascending[k], ascending[k - 1] + 1)
+    ascending[-1] = min(ascending[-1], largest)
+    for k in range(len(ascending) - 2, -1, -1):
+        ascending[k] = min(ascending[k], ascending[k + 1] - 1)
+    assert ascending[0] >= smallest
+    return ascending
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def start_noise(
+    diffusion: DynamicalDiffusion,
+    shape: Sequence[int],
+    timestep: int,
+    noise: Noise,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Where sampling starts: D_{γ̄_t} ε (or ε, where noise is independent) of shape (B, S, *rest).
+
+    Args:
+        diffusion: the process.
+        shape: (B, S, *rest).
+        timestep: the largest of the grid.
+        noise: ε of that shape, or a counter (stream ``SAMPLER_START``) that names it.
+        device: where to draw it; a given tensor stays where it is.
+        dtype: of the result.
+    """
+    if isinstance(noise, NoiseCounter):
+        noise = normal(noise, tuple(shape), device=device, dtype=dtype)
+    if noise.shape != tuple(shape):
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; sampling was asked for frames of shape {tuple(shape)}")
+    return diffusion.start(noise.to(dtype), timestep)
+
+
+def sample(
+    diffusion: DynamicalDiffusion,
+    denoise: Denoise,
+    *,
+    start: Tensor,
+    timesteps: Sequence[int] | Tensor,
+    sampler: Sampler = "ddim",
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    history: Tensor | None = None,
+    callback: Callable[[SamplerStep], None] | None = None,
+) -> Tensor:
+    """Runs a sampler from ``start`` to clean frames, (B, S, *rest).
+
+    Args:
+        diffusion: the process.
+        denoise: (network input, timesteps) -> network output; the input is ``diffusion.model_input`` of z, the
+            timesteps are (B,), or (B, S) where frames have their own.
+        start: z at the first timestep, see ``start_noise``.
+        timesteps: a descending grid, see ``timestep_grid``; or (K, S), a column per frame, see ``staggered_grid``.
+        sampler: "ddim", "ancestral" (DDIM with η = 1) or "dpmpp_2m" (second order, for smooth networks fewer steps).
+        eta: stochasticity of "ddim".
+        noise: for η > 0: a counter (stream ``SAMPLER_ETA``), whose step is counted on from its own, or a tensor
+            (K, B, S, *rest).
+        history: known clean frames (B, H, *rest), which replace the first H of x̂ in every step and in the result.
+        callback: called after every step.
+
+    Raises:
+        ValueError: a grid that doesn't descend, noise missing, a sampler that doesn't fit the process, or storage too
+            coarse for the first timestep.
+    """
+    grid = _checked_grid(timesteps, start)
+    eta = _checked_eta(diffusion, sampler, eta, noise, num_steps=len(grid) - 1)
+    z, x0_hat, alpha_bar_before = start, None, None
+    accuracy.check_step(diffusion, grid[:-1], start.dtype)
+    for index, (now, after) in enumerate(pairwise(grid)):
+        timesteps_now, levels = _at(diffusion, now, z)
+        _, levels_after = _at(diffusion, after, z)
+        output = denoise(diffusion.model_input(z, timesteps_now), timesteps_now)
+        accuracy.check_step(diffusion, now, output.dtype)
+        if sampler == "dpmpp_2m":
+            coefficients = solvers.dpmpp_2m(levels.alpha_bar, levels_after.alpha_bar, alpha_bar_before)
+        else:
+            coefficients = solvers.ddim(levels.alpha_bar, levels_after.alpha_bar, eta)
+        z, x0_hat = diffusion.advance(
+            z,
+            levels,
+            levels_after,
+            output,
+            coefficients,
+            x0_before=x0_hat if sampler == "dpmpp_2m" else None,
+            noise=_step_noise(noise, index) if eta > 0 else None,
+            history=history,
+        )
+        alpha_bar_before = levels.alpha_bar
+        if callback is not None:
+            callback(SamplerStep(index, now, z, x0_hat))
+    return z
+
+
+def _at(diffusion: DynamicalDiffusion, row: Tensor, z: Tensor) -> tuple[Tensor, Levels]:
+    """A row of the grid as timesteps of the whole batch, (B,) or (B, S), and the levels there."""
+    timesteps = row.expand(z.shape[0], *row.shape).to(z.device)
+    return timesteps, diffusion.levels(timesteps, z, allow_clean=True)
+
+
+def _checked_grid(timesteps: Sequence[int] | Tensor, start: Tensor) -> Tensor:
+    """The grid on the CPU with the clean row after its last, (K + 1,) or (K + 1, S) int64."""
+    grid = torch.as_tensor(timesteps).cpu()
+    if grid.numel() == 0 or grid.is_floating_point() or tuple(grid.shape[1:]) not in ((), (start.shape[1],)):
+        raise ValueError(
+            f"timesteps have shape {tuple(grid.shape)}, dtype {grid.dtype}; give K integers or (K, {start.shape[1]}) "
+            "for one per frame"
+        )
+    grid = torch.cat((grid.long(), torch.full_like(grid[:1], -1).long()))
+    descends = grid[1:] <= grid[:-1] if grid.ndim == 2 else grid[1:] < grid[:-1]
+    if not bool(descends.all()):
+        raise ValueError("timesteps do not descend; give a grid as timestep_grid makes it, the largest first")
+    return grid
+
+
+def _checked_eta(
+    diffusion: DynamicalDiffusion, sampler: Sampler, eta: float, noise: Noise | None, num_steps: int
+) -> float:
+    """η of the sampler, with what it needs checked."""
+    check_name("sampler", sampler, Sampler)
+    if sampler == "dpmpp_2m" and not (diffusion.dependent_noise or diffusion.is_standard):
+        raise ValueError(
+            "sampler 'dpmpp_2m' needs dependent noise, where z is standard diffusion seen mixed; use 'ddim'"
+        )
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta is {eta} with sampler {sampler!r}; only 'ddim' takes it ('ancestral' is eta 1)")
+    if eta < 0:
+        raise ValueError(f"eta is {eta}; it must not be negative")
+    eta = 1.0 if sampler == "ancestral" else eta
+    if eta > 0 and noise is None:
+        raise ValueError(
+            f"sampler {sampler!r} with eta {eta} draws noise; give a NoiseCounter or a (K, B, S, ...) tensor"
+        )
+    if eta > 0 and isinstance(noise, Tensor) and noise.shape[0] != num_steps:
+        raise ValueError(f"noise holds {noise.shape[0]} steps; the grid has {num_steps}, give noise for each")
+    return eta
+
+
+def _step_noise(noise: Noise, index: int) -> Noise:
+    return replace(noise, step=noise.step + index) if isinstance(noise, NoiseCounter) else noise[index]
+
+
+# -- around the loop --------------------------------------------------------------------------------------------------
+
+
+def guided(denoise_conditional: Denoise, denoise_unconditional: Denoise, weight: float) -> Denoise:
+    """Classifier-free guidance (Ho & Salimans 2022): out = out_u + w (out_c - out_u); w = 1 or 0 runs one of them."""
+    if weight == 1:
+        return denoise_conditional
+    if weight == 0:
+        return denoise_unconditional
+
+    def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
+        unconditional = denoise_unconditional(z, timesteps)
+        return unconditional + weight * (denoise_conditional(z, timesteps) - unconditional)
+
+    return denoise
+
+
+def in_chunks(forecast: Callable[[slice], Tensor], num_samples: int, chunk_size: int) -> Tensor:
+    """Forecasts ``num_samples`` samples, at most ``chunk_size`` at once: (num_samples, S, *rest).
+
+    ``forecast`` takes the slice of sample indices to make. With counter-based noise the result doesn't depend on the
+    chunks, up to what the network's own arithmetic depends on batch size.
+    """
+    if chunk_size < 1 or num_samples < 1:
+        raise ValueError(f"num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
+    starts = range(0, num_samples, chunk_size)
+    return torch.cat([forecast(slice(i, min(i + chunk_size, num_samples))) for i in starts])
+
+
+def rollout(forecast: Callable[[Tensor, int], Tensor], history: Tensor, num_future_frames: int) -> Tensor:
+    """Forecasts past the trained length: the last frames of each window become the history of the next.
+
+    Args:
+        forecast: (history (B, H, *rest), window index) -> whole window (B, S, *rest), history first. It draws other
+            noise for each window: a counter's step may start at window index · steps per window.
+        history: (B, H, *rest).
+        num_future_frames: frames wanted after the history; the last window is cut to it.
+
+    Returns:
+        (B, num_future_frames, *rest).
+    """
+    num_history = history.shape[1]
+    future, num_done, window = [], 0, 0
+    while num_done < num_future_frames:
+        frames = forecast(history, window)
+        if frames.shape[1] <= num_history:
+            raise ValueError(
+                f"a window of {frames.shape[1]} frames forecasts nothing after {num_history} history frames"
+            )
+        future.append(frames[:, num_history:])
+        num_done += frames.shape[1] - num_history
+        history = torch.cat((history, future[-1]), 1)[:, -num_history:]
+        window += 1
+    if not future:
+        raise ValueError(f"num_future_frames is {num_future_frames}; it must be at least 1")
+    return torch.cat(future, 1)[:, :num_future_frames]
