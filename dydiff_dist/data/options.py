@@ -2,7 +2,7 @@
 
 import argparse
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -54,6 +54,8 @@ def _is_config(annotation: Any) -> bool:
 
 def _value_settings(annotation: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
     if get_origin(annotation) is Literal:

@@ -18,6 +18,7 @@ from dydiff_dist.data.statistics import FrameMoments
 
 FRAMES_MEMBER = "frames.npy"
 ACTIONS_MEMBER = "actions.npy"
+STATES_MEMBER = "states.npy"
 META_MEMBER = "meta.json"
 
 
@@ -32,6 +33,8 @@ class Sample:
     actions: np.ndarray | None = None
     """(S, A) float32; the action at frame s leads to frame s, zeros at frame 0."""
     meta: dict[str, Any] = field(default_factory=dict)
+    states: np.ndarray | None = None
+    """(S, D) float32, kept for other uses; training does not read it."""
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -95,6 +98,8 @@ def _members(sample: Sample) -> dict[str, Any]:
     members: dict[str, Any] = {"__key__": sample.key, FRAMES_MEMBER: npy_bytes(sample.frames)}
     if sample.actions is not None:
         members[ACTIONS_MEMBER] = npy_bytes(sample.actions.astype(np.float32))
+    if sample.states is not None:
+        members[STATES_MEMBER] = npy_bytes(sample.states.astype(np.float32))
     if sample.meta:
         members[META_MEMBER] = json.dumps(sample.meta, sort_keys=True).encode()
     return members

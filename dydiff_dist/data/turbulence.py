@@ -44,11 +44,11 @@ class TurbulenceConfig(StrictConfig):
     """Lower edge of the forced band (number of waves in the box)."""
     force_max_wavenumber: Annotated[float, Field(gt=0)] = 5.5
     """Upper edge of the forced band."""
-    frame_interval: Annotated[float, Field(gt=0)] = 0.28
+    frame_interval: Annotated[float, Field(gt=0)] = 0.2
     """Time between two stored frames."""
-    steps_per_frame: Annotated[int, Field(ge=1)] = 12
+    steps_per_frame: Annotated[int, Field(ge=1)] = 10
     """Solver steps between two stored frames."""
-    spin_up_frames: Annotated[int, Field(ge=0)] = 45
+    spin_up_frames: Annotated[int, Field(ge=0)] = 64
     """Frames simulated and dropped before the first stored one, until the flow is statistically steady."""
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from dydiff_dist.data.convert import Source
+from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
+from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.strict_config import StrictConfig
 
@@ -19,5 +21,11 @@ class SourceKind:
 SOURCES = {
     "turbulence": SourceKind(
         TurbulenceSource, TurbulenceSourceConfig, "Two-dimensional turbulence, simulated here: nothing is read."
+    ),
+    "sevir": SourceKind(
+        SevirSource, SevirSourceConfig, "Weather events in SEVIR's layout: CATALOG.csv and HDF5 files."
+    ),
+    "robonet": SourceKind(
+        RobonetSource, RobonetSourceConfig, "Robot trajectories with actions in RoboNet's HDF5 layout."
     ),
 }

@@ -1,0 +1,221 @@
+"""Source ``robonet``: robot trajectories in RoboNet's HDF5 layout, one file per trajectory.
+
+``env/camN_video`` holds the frames (one mp4 stream, or one jpg per frame), ``env/state`` the robot's states,
+``policy/actions`` the T - 1 actions between T frames, and ``metadata`` the robot's name and more as attributes.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import av
+import h5py
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.strict_config import StrictConfig
+
+
+class RobonetSourceConfig(StrictConfig):
+    """Which trajectories to take and in what form."""
+
+    root: str
+    """Folder of the .hdf5 files, searched with all folders in it."""
+    num_frames: Annotated[int, Field(ge=2)] = 31
+    """Frames per sample; a longer trajectory gives several samples, the rest of it is left out; a shorter one is
+    rejected."""
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (64, 64)
+    """Height and width of the frames; others are resized (bilinear, with antialiasing when shrinking)."""
+    camera: Annotated[int, Field(ge=0)] = 0
+    """Number of the camera; trajectories without it are rejected."""
+    robots: tuple[str, ...] = ()
+    """Names of the robots to take; all if left out."""
+    num_actions: Annotated[int, Field(ge=1)] = 4
+    """Action channels of a sample."""
+    action_mismatch: Literal["reject", "pad", "cut", "pad_or_cut"] = "reject"
+    """What happens to a trajectory with fewer or more action channels: rejected, zeros appended, channels cut off."""
+    impute_autograsp: bool = False
+    """Where the gripper closes by itself (primitive "autograsp") and the actions lack its channel, append the command
+    that the next state shows: the gripper's upper or lower bound."""
+    test_list: str | None = None
+    """Text file with the names of the test trajectories, one .hdf5 name a line; overrides test_fraction."""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the trajectories for testing, chosen by a hash of the file name."""
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the trajectories for validation, chosen by a hash of the file name."""
+    normalisation: Literal["symmetric", "standard"] = "symmetric"
+    """Network units: -1 to 1, or mean 0 and variance 1 per colour over the training split."""
+    trajectories_per_shard: Annotated[int, Field(ge=1)] = 64
+    """Trajectories whose samples make one shard."""
+
+
+class RobonetSource:
+    """Reads trajectories."""
+
+    name = "robonet"
+
+    def __init__(self, config: RobonetSourceConfig):
+        self.config = config
+
+    def plan(self) -> list[ShardTask]:
+        """Shards of each split; an item is a file, relative to the root."""
+        root = Path(self.config.root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a folder; --root must be the folder of the .hdf5 files")
+        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.hdf5"))
+        if not files:
+            raise FileNotFoundError(f"{root} holds no .hdf5 file; give another --root")
+        test_names = self._test_names(files)
+        by_split: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+        for file in files:
+            by_split[self._split(file, test_names)].append(file)
+        if not by_split["train"]:
+            raise ValueError(f"no trajectory of {len(files)} is left for training; lower the fractions")
+        return [task for split, names in by_split.items() for task in self._plan_split(split, names)]
+
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+        """The samples of the shard's trajectories."""
+        for file in task.items:
+            try:
+                yield from self._read_trajectory(file)
+            except (OSError, KeyError, ValueError, av.FFmpegError) as error:
+                yield BadItem(file, str(error))
+
+    def schema(self, sample: Sample) -> FrameSchema:
+        """RGB frames. No augmentation: mirroring would contradict the actions."""
+        return FrameSchema(
+            num_frames=sample.frames.shape[0],
+            shape=sample.frames.shape[1:],
+            dtype="uint8",
+            num_actions=self.config.num_actions,
+            channels=("red", "green", "blue"),
+            units="8-bit colour",
+        )
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
+        return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
+
+    def details(self) -> dict[str, Any]:
+        """Nothing beyond the options."""
+        return {}
+
+    def _plan_split(self, split: str, files: list[str]) -> list[ShardTask]:
+        height, width = self.config.size
+        per_file = self.config.num_frames * 3 * height * width + 4096
+        step = self.config.trajectories_per_shard
+        groups = [tuple(files[first : first + step]) for first in range(0, len(files), step)]
+        return [
+            ShardTask(split, f"{split}-{shard:06d}.tar", group, len(group) * per_file)
+            for shard, group in enumerate(groups)
+        ]
+
+    def _test_names(self, files: list[str]) -> set[str] | None:
+        if self.config.test_list is None:
+            return None
+        path = Path(self.config.test_list)
+        if not path.is_file():
+            raise FileNotFoundError(f"--test-list {path} does not exist")
+        names = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+        if not names & {Path(file).name for file in files}:
+            raise ValueError(
+                f"--test-list {path} names none of the {len(files)} files; it needs file names, one a line"
+            )
+        return names
+
+    def _split(self, file: str, test_names: set[str] | None) -> str:
+        name = Path(file).name
+        # A hash, not an index: the split of a file stays when others are added.
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64
+        if test_names is not None:
+            if name in test_names:
+                return "test"
+            return "valid" if place < self.config.valid_fraction else "train"
+        if place < self.config.test_fraction:
+            return "test"
+        return "valid" if place < self.config.test_fraction + self.config.valid_fraction else "train"
+
+    def _read_trajectory(self, file: str) -> Iterator[Sample]:
+        with h5py.File(Path(self.config.root) / file, "r") as data:
+            metadata = {name: value for name, value in data["metadata"].attrs.items() if isinstance(value, str)}
+            if self.config.robots and metadata.get("robot") not in self.config.robots:
+                return
+            actions = self._actions(data, metadata.get("primitives", ""))
+            states = data["env/state"][()].astype(np.float32)
+            frames = read_camera(data, self.config.camera)
+        if not len(frames) == len(actions) + 1 == len(states):
+            raise ValueError(
+                f"{len(frames)} frames, {len(actions)} actions and {len(states)} states do not fit together"
+            )
+        if len(frames) < self.config.num_frames:
+            raise ValueError(f"{len(frames)} frames are fewer than --num-frames {self.config.num_frames}")
+        frames_SCHW = np.stack([self._resize(frame) for frame in frames])
+        # The action between frames s - 1 and s stands at frame s.
+        actions_SA = np.concatenate([np.zeros_like(actions[:1]), actions])
+        for number, start in enumerate(range(0, len(frames) - self.config.num_frames + 1, self.config.num_frames)):
+            cut = slice(start, start + self.config.num_frames)
+            sample_actions = actions_SA[cut].copy()
+            sample_actions[0] = 0
+            key = f"{Path(file).with_suffix('').as_posix().replace('.', '_')}-{number:02d}"
+            yield Sample(key, frames_SCHW[cut], sample_actions, {"file": file, "start": start, **metadata}, states[cut])
+
+    def _actions(self, data: h5py.File, primitives: str) -> np.ndarray:
+        """(T - 1, A) float32 with the asked number of channels."""
+        actions = data["policy/actions"][()].astype(np.float32)
+        wanted, found = self.config.num_actions, actions.shape[1]
+        if self.config.impute_autograsp and "autograsp" in primitives and found == wanted - 1:
+            return np.concatenate([actions, _gripper_commands(data)], axis=1)
+        if found < wanted and self.config.action_mismatch in ("pad", "pad_or_cut"):
+            return np.pad(actions, ((0, 0), (0, wanted - found)))
+        if found > wanted and self.config.action_mismatch in ("cut", "pad_or_cut"):
+            return actions[:, :wanted]
+        if found != wanted:
+            raise ValueError(f"{found} action channels where --num-actions is {wanted}; see --action-mismatch")
+        return actions
+
+    def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """(C, height, width) uint8."""
+        height, width = self.config.size
+        if frame_HWC.shape[:2] != (height, width):
+            frame_HWC = np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BILINEAR))
+        return frame_HWC.transpose(2, 0, 1)
+
+
+def read_camera(data: h5py.File, camera: int) -> list[np.ndarray]:
+    """The frames of one camera, each (H, W, 3) uint8 RGB."""
+    name = f"env/cam{camera}_video"
+    if name not in data:
+        raise ValueError(f"there is no camera {camera}")
+    video = data[name]
+    if "frames" in video:
+        stored = video["frames"]
+        frames = decode_mp4(stored[()].tobytes())
+        formats = [stored.attrs.get("image_format", "RGB")]
+    else:
+        stored_frames = [video[f"frame{number}"] for number in range(len(video))]
+        frames = [np.asarray(Image.open(io.BytesIO(item[()].tobytes())).convert("RGB")) for item in stored_frames]
+        formats = sorted({item.attrs.get("image_format", "RGB") for item in stored_frames})
+    if formats not in (["RGB"], ["BGR"]):
+        raise ValueError(f"image_format is {formats}, neither RGB nor BGR")
+    return frames if formats == ["RGB"] else [np.ascontiguousarray(frame[:, :, ::-1]) for frame in frames]
+
+
+def decode_mp4(data: bytes) -> list[np.ndarray]:
+    """All frames of a video file in memory, each (H, W, 3) uint8 RGB."""
+    with av.open(io.BytesIO(data)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def _gripper_commands(data: h5py.File) -> np.ndarray:
+    """(T - 1, 1): the gripper's upper bound where the next state lies above the middle of its bounds, else the lower
+    one."""
+    gripper = data["env/state"][1:, -1:].astype(np.float32)
+    low, high = float(data["env/low_bound"][0, -1]), float(data["env/high_bound"][0, -1])
+    return np.where(gripper > (low + high) / 2, high, low).astype(np.float32)

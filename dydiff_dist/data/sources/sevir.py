@@ -1,0 +1,237 @@
+"""Source ``sevir``: radar and satellite events in the layout of the SEVIR data set (CATALOG.csv beside HDF5 files).
+
+An event is 49 frames at 5 minutes of one 384 km square. It is cut into windows; the splits are intervals of time, and a
+window belongs to a split only if it lies wholly inside, so no frame of the training set is seen in a test, even where
+events overlap in time.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import h5py
+import numpy as np
+from pydantic import Field, model_validator
+
+from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.strict_config import StrictConfig
+
+IMAGE_TYPES = {"vil": "vertically integrated liquid", "ir069": "6.9 µm", "ir107": "10.7 µm", "vis": "visible"}
+
+LOG_RAIN_SCALE = 255 / float(np.log(101))
+"""Stored 255·log(1 + mm/h)/log(101) -> log(1 + mm/h)."""
+
+NORMALISATIONS = {"unit": (0.0, 255.0), "sevir": (33.44, 47.54), "log_rain": (0.0, LOG_RAIN_SCALE)}
+"""Shift and scale by name; "sevir" are the published mean and standard deviation of VIL."""
+
+
+class SevirSourceConfig(StrictConfig):
+    """Which events to take and how to cut them."""
+
+    root: str
+    """Folder that holds CATALOG.csv and data/."""
+    image_type: Literal["vil", "ir069", "ir107", "vis"] = "vil"
+    """Which of the event's image types to convert."""
+    window_frames: Annotated[int, Field(ge=1)] = 15
+    """Frames of a window, after the time stride."""
+    window_step: Annotated[int, Field(ge=1)] = 5
+    """Stored frames between the starts of two windows of one event."""
+    time_stride: Annotated[int, Field(ge=1)] = 1
+    """Every how many stored frames (5 minutes each) one is taken."""
+    downsample: Annotated[int, Field(ge=1)] = 1
+    """Side of the squares of pixels that are averaged to one; above 1 the frames are stored as float32."""
+    valid_start: str | None = None
+    """Time (UTC, like 2019-01-01 or 2010-08-26T05:00) at which validation begins; training ends there."""
+    test_start: str | None = None
+    """Time (UTC) at which testing begins; validation, or training, ends there."""
+    max_pct_missing: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Events with a larger share of missing pixels (percent, from the catalogue) are left out."""
+    normalisation: Literal["standard", "unit", "sevir", "log_rain"] = "standard"
+    """Network units: mean 0 and variance 1 over the training split; 0 to 1; SEVIR's published z-score of VIL; or
+    log(1 + mm/h) for values that are stored as 255 log(1 + mm/h) / log 101."""
+    events_per_shard: Annotated[int, Field(ge=1)] = 16
+    """Events whose windows make one shard."""
+
+    @model_validator(mode="after")
+    def _times_are_ordered(self) -> "SevirSourceConfig":
+        starts = [_parse_time(text, name) for name, text in self._starts() if text is not None]
+        if starts != sorted(starts):
+            raise ValueError(f"valid_start {self.valid_start} must come before test_start {self.test_start}; swap them")
+        return self
+
+    def _starts(self) -> list[tuple[str, str | None]]:
+        return [("valid_start", self.valid_start), ("test_start", self.test_start)]
+
+    def split_starts(self) -> list[tuple[str, datetime]]:
+        """Splits in order of time with the time each begins."""
+        named = [("valid", self.valid_start), ("test", self.test_start)]
+        later = [(split, _parse_time(text, f"{split}_start")) for split, text in named if text is not None]
+        return [("train", datetime.min), *later]
+
+
+@dataclass(frozen=True)
+class SevirEvent:
+    """One line of the catalogue."""
+
+    event: str
+    file: str
+    """Relative to data/."""
+    row: int
+    """Index within the HDF5 dataset."""
+    time: datetime
+    """UTC, of offset 0."""
+    minutes: tuple[float, ...]
+    """Offset of each frame."""
+    side: int
+    """Pixels along H and W."""
+
+
+class SevirSource:
+    """Reads windows of events."""
+
+    name = "sevir"
+
+    def __init__(self, config: SevirSourceConfig):
+        self.config = config
+
+    def plan(self) -> list[ShardTask]:
+        """Shards of each split in order of time; an item is (event, HDF5 file, row, first frames of its windows)."""
+        events = read_catalogue(Path(self.config.root), self.config.image_type, self.config.max_pct_missing)
+        tasks = []
+        for split, _ in self.config.split_starts():
+            cut = [(event, self._window_starts(event, split)) for event in events]
+            items = [(event, starts) for event, starts in cut if starts]
+            if not items:
+                raise ValueError(
+                    f"no window of {self.config.window_frames} frames lies wholly in the split {split!r}; the events "
+                    f"span {_span(events)}: move --valid-start or --test-start, or shorten --window-frames"
+                )
+            per_shard = self.config.events_per_shard
+            for shard, first in enumerate(range(0, len(items), per_shard)):
+                tasks.append(self._task(split, shard, items[first : first + per_shard]))
+        return tasks
+
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+        """The windows of the shard's events."""
+        for event, file, row, starts in task.items:
+            try:
+                frames_SHW = self._read_event(file, row, event)
+            except (OSError, KeyError, ValueError, IndexError) as error:
+                yield BadItem(f"event {event} in {file}", str(error))
+                continue
+            for start in starts:
+                stop = start + self._span_frames()
+                window = frames_SHW[start : stop : self.config.time_stride]
+                yield Sample(
+                    f"{event}-{start:02d}", self._downsample(window)[:, None], meta={"event": event, "start": start}
+                )
+
+    def schema(self, sample: Sample) -> FrameSchema:
+        """One channel of the chosen image type. Storms have no preferred orientation that a flip would break."""
+        return FrameSchema(
+            num_frames=sample.frames.shape[0],
+            shape=sample.frames.shape[1:],
+            dtype=str(sample.frames.dtype),
+            channels=(self.config.image_type,),
+            units=f"SEVIR's stored values of {self.config.image_type} ({IMAGE_TYPES[self.config.image_type]})",
+            allowed_augmentations=("flip", "rotate"),
+        )
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Shift and scale by name; None for the training split's own mean and standard deviation."""
+        if self.config.normalisation == "standard":
+            return None
+        shift, scale = NORMALISATIONS[self.config.normalisation]
+        return (shift,), (scale,)
+
+    def details(self) -> dict[str, Any]:
+        """Minutes between two frames of a sample."""
+        return {"frame_interval_minutes": 5 * self.config.time_stride}
+
+    def _span_frames(self) -> int:
+        """Stored frames from a window's first to its last, inclusive."""
+        return (self.config.window_frames - 1) * self.config.time_stride + 1
+
+    def _window_starts(self, event: SevirEvent, split: str) -> tuple[int, ...]:
+        """First frames of the event's windows that lie wholly in the split."""
+        starts = dict(self.config.split_starts())
+        begin = starts[split]
+        end = min((time for time in starts.values() if time > begin), default=datetime.max)
+        inside = []
+        for first in range(0, len(event.minutes) - self._span_frames() + 1, self.config.window_step):
+            first_time = event.time + timedelta(minutes=event.minutes[first])
+            last_time = event.time + timedelta(minutes=event.minutes[first + self._span_frames() - 1])
+            if begin <= first_time and last_time < end:
+                inside.append(first)
+        return tuple(inside)
+
+    def _task(self, split: str, shard: int, items: list[tuple[SevirEvent, tuple[int, ...]]]) -> ShardTask:
+        side = items[0][0].side // self.config.downsample
+        pixel_bytes = 4 if self.config.downsample > 1 else 1
+        num_windows = sum(len(starts) for _, starts in items)
+        size = num_windows * (self.config.window_frames * side**2 * pixel_bytes + 2048)
+        plain = tuple((event.event, event.file, event.row, starts) for event, starts in items)
+        return ShardTask(split, f"{split}-{shard:06d}.tar", plain, size)
+
+    def _read_event(self, file: str, row: int, event: str) -> np.ndarray:
+        """All frames of an event, (S, H, W) as stored."""
+        with h5py.File(Path(self.config.root) / "data" / file, "r") as data:
+            stored = data["id"][row].decode()
+            if stored != event:
+                raise ValueError(f"row {row} holds event {stored}, the catalogue says {event}")
+            return np.moveaxis(data[self.config.image_type][row], -1, 0)
+
+    def _downsample(self, frames_SHW: np.ndarray) -> np.ndarray:
+        """Means over squares of pixels, float32; unchanged at factor 1. Rows and columns beyond a multiple are cut."""
+        factor = self.config.downsample
+        if factor == 1:
+            return np.ascontiguousarray(frames_SHW)
+        S, H, W = frames_SHW.shape
+        h, w = H // factor, W // factor
+        squares = frames_SHW[:, : h * factor, : w * factor].reshape(S, h, factor, w, factor)
+        return squares.mean((2, 4), dtype=np.float64).astype(np.float32)
+
+
+def read_catalogue(root: Path, image_type: str, max_pct_missing: float) -> list[SevirEvent]:
+    """The events of one image type in order of time, without those that miss too many pixels."""
+    path = root / "CATALOG.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; --root must be the folder that holds CATALOG.csv and data/")
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["img_type"] == image_type]
+    kept = [_event(row) for row in rows if float(row["pct_missing"] or 0) <= max_pct_missing]
+    if not kept:
+        raise ValueError(
+            f"{path} lists {len(rows)} events of type {image_type!r}, none with at most {max_pct_missing} percent "
+            "missing; choose another --image-type or --max-pct-missing"
+        )
+    return sorted(kept, key=lambda event: (event.time, event.event))
+
+
+def _event(row: dict[str, str]) -> SevirEvent:
+    return SevirEvent(
+        event=row["id"],
+        file=row["file_name"],
+        row=int(row["file_index"]),
+        time=datetime.fromisoformat(row["time_utc"]),
+        minutes=tuple(float(offset) for offset in row["minute_offsets"].split(":")),
+        side=int(float(row["size_x"] or 384)),
+    )
+
+
+def _parse_time(text: str, name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; write a time like 2019-01-01 or 2019-01-01T12:00") from None
+
+
+def _span(events: list[SevirEvent]) -> str:
+    first = min(event.time + timedelta(minutes=event.minutes[0]) for event in events)
+    last = max(event.time + timedelta(minutes=event.minutes[-1]) for event in events)
+    return f"{first:%Y-%m-%dT%H:%M} to {last:%Y-%m-%dT%H:%M}"
