@@ -36,6 +36,7 @@ cpu_extension = Pybind11Extension(
     cxx_std=17,
     extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"],
     extra_link_args=["-fopenmp"],
+    optional=True,  # an editable install copies the result to kernels/ only if there is one
 )
 
 kernel_packages = ["dydiff_kernels", *(f"dydiff_kernels.{name}" for name in find_packages("kernels"))]

@@ -1,30 +1,49 @@
 """Fused kernels of Dynamical Diffusion, for CPUs (C++) and GPUs (Triton), each with a plain torch reference.
 
-Every tensor with a batch is (B, S, *rest): B samples, S frames, any rest. Frames are axis 1.
+Every tensor with a batch is (B, S, *rest): B samples, S frames, any rest. Frames are axis 1. Where an op takes noise,
+it takes a tensor, or the NoiseCounter to draw it from in the kernel.
 
     Stream, NoiseCounter                        names of counter-based noise (agreement 2 of docs/architecture.md)
     normal(counter, shape, device=…)            standard normals, shape (B, *sample_shape)
     uniform(counter, num, device=…)             uniforms in (0, 1], shape (B, num)
     frame_mix(x, gamma_bar)                     y = D_γ̄ x, the Dynamics operator; differentiable
     frame_unmix(y, gamma_bar)                   x = D_γ̄⁻¹ y; differentiable
+    add_noise(latents, alpha_bar, gamma_bar, noise, prediction=…) -> NoisedLatents(z, target, x0)
+    LatentPosterior(mean, logvar, noise, scale)  latents to be sampled in the same pass
+    denoising_loss(output, target, sample_weights=…, frame_weights=…) -> (B,); differentiable in output
+    CounterTarget(noise, gamma_bar)              the eps target by name, never stored
+    reverse_step(z, output, StepCoefficients(…), prediction=…) -> ReverseStep(z, x0); every sampler's step
 
-``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU tensors
-and, where that is not to be had, the reference; what runs is logged once per op on the logger ``dydiff_kernels``.
-float64 tensors always go to the reference, which then calculates in float64; all others calculate in float32.
+``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU
+tensors and, where that is not to be had, the reference; what runs is logged once per op on the logger
+``dydiff_kernels``. float64 tensors always go to the reference, which then calculates in float64; all others calculate
+in float32.
 """
 
+from dydiff_kernels.add_noise import LatentPosterior, NoisedLatents, add_noise
 from dydiff_kernels.backends import BACKENDS, Backend, available_backends
+from dydiff_kernels.counter import NoiseCounter, Stream
+from dydiff_kernels.denoising_loss import CounterTarget, denoising_loss
 from dydiff_kernels.frame_mix import frame_mix, frame_unmix
-from dydiff_kernels.noise import NoiseCounter, Stream, normal, uniform
+from dydiff_kernels.noise import normal, uniform
+from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "CounterTarget",
+    "LatentPosterior",
     "NoiseCounter",
+    "NoisedLatents",
+    "ReverseStep",
+    "StepCoefficients",
     "Stream",
+    "add_noise",
     "available_backends",
+    "denoising_loss",
     "frame_mix",
     "frame_unmix",
     "normal",
+    "reverse_step",
     "uniform",
 ]

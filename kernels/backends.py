@@ -1,7 +1,7 @@
 """Which backend runs an op: the one visible choice, made by ``choose_backend`` and logged once per op.
 
-``auto`` never fails: where a kernel cannot run, the torch reference does, and a warning names the op and the reason once.
-A backend asked for by name either runs or is a ``ValueError``; float64 alone is taken over by the reference.
+``auto`` never fails: where a kernel cannot run, the torch reference does, and one warning names the op and
+the reason. A backend asked for by name either runs or is a ``ValueError``; only float64 goes to the reference anyway.
 """
 
 import functools
@@ -22,7 +22,6 @@ logger = logging.getLogger("dydiff_kernels")
 
 Backend = Literal["auto", "triton", "cpp", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "triton", "cpp", "reference")
-STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache

@@ -2,9 +2,11 @@
 
 import torch
 
-from dydiff_kernels.backends import STORAGE_DTYPES
+from dydiff_kernels.counter import NoiseCounter, check_counter
+from dydiff_kernels.dtypes import LEGAL_DTYPES
+from dydiff_kernels.native import writable_in_place
 
-LEGAL_DTYPES = (*STORAGE_DTYPES, torch.float64)
+PREDICTIONS = ("eps", "v", "x0")
 _DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in LEGAL_DTYPES)
 
 
@@ -19,7 +21,7 @@ def check_frames(op: str, name: str, x: torch.Tensor) -> None:
 
 
 def check_like(op: str, name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """``x`` is a legal tensor of the shape and on the device of ``other``; storage types may differ, but float64 may not mix."""
+    """``x`` has the shape and the device of ``other`` and a legal dtype; only float64 must not mix with others."""
     if x.shape != other.shape:
         raise ValueError(
             f"{op}: {name} has shape {tuple(x.shape)}; expected {tuple(other.shape)}, that of {other_name}"
@@ -37,7 +39,7 @@ def check_like(op: str, name: str, x: torch.Tensor, other_name: str, other: torc
 def check_per_sample(
     op: str, name: str, value: torch.Tensor, batch: int, low: float | None = 0.0, high: float = 1.0
 ) -> torch.Tensor:
-    """``value`` as float64 (B,). Values on the CPU are checked to lie in [low, high]; on a GPU that would force a wait."""
+    """``value`` as float64 (B,). Values on the CPU must lie in [low, high]; on a GPU a check would force a wait."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"{op}: {name} is {kind}; expected a float64 or float32 tensor of shape ({batch},)")
@@ -52,11 +54,36 @@ def check_per_sample(
     return value
 
 
-def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``value`` (B,) shaped for broadcasting over ``like`` (B, ...), on its device, in its dtype."""
-    return value.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+def check_no_grad(op: str, name: str, x: torch.Tensor) -> None:
+    """``x`` does not ask for a gradient that the op could not give."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: {name} requires a gradient, which {op} does not pass on; detach it, or use torch.no_grad()"
+        )
 
 
-def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
-    """What the references calculate in: float64 if any tensor is float64, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+def check_prediction(op: str, prediction: str) -> None:
+    """``prediction`` is one of the three things that the network may predict."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{op}: prediction is {prediction!r}; expected one of {', '.join(PREDICTIONS)}")
+
+
+def check_noise(op: str, name: str, noise: torch.Tensor | NoiseCounter, like_name: str, like: torch.Tensor) -> None:
+    """``noise`` is a tensor like ``like``, or a counter that names noise for it."""
+    if isinstance(noise, NoiseCounter):
+        check_counter(op, noise, like.shape)
+    elif isinstance(noise, torch.Tensor):
+        check_like(op, name, noise, like_name, like)
+        check_no_grad(op, name, noise)
+    else:
+        raise ValueError(f"{op}: {name} is {type(noise).__name__}; expected a tensor or a NoiseCounter")
+
+
+def check_output(op: str, name: str, x: torch.Tensor, like: torch.Tensor, dtype: torch.dtype) -> None:
+    """``x`` can take a result of the shape and on the device of ``like``, stored as ``dtype``, by a kernel's writes."""
+    if x.shape != like.shape or x.dtype != dtype or x.device != like.device:
+        found, expected = (tuple(x.shape), x.dtype, x.device), (tuple(like.shape), dtype, like.device)
+        raise ValueError(f"{op}: {name} has shape, dtype, device {found}; expected {expected}")
+    check_no_grad(op, name, x)
+    if not writable_in_place(x):
+        raise ValueError(f"{op}: {name} has strides {x.stride()}; expected contiguous frames and no shared memory")

@@ -7,6 +7,7 @@ tensor only where that does not hold, so slices of frames or samples are read in
 import torch
 
 from dydiff_kernels.backends import cpp_module
+from dydiff_kernels.counter import NoiseCounter
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
 
@@ -46,10 +47,19 @@ def frame_view(x: torch.Tensor | None):
 
 
 def noise_key(counter):
-    """Key and counter words of a ``NoiseCounter`` on the CPU, whose ``sample_index`` the caller keeps alive and contiguous."""
+    """Key and counter words of a ``NoiseCounter`` on the CPU; its contiguous ``sample_index`` must stay alive."""
     index = counter.sample_index
     assert index.device.type == "cpu" and index.is_contiguous()
     return cpp_module().NoiseKey(counter.seed, counter.step, int(counter.stream), index.data_ptr())
+
+
+def noise_source(noise: torch.Tensor | NoiseCounter | None):
+    """Noise for the extension, and the tensor that must stay alive while it is used."""
+    if isinstance(noise, NoiseCounter):
+        counter = noise.to("cpu")
+        return cpp_module().NoiseSource(noise_key(counter), cpp_module().FrameView()), counter.sample_index
+    given = None if noise is None else dense_frames(noise)
+    return cpp_module().NoiseSource(cpp_module().NoiseKey(), frame_view(given)), given
 
 
 def float_table(columns: list[torch.Tensor]) -> torch.Tensor:

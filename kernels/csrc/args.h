@@ -34,6 +34,55 @@ struct NoiseKey {
     int64_t index(int64_t b) const { return reinterpret_cast<const int64_t*>(sample_index)[b]; }
 };
 
+// Noise of a tensor of frames: drawn from a counter, or given; neither is "no noise".
+struct NoiseSource {
+    NoiseKey key;
+    FrameView given;
+
+    bool present() const { return key.present() || given.present(); }
+};
+
+// What the network predicts (arXiv 2503.00951): the mixed noise, the velocity, or the clean latents.
+enum class Prediction : int { eps = 0, v = 1, x0 = 2 };
+
 enum class FrameFilter : int { mix = 0, unmix = 1, mix_transposed = 2, unmix_transposed = 3 };
+
+// add_noise: latents (or the posterior they are sampled from) and noise in; z, and where wanted target and x0, out.
+struct AddNoiseArgs {
+    static constexpr int NUM_COEFFICIENTS = 6;  // √ᾱ, √(1-ᾱ), √γ, √(1-γ) of the signal, and √γ, √(1-γ) of the noise
+    Shape shape{};
+    uintptr_t coefficients = 0;  // const float*, (batch, NUM_COEFFICIENTS)
+    Prediction prediction = Prediction::eps;
+    FrameView latents;        // x; or, with `logvar`, the posterior's mean
+    FrameView logvar;         // present: x = scale·(mean + exp(logvar / 2)·posterior noise)
+    NoiseSource posterior_noise;
+    float scale = 1.0f;
+    NoiseSource noise;
+    FrameView z, target, x0;  // target and x0 may be absent
+};
+
+// denoising_loss: the target is given, or it is the mixed noise of a counter.
+struct LossArgs {
+    Shape shape{};
+    FrameView output, target;
+    NoiseSource noise;           // used where `target` is absent, mixed with the coefficients below
+    uintptr_t coefficients = 0;  // const float*, (batch, 2): √γ, √(1-γ) of the noise
+    uintptr_t weights = 0;       // const float*, (batch, frames); frames of weight 0 are not read
+    uintptr_t loss = 0;          // forward: double*, (batch): Σ weight·(output - target)²
+    FrameView grad;              // backward: 2·weight·(output - target)
+};
+
+// reverse_step: see reverse_step.h for the formula and the meaning of the coefficients.
+struct ReverseStepArgs {
+    static constexpr int NUM_COEFFICIENTS = 11;
+    Shape shape{};
+    uintptr_t coefficients = 0;  // const float*, (batch, NUM_COEFFICIENTS)
+    Prediction prediction = Prediction::eps;
+    bool dependent_noise = true;
+    FrameView z, output, uncond_output, x0_prev, history;  // all but the first two may be absent
+    int64_t history_frames = 0;
+    NoiseSource noise;
+    FrameView z_next, x0;  // x0 may be absent; z_next may be z
+};
 
 }  // namespace dydiff

@@ -8,25 +8,38 @@
 namespace dydiff {
 namespace DYDIFF_ISA {
 
-inline void mix_row(float keep, float carry, const float* __restrict x, float* __restrict state, int64_t n) {
+// state = keep·x + carry·state; the first frame is taken as it is.
+inline void mix_row(bool first_frame, float keep, float carry, const float* __restrict x, float* __restrict state,
+                    int64_t n) {
+    if (first_frame) {
+        std::memcpy(state, x, sizeof(float) * size_t(n));
+        return;
+    }
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) state[i] = keep * x[i] + carry * state[i];
 }
 
-// out = keep_out·(in·keep_in + carry·state); state becomes what the next frame needs: the input (scaled), or the sum.
+// out = (x - carry·before) / keep, before = x; the first frame is taken as it is.
+inline void unmix_row(bool first_frame, float keep, float carry, const float* __restrict x, float* __restrict before,
+                      float* __restrict out, int64_t n) {
+    const float scale = first_frame ? 1.0f : 1.0f / keep, carried = first_frame ? 0.0f : carry;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        out[i] = (x[i] - carried * before[i]) * scale;
+        before[i] = x[i];
+    }
+}
+
+// One frame of any filter; `state` carries what the next frame needs.
 inline void filter_row(FrameFilter kind, bool first_frame, float keep, float carry, const float* __restrict x,
                        float* __restrict state, float* __restrict out, int64_t n) {
     const float scale = first_frame ? 1.0f : (kind == FrameFilter::mix_transposed ? keep : 1.0f / keep);
     switch (kind) {
         case FrameFilter::mix:
-            mix_row(first_frame ? 1.0f : keep, carry, x, state, n);
+            mix_row(first_frame, keep, carry, x, state, n);
             break;
         case FrameFilter::unmix:
-#pragma omp simd
-            for (int64_t i = 0; i < n; ++i) {
-                out[i] = (x[i] - carry * state[i]) * scale;
-                state[i] = x[i];
-            }
+            unmix_row(first_frame, keep, carry, x, state, out, n);
             break;
         case FrameFilter::mix_transposed:
 #pragma omp simd

@@ -9,6 +9,10 @@ struct KernelTable {
     void (*normal)(const NoiseKey&, const Shape&, const FrameView& out, int threads);
     void (*frame_filter)(FrameFilter, const Shape&, const float* coefficients, const FrameView& x, const FrameView& out,
                          int threads);
+    void (*add_noise)(const AddNoiseArgs&, int threads);
+    void (*loss_forward)(const LossArgs&, int threads);
+    void (*loss_backward)(const LossArgs&, int threads);
+    void (*reverse_step)(const ReverseStepArgs&, int threads);
 };
 
 const KernelTable* portable_kernels();

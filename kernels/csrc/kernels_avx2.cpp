@@ -1,6 +1,8 @@
 // Kernels for x86-64 processors with AVX2. Standard headers come before the target pragma, so that none of their inline
 // functions is compiled for it and then linked into code that runs on lesser processors.
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernel_table.h"
 

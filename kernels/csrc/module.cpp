@@ -22,6 +22,14 @@ void frame_filter(int kind, const Shape& shape, uintptr_t coefficients, const Fr
     kernels().frame_filter(FrameFilter(kind), shape, floats(coefficients), x, out, threads);
 }
 
+void add_noise(const AddNoiseArgs& args, int threads) { kernels().add_noise(args, threads); }
+
+void loss_forward(const LossArgs& args, int threads) { kernels().loss_forward(args, threads); }
+
+void loss_backward(const LossArgs& args, int threads) { kernels().loss_backward(args, threads); }
+
+void reverse_step(const ReverseStepArgs& args, int threads) { kernels().reverse_step(args, threads); }
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -39,9 +47,58 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init([](uint64_t seed, uint32_t step, uint32_t stream, uintptr_t sample_index) {
             return NoiseKey{seed, step, stream, sample_index};
         }));
+    py::class_<NoiseSource>(m, "NoiseSource").def(py::init([](const NoiseKey& key, const FrameView& given) {
+        return NoiseSource{key, given};
+    }));
+    py::enum_<Prediction>(m, "Prediction")
+        .value("eps", Prediction::eps)
+        .value("v", Prediction::v)
+        .value("x0", Prediction::x0);
+    py::class_<AddNoiseArgs>(m, "AddNoiseArgs")
+        .def(py::init<>())
+        .def_readwrite("shape", &AddNoiseArgs::shape)
+        .def_readwrite("coefficients", &AddNoiseArgs::coefficients)
+        .def_readwrite("prediction", &AddNoiseArgs::prediction)
+        .def_readwrite("latents", &AddNoiseArgs::latents)
+        .def_readwrite("logvar", &AddNoiseArgs::logvar)
+        .def_readwrite("posterior_noise", &AddNoiseArgs::posterior_noise)
+        .def_readwrite("scale", &AddNoiseArgs::scale)
+        .def_readwrite("noise", &AddNoiseArgs::noise)
+        .def_readwrite("z", &AddNoiseArgs::z)
+        .def_readwrite("target", &AddNoiseArgs::target)
+        .def_readwrite("x0", &AddNoiseArgs::x0);
+    py::class_<LossArgs>(m, "LossArgs")
+        .def(py::init<>())
+        .def_readwrite("shape", &LossArgs::shape)
+        .def_readwrite("output", &LossArgs::output)
+        .def_readwrite("target", &LossArgs::target)
+        .def_readwrite("noise", &LossArgs::noise)
+        .def_readwrite("coefficients", &LossArgs::coefficients)
+        .def_readwrite("weights", &LossArgs::weights)
+        .def_readwrite("loss", &LossArgs::loss)
+        .def_readwrite("grad", &LossArgs::grad);
+    py::class_<ReverseStepArgs>(m, "ReverseStepArgs")
+        .def(py::init<>())
+        .def_readwrite("shape", &ReverseStepArgs::shape)
+        .def_readwrite("coefficients", &ReverseStepArgs::coefficients)
+        .def_readwrite("prediction", &ReverseStepArgs::prediction)
+        .def_readwrite("dependent_noise", &ReverseStepArgs::dependent_noise)
+        .def_readwrite("z", &ReverseStepArgs::z)
+        .def_readwrite("output", &ReverseStepArgs::output)
+        .def_readwrite("uncond_output", &ReverseStepArgs::uncond_output)
+        .def_readwrite("x0_prev", &ReverseStepArgs::x0_prev)
+        .def_readwrite("history", &ReverseStepArgs::history)
+        .def_readwrite("history_frames", &ReverseStepArgs::history_frames)
+        .def_readwrite("noise", &ReverseStepArgs::noise)
+        .def_readwrite("z_next", &ReverseStepArgs::z_next)
+        .def_readwrite("x0", &ReverseStepArgs::x0);
     m.def("isa", [] { return std::string(kernels().isa); });
     m.def("available_isas", &available_isas);
     m.def("set_isa", &set_isa);
     m.def("normal", &normal, released);
     m.def("frame_filter", &frame_filter, released);
+    m.def("add_noise", &add_noise, released);
+    m.def("loss_forward", &loss_forward, released);
+    m.def("loss_backward", &loss_backward, released);
+    m.def("reverse_step", &reverse_step, released);
 }

@@ -81,6 +81,13 @@ inline void store_row(const FrameView& x, int64_t b, int64_t s, int64_t r, int64
         store_row_16bit(to, x.dtype, row, n, stream);
 }
 
+// Noise for elements [r, r + n) of frame s: given, or drawn into `buffer`.
+inline const float* noise_row(const NoiseSource& noise, const Shape& shape, int64_t b, int64_t s, int64_t r, int64_t n,
+                              NoiseRow& buffer, Row& scratch) {
+    if (!noise.key.present()) return load_row(noise.given, b, s, r, n, scratch);
+    return fill_normals(sample_counter(noise.key, b), s * shape.inner + r, n, buffer.v);
+}
+
 // Results that would push everything else out of the cache are written around it.
 inline bool should_stream(const Shape& shape, const FrameView& x) {
     return shape.batch * shape.frames * shape.inner * x.item_bytes() > (int64_t(8) << 20);

@@ -4,9 +4,11 @@ arXiv 2503.00951, the Dynamics operator:  y⁰ = x⁰,  yˢ = √γ xˢ + √(1-
 All calculate in float32 (float64 for float64 tensors) and return the input's dtype.
 """
 
+import itertools
+
 import torch
 
-from dydiff_kernels.checks import compute_dtype, per_sample
+from dydiff_kernels.dtypes import compute_dtype, per_sample
 
 
 def frame_coefficients(gamma_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +36,7 @@ def frame_mix_reference(x: torch.Tensor, gamma_bar: torch.Tensor) -> torch.Tenso
 def frame_unmix_reference(y: torch.Tensor, gamma_bar: torch.Tensor) -> torch.Tensor:
     """x = D_γ⁻¹ y:  x⁰ = y⁰,  xˢ = (yˢ - √(1-γ) yˢ⁻¹) / √γ."""
     frames, keep, carry = _frames(y, gamma_bar)
-    pairs = zip(frames, frames[1:], strict=False)
+    pairs = itertools.pairwise(frames)
     unmixed = [frames[0], *((frame - carry * before) / keep for before, frame in pairs)]
     return torch.stack(unmixed, 1).to(y.dtype)
 
@@ -53,5 +55,5 @@ def frame_unmix_transposed_reference(g: torch.Tensor, gamma_bar: torch.Tensor) -
     """h = D_γ⁻ᵀ g, the backward pass of unmixing:  aˢ = gˢ/√γ (a⁰ = g⁰),  hˢ = aˢ - √(1-γ) aˢ⁺¹."""
     frames, keep, carry = _frames(g, gamma_bar)
     scaled = [frames[0], *(frame / keep for frame in frames[1:])]
-    pairs = zip(scaled, scaled[1:], strict=False)
+    pairs = itertools.pairwise(scaled)
     return torch.stack([*(a - carry * after for a, after in pairs), scaled[-1]], 1).to(g.dtype)

@@ -1,16 +1,12 @@
 """Binding of the C++ normals."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.native import DTYPE_CODES, cpp_module, noise_key, num_threads
 
-if TYPE_CHECKING:
-    from dydiff_kernels.noise import NoiseCounter
 
-
-def normal(counter: "NoiseCounter", shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def normal(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Normals of ``shape`` (B, *sample_shape) on the CPU."""
     out = torch.empty(shape, dtype=dtype)
     per_sample = torch.Size(shape[1:]).numel()

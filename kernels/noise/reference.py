@@ -5,12 +5,11 @@ to the last float32 bit up to double rounding.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from dydiff_kernels.noise import NoiseCounter
+from dydiff_kernels.counter import NoiseCounter
+from dydiff_kernels.dtypes import compute_dtype
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -24,7 +23,7 @@ def _multiply(word: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.
     return (product >> 32) & _WORD, product & _WORD
 
 
-def philox_words(counter: "NoiseCounter", num_blocks: int) -> torch.Tensor:
+def philox_words(counter: NoiseCounter, num_blocks: int) -> torch.Tensor:
     """Philox output words (B, num_blocks, 4) as int64 in [0, 2³²): block i is counter word c0 = i."""
     index = counter.sample_index[:, None]
     c0 = torch.arange(num_blocks, device=index.device)[None].expand(len(index), -1)
@@ -45,13 +44,13 @@ def _to_uniform(words: torch.Tensor) -> torch.Tensor:
     return ((words.double() + 0.5) * 2.0**-32).float()
 
 
-def uniform_reference(counter: "NoiseCounter", num: int) -> torch.Tensor:
+def uniform_reference(counter: NoiseCounter, num: int) -> torch.Tensor:
     """Uniforms (B, num) float32 in (0, 1]; word i % 4 of block i // 4 belongs to element i."""
     words = philox_words(counter, -(-num // 4))
     return _to_uniform(words).flatten(1)[:, :num].contiguous()
 
 
-def normal_reference(counter: "NoiseCounter", shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def normal_reference(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Normals of ``shape`` (B, *sample_shape): r cos 2πu₁ and r sin 2πu₁ with r = √(−2 ln u₀), on word pairs."""
     num = torch.Size(shape[1:]).numel()
     u = _to_uniform(philox_words(counter, -(-num // 4))).double()
@@ -61,3 +60,11 @@ def normal_reference(counter: "NoiseCounter", shape: torch.Size | tuple[int, ...
     if dtype != torch.float64:
         pairs = pairs.float()
     return pairs.flatten(1)[:, :num].reshape(shape).to(dtype)
+
+
+def draw_noise(noise: torch.Tensor | NoiseCounter, like: torch.Tensor) -> torch.Tensor:
+    """``noise`` as a tensor like ``like``, in the dtype of the calculation."""
+    compute = compute_dtype(like)
+    if isinstance(noise, NoiseCounter):
+        return normal_reference(noise.to(like.device), like.shape, compute)
+    return noise.to(compute)
