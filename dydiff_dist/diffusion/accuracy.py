@@ -77,7 +77,7 @@ def _check(
     other = {"eps": " prediction 'v' or 'x0',", "v": " prediction 'x0',", "x0": ""}[diffusion.prediction]
     raise ValueError(
         f"timestep {timestep} with prediction {diffusion.prediction!r} in {storage} leaves no correct digit of the "
-        f"frames (rounding error {error[min(timestep, len(error) - 1)]:.1g} of their deviation): use{wider}{other} "
+        f"frames (rounding error {error[timestep]:.1g} of their deviation): use{wider}{other} "
         f"timesteps below {int(refused[0])}, or a smaller gamma_ratio"
     )
 

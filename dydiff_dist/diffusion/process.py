@@ -35,7 +35,7 @@ from dydiff_dist.diffusion.names import (
     check_name,
 )
 from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
-from dydiff_kernels import NoiseCounter, normal
+from dydiff_kernels import BACKENDS, NoiseCounter, normal
 
 Noise = Tensor | NoiseCounter
 
@@ -114,6 +114,8 @@ class DynamicalDiffusion:
             check_name(argument, value, choices)
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr is {min_snr}; it must be positive (5 is usual), or None for no weighting")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
         self.num_timesteps = num_timesteps
         self.alpha_bar = alpha_bar_schedule(
             num_timesteps, beta_schedule, beta_start=beta_start, beta_end=beta_end, zero_terminal_snr=zero_terminal_snr
@@ -131,10 +133,7 @@ class DynamicalDiffusion:
         accuracy.check_construction(self)
         self.input_std = self._input_std(frame_autocovariance) if normalize_input else None
         """Standard deviation of z by timestep, (N,) float64; None if inputs are not normalised."""
-        # Column t + 1 holds timestep t, so that t = -1 finds the clean levels (1, 1) in column 0.
-        clean = torch.ones(2, 1, dtype=torch.float64)
-        self._table = torch.cat((clean, torch.stack((self.alpha_bar, self.gamma_bar))), 1)
-        self._table_on = {self._table.device: self._table}
+        self._tables: dict[tuple[str, torch.device], Tensor] = {}
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -169,10 +168,10 @@ class DynamicalDiffusion:
         """What the network is shown for z: z itself, or z over its standard deviation at the timestep."""
         if self.input_std is None:
             return z
-        levels = self.levels(timesteps, z)
-        if levels.alpha_bar.ndim == 2:
+        _check_timesteps(timesteps, z, self.num_timesteps, allow_clean=False)
+        if timesteps.ndim == 2:
             raise ValueError("normalize_input has one deviation per timestep and sample; give timesteps of shape (B,)")
-        std = self.input_std.to(z.device)[timesteps.to(z.device)]
+        std = self._at("input_std", timesteps.to(z.device))
         return (self._compute(z) / _over_frames(std, z)).to(z.dtype)
 
     # -- reverse ------------------------------------------------------------------------------------------------------
@@ -187,8 +186,8 @@ class DynamicalDiffusion:
             ValueError: the storage holds no digit of x̂ at such a timestep (see ``docs/method.md``, Numerics). On a GPU
                 the check waits for ``timesteps``; ``samplers.sample`` makes it on the host instead.
         """
-        accuracy.check_predict(self, timesteps, z.dtype, model_output.dtype)
         levels = self.levels(timesteps, z)
+        accuracy.check_predict(self, timesteps, z.dtype, model_output.dtype)
         x0_hat, noise_hat = self._split(z, levels, model_output)
         if self.dependent_noise:
             noise_hat = self._mix(noise_hat, levels)
@@ -222,9 +221,9 @@ class DynamicalDiffusion:
         Raises:
             ValueError: as for ``predict``; η > 0 without noise; timesteps out of order.
         """
-        accuracy.check_step(self, timesteps, z.dtype, model_output.dtype)
         levels, after = self.levels(timesteps, z), self.levels(prev_timesteps, z, allow_clean=True)
         _check_order(timesteps, prev_timesteps)
+        accuracy.check_step(self, timesteps, z.dtype, model_output.dtype)
         if eta < 0:
             raise ValueError(f"eta is {eta}; it must not be negative (0 is deterministic DDIM, 1 ancestral sampling)")
         if eta > 0 and noise is None:
@@ -307,16 +306,19 @@ class DynamicalDiffusion:
         _check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
         if timesteps.ndim == 2 and not (self.dependent_noise or self.is_standard):
             raise ValueError("timesteps of shape (B, S) need dependent_noise=True; with independent noise give (B,)")
-        if z.device not in self._table_on:
-            self._table_on[z.device] = self._table.to(z.device)
         timesteps = timesteps.to(z.device)
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(1)
-        alpha_bar, gamma_bar = self._table_on[z.device]
-        # index_select, unlike indexing, doesn't read an index below 0 from the end
-        return Levels(
-            alpha_bar.index_select(0, timesteps.flatten() + 1).view(timesteps.shape),
-            gamma_bar.index_select(0, noisiest + 1),
-        )
+        return Levels(self._at("alpha_bar", timesteps), self._at("gamma_bar", noisiest))
+
+    def _at(self, name: str, timesteps: Tensor) -> Tensor:
+        """An attribute (N,) at ``timesteps`` of any shape, on their device; 1 at t = -1."""
+        table = self._tables.get((name, timesteps.device))
+        if table is None:
+            # Entry t + 1 belongs to timestep t, so that -1 finds the clean level.
+            table = torch.cat((torch.ones(1, dtype=torch.float64), getattr(self, name))).to(timesteps.device)
+            self._tables[name, timesteps.device] = table
+        # index_select, unlike indexing, doesn't count indices below 0 from the end
+        return table.index_select(0, timesteps.flatten() + 1).view(timesteps.shape)
 
     def _noised(self, clean: Tensor, noise: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
         """Standard diffusion: the noised frames and the target (for x0 left to the caller)."""
