@@ -1,0 +1,131 @@
+"""Scores of one case: an ensemble forecast against what happened.
+
+Letters: M members, S lead times (forecast frames), C channels, H W height and width. Every function takes one case, so no
+score depends on what it was batched with; all arithmetic is float64. ``table.py`` aggregates over cases.
+"""
+
+import numpy as np
+import scoringrules
+
+Array = np.ndarray
+
+
+def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
+    """Continuous ranked probability score at every lead time, mean over channels and pixels.
+
+    Ensemble CRPS: E|X - y| - ½ E|X - X'| with X, X' drawn from the M members (Gneiting & Raftery 2007, eq. 20), the score
+    of the ensemble's empirical distribution. The fair one (Ferro 2014) divides by M (M - 1) in the second term: the
+    score that an infinite ensemble of the same kind would have on average. One member: both are the absolute error.
+
+    Args:
+        members_MSCHW: forecasts, any real dtype.
+        truth_SCHW: observations, same units.
+
+    Returns:
+        (ensemble, fair), each (S,) float64, in the units of the data.
+    """
+    if len(members_MSCHW) == 1:
+        absolute_error = _over_pixels(np.abs(members_MSCHW[0].astype(np.float64) - truth_SCHW))
+        return absolute_error, absolute_error
+    ensemble, fair = np.empty(len(truth_SCHW)), np.empty(len(truth_SCHW))
+    for lead, truth in enumerate(truth_SCHW):  # lead by lead, so that memory stays at one frame's sorted members
+        members = np.sort(members_MSCHW[:, lead].astype(np.float64), axis=0)
+        observed = truth.astype(np.float64)
+        for scores, estimator in ((ensemble, "qd"), (fair, "pwm")):
+            scores[lead] = scoringrules.crps_ensemble(
+                observed, members, m_axis=0, estimator=estimator, sorted_ensemble=True
+            ).mean()
+    return ensemble, fair
+
+
+def mse_of_mean(members_MSCHW: Array, truth_SCHW: Array) -> Array:
+    """Squared error of the ensemble mean at every lead time, (S,) float64, in squared units."""
+    mean = members_MSCHW.mean(axis=0, dtype=np.float64)
+    return _over_pixels(np.square(mean - truth_SCHW))
+
+
+def mae_of_mean(members_MSCHW: Array, truth_SCHW: Array) -> Array:
+    """Absolute error of the ensemble mean at every lead time, (S,) float64."""
+    mean = members_MSCHW.mean(axis=0, dtype=np.float64)
+    return _over_pixels(np.abs(mean - truth_SCHW))
+
+
+def ensemble_variance(members_MSCHW: Array) -> Array:
+    """Variance between the members (divided by M - 1) at every lead time, (S,) float64; NaN for one member."""
+    if len(members_MSCHW) == 1:
+        return np.full(members_MSCHW.shape[1], np.nan)
+    return _over_pixels(members_MSCHW.var(axis=0, dtype=np.float64, ddof=1))
+
+
+def spread_skill_ratio(variance: Array, mse: Array, num_members: int) -> Array:
+    """√((M + 1)/M · variance / MSE of the mean), from both averaged over cases (Fortin et al. 2014).
+
+    1 for an ensemble from which the truth can't be told apart, below 1 for one that is too sure of itself.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt((num_members + 1) / num_members * np.asarray(variance) / np.asarray(mse))
+
+
+def rank_counts(members_MSCHW: Array, truth_SCHW: Array) -> Array:
+    """How often the truth has r members below it, (S, M + 1) float64 counts; ties are shared among their ranks.
+
+    Flat for an ensemble from which the truth can't be told apart (Hamill 2001). Sharing ties in equal parts keeps zero
+    rain, where everything ties, from piling up at one end.
+    """
+    num_members, num_leads = members_MSCHW.shape[:2]
+    below = (members_MSCHW < truth_SCHW).sum(axis=0).reshape(num_leads, -1)
+    ties = (members_MSCHW == truth_SCHW).sum(axis=0).reshape(num_leads, -1)
+    counts = np.zeros((num_leads, num_members + 1))
+    for lead in range(num_leads):
+        share = 1.0 / (ties[lead] + 1)
+        edges = np.bincount(below[lead], share, num_members + 2)
+        edges -= np.bincount(below[lead] + ties[lead] + 1, share, num_members + 2)
+        counts[lead] = np.cumsum(edges)[:-1]
+    return counts
+
+
+def energy_score(members_MSCHW: Array, truth_SCHW: Array) -> Array:
+    """Energy score of whole frames (Gneiting & Raftery 2007, eq. 22), the fair estimator, (S,) float64.
+
+    E‖X - y‖ - ½ E‖X - X'‖ with the norm √(mean of squares over channels and pixels), so that it is in the units of the
+    data and does not grow with the frame.
+    """
+    num_members, num_leads = members_MSCHW.shape[:2]
+    scores = np.empty(num_leads)
+    for lead in range(num_leads):
+        members = members_MSCHW[:, lead].reshape(num_members, -1).astype(np.float64)
+        distance = np.sqrt(np.square(members - truth_SCHW[lead].reshape(-1)).mean(axis=1))
+        between = [np.sqrt(np.square(members[:m] - members[m]).mean(axis=1)).sum() for m in range(1, num_members)]
+        pairs = num_members * (num_members - 1)
+        scores[lead] = distance.mean() - (sum(between) / pairs if pairs else 0.0)
+    return scores
+
+
+def check_case(members_MSCHW: Array, truth_SCHW: Array, case: str) -> None:
+    """Raises a one-line ``ValueError`` if the shapes don't fit or a value is not finite; ``case`` names it."""
+    if members_MSCHW.ndim != 5 or members_MSCHW.shape[1:] != truth_SCHW.shape:
+        raise ValueError(
+            f"{case}: members have shape {members_MSCHW.shape}, the truth {truth_SCHW.shape}; expected (M, S, C, H, W) "
+            "and (S, C, H, W)"
+        )
+    for name, values in (("forecast", members_MSCHW), ("truth", truth_SCHW)):
+        num_bad = values.size - int(np.isfinite(values).sum())
+        if num_bad:
+            raise ValueError(f"{case}: {num_bad} of {values.size} values of the {name} are NaN or infinite")
+
+
+def case_scores(members_MSCHW: Array, truth_SCHW: Array) -> dict[str, Array]:
+    """The scores that every evaluation has, by lead time: crps, crps_fair, mse, mae, variance; each (S,) float64."""
+    ensemble, fair = crps(members_MSCHW, truth_SCHW)
+    return {
+        "crps": ensemble,
+        "crps_fair": fair,
+        "mse": mse_of_mean(members_MSCHW, truth_SCHW),
+        "mae": mae_of_mean(members_MSCHW, truth_SCHW),
+        "variance": ensemble_variance(members_MSCHW),
+    }
+
+
+def _over_pixels(values_SCHW: Array) -> Array:
+    """Mean over channels and pixels, (S,)."""
+    return values_SCHW.reshape(len(values_SCHW), -1).mean(axis=1)

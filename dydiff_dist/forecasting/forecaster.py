@@ -1,0 +1,224 @@
+"""Ensemble forecasts from a trained network.
+
+Letters: B cases, M members, S_h history frames, S_f future frames, S = S_h + S_f, C channels, H W height and width,
+A action channels, K sampler steps. *Stored units* are those of the shards, *network units* are (stored − shift) / scale.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dydiff_dist.diffusion import DynamicalDiffusion, guided, rollout, sample, start_noise, timestep_grid
+from dydiff_dist.diffusion.samplers import Denoise
+from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_kernels import NoiseCounter, Stream, normal
+
+MEMBER_STRIDE = 2**32
+"""Sample index of member m of case c: m · 2³² + c (agreement 2 of docs/architecture.md)."""
+MAX_MEMBERS = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecaster:
+    """A trained network with its process, ready to forecast.
+
+    Noise comes from a counter named by (seed, case, member), so a member is the same whatever else is forecast with it,
+    on any number of processes and in any batch (to the last digits that the network's own arithmetic leaves to the batch
+    size).
+    """
+
+    network: nn.Module
+    """Called as network(z, timesteps, history=…, actions=…) -> (B, S, C, H, W)."""
+    diffusion: DynamicalDiffusion
+    sampling: SamplingConfig
+    num_history_frames: int
+    """S_h."""
+    num_future_frames: int
+    """S_f, frames the network forecasts at once; longer forecasts are rolled out."""
+    shift: Sequence[float]
+    """Per channel, stored units."""
+    scale: Sequence[float]
+    """Per channel, stored units per network unit."""
+    num_action_channels: int = 0
+    """A; 0 where the data have no actions."""
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """Storage of what the network reads and of its weights; sampling itself is done in float32."""
+    max_batch: int = 32
+    """Members that pass through the network together; bounds memory."""
+
+    def forecast(
+        self,
+        history: Tensor,
+        *,
+        actions: Tensor | None = None,
+        case_index: Tensor | Sequence[int] | None = None,
+        num_members: int = 8,
+        seed: int = 0,
+        num_frames: int | None = None,
+    ) -> Tensor:
+        """An ensemble of futures for each case, in stored units.
+
+        Args:
+            history: (B, S_h, C, H, W) in stored units, any real dtype.
+            actions: (B, S, A) float32, the action at frame s leads to frame s; where the data have actions.
+            case_index: (B,) int64 in 0..2³²-1, names the cases' noise; None numbers them from 0.
+            num_members: M.
+            seed: the key of all noise, 0 ≤ seed < 2⁶⁴.
+            num_frames: frames to forecast; None is S_f, more are rolled out window by window.
+
+        Returns:
+            (B, M, num_frames, C, H, W) float32 on the CPU.
+
+        Raises:
+            ValueError: shapes, counts or indices that don't fit, or a history that is not finite.
+        """
+        shift, scale = (torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
+        self._check_history(history)
+        normalized = (history.cpu().float() - shift) / scale
+        futures = self.forecast_normalized(
+            normalized,
+            actions=actions,
+            case_index=case_index,
+            num_members=num_members,
+            seed=seed,
+            num_frames=num_frames,
+        )
+        return futures.cpu() * scale + shift
+
+    @torch.no_grad()
+    def forecast_normalized(
+        self,
+        history: Tensor,
+        *,
+        actions: Tensor | None = None,
+        case_index: Tensor | Sequence[int] | None = None,
+        num_members: int = 8,
+        seed: int = 0,
+        num_frames: int | None = None,
+    ) -> Tensor:
+        """As ``forecast``, with history and result in network units and the result on the forecaster's device."""
+        self._check_history(history)
+        num_cases = history.shape[0]
+        case_index = _checked_cases(case_index, num_cases)
+        num_frames = self.num_future_frames if num_frames is None else num_frames
+        self._check_request(num_members, num_frames, actions, num_cases)
+        members = torch.arange(num_members)
+        sample_index = (members * MEMBER_STRIDE + case_index[:, None]).flatten()
+        case_of_sample = torch.arange(num_cases).repeat_interleave(num_members)
+        futures = []
+        for start in range(0, len(sample_index), self.max_batch):
+            cases = case_of_sample[start : start + self.max_batch]
+            futures.append(
+                self._forecast_samples(
+                    history[cases].to(self.device, torch.float32),
+                    None if actions is None else actions[cases].to(self.device, torch.float32),
+                    sample_index[start : start + self.max_batch],
+                    seed,
+                    num_frames,
+                )
+            )
+        return torch.cat(futures).unflatten(0, (num_cases, num_members))
+
+    def _forecast_samples(
+        self, history: Tensor, actions: Tensor | None, sample_index: Tensor, seed: int, num_frames: int
+    ) -> Tensor:
+        """One future for each sample, (B, num_frames, C, H, W), window after window."""
+
+        def forecast_window(history: Tensor, window: int) -> Tensor:
+            first = window * self.num_future_frames
+            of_window = None if actions is None else _window_actions(actions, first, self.num_frames)
+            return self._sample_window(history, of_window, sample_index, seed, window)
+
+        return rollout(forecast_window, history, num_frames)
+
+    def _sample_window(
+        self, history: Tensor, actions: Tensor | None, sample_index: Tensor, seed: int, window: int
+    ) -> Tensor:
+        """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
+        sampling, diffusion = self.sampling, self.diffusion
+        grid = timestep_grid(
+            diffusion.num_timesteps, sampling.num_steps, sampling.spacing, alpha_bar=diffusion.alpha_bar
+        )
+
+        def counter(step: int, stream: Stream) -> NoiseCounter:
+            return NoiseCounter(seed, sample_index, step, stream)
+
+        shape = (history.shape[0], self.num_frames, *history.shape[2:])
+        start = start_noise(diffusion, shape, grid[0], counter(window, Stream.SAMPLER_START), device=self.device)
+        return sample(
+            diffusion,
+            self._denoise(history, actions, counter(window, Stream.CONDITIONING_DROPOUT)),
+            start=start,
+            timesteps=grid,
+            sampler=sampling.sampler,
+            eta=sampling.eta,
+            noise=counter(window * len(grid), Stream.SAMPLER_ETA),
+            history=history if sampling.clamp_history else None,
+        )
+
+    def _denoise(self, history: Tensor, actions: Tensor | None, dropout: NoiseCounter) -> Denoise:
+        """The network with its conditions, guided where asked: the unconditional branch sees noise as history."""
+        actions = None if actions is None else actions.to(self.dtype)
+
+        def given(condition: Tensor) -> Denoise:
+            condition = condition.to(self.dtype)
+
+            def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
+                return self.network(z.to(self.dtype), timesteps, history=condition, actions=actions).float()
+
+            return denoise
+
+        weight = self.sampling.guidance_weight
+        if weight == 1:
+            return given(history)
+        return guided(given(history), given(normal(dropout, history.shape, device=self.device)), weight)
+
+    @property
+    def num_frames(self) -> int:
+        """S, frames of one window."""
+        return self.num_history_frames + self.num_future_frames
+
+    def _check_history(self, history: Tensor) -> None:
+        wanted = f"(B, {self.num_history_frames}, {len(self.shift)}, H, W)"
+        if history.ndim != 5 or tuple(history.shape[1:3]) != (self.num_history_frames, len(self.shift)):
+            raise ValueError(f"history has shape {tuple(history.shape)}, the model takes {wanted}")
+        if history.is_floating_point() and not bool(torch.isfinite(history).all()):
+            raise ValueError("history holds NaN or infinite values; leave such cases out")
+
+    def _check_request(self, num_members: int, num_frames: int, actions: Tensor | None, num_cases: int) -> None:
+        if not 1 <= num_members < MAX_MEMBERS:
+            raise ValueError(f"num_members is {num_members}; it must lie in 1..{MAX_MEMBERS - 1}")
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; ask for at least 1 frame")
+        if (actions is None) != (self.num_action_channels == 0):
+            raise ValueError(
+                f"the model takes {self.num_action_channels} action channels, "
+                f"{'none were' if actions is None else 'actions were'} given"
+            )
+        if actions is None:
+            return
+        needed = self.num_history_frames + num_frames
+        expected = (num_cases, needed, self.num_action_channels)
+        if actions.ndim != 3 or actions.shape[1] < needed or (actions.shape[0], actions.shape[2]) != expected[::2]:
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)}; {num_frames} forecast frames need {expected} or longer"
+            )
+
+
+def _checked_cases(case_index: Tensor | Sequence[int] | None, num_cases: int) -> Tensor:
+    """(B,) int64 on the CPU."""
+    index = torch.arange(num_cases) if case_index is None else torch.as_tensor(case_index, dtype=torch.int64).cpu()
+    if index.shape != (num_cases,):
+        raise ValueError(f"case_index has shape {tuple(index.shape)}, the history holds {num_cases} cases")
+    if num_cases and not 0 <= int(index.min()) <= int(index.max()) < MEMBER_STRIDE:
+        raise ValueError(f"case_index holds {int(index.min())}..{int(index.max())}; cases are numbered 0..2**32 - 1")
+    return index
+
+
+def _window_actions(actions: Tensor, first: int, num_frames: int) -> Tensor:
+    """Actions of one window: none leads to its first frame; frames past the last wanted one, cut off later, have none."""
+    of_window = actions[:, first : first + num_frames]
+    return nn.functional.pad(of_window[:, 1:], (0, 0, 1, num_frames - of_window.shape[1]))

@@ -1,0 +1,140 @@
+"""Forecasting a set of cases into a folder, case by case; a stopped run goes on where it stopped."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.forecasting.cases import CaseReader, stack_cases
+from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.exported import find_model, load_forecaster, read_description
+from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.forecasting.store import ForecastRequest, ForecastStore
+
+OnCases = Callable[[int], None]
+"""Called with the number of cases just written."""
+
+
+class ForecastRun:
+    """An ensemble forecast of the first cases of a folder of shards, by one process or several."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        shards: str | Path,
+        out: str | Path,
+        *,
+        num_members: int = 8,
+        num_cases: int | None = None,
+        num_frames: int | None = None,
+        seed: int = 0,
+        sampling: dict | None = None,
+        precision: str = "fp32",
+        device: torch.device | str | None = None,
+        batch: int = 32,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """Opens everything and checks what can be checked before the first forecast.
+
+        Args:
+            model: a model's or a run's folder.
+            shards: folder of the cases.
+            out: folder of the forecasts, new or from an earlier, stopped run of the same request.
+            num_members: M.
+            num_cases: the first so many cases; None is all.
+            num_frames: frames to forecast; None is the model's own number, more are rolled out.
+            seed: key of all noise.
+            sampling: fields of SamplingConfig that replace the model's own.
+            precision: "fp32" or "bf16", the network's storage.
+            device: where the network runs; None takes a GPU if there is one.
+            batch: members that pass through the network together.
+            rank: this process among ``world_size``; each takes every world_size-th case.
+            world_size: processes that share the cases.
+
+        Raises:
+            ValueError, FileNotFoundError: one line with what doesn't fit.
+        """
+        description, weights_sha256 = read_description(model)
+        data = description.data
+        if num_frames is not None:
+            data = data.model_copy(update={"num_future_frames": num_frames})
+        self.reader = CaseReader(ShardSet.open(shards), data)
+        self._check_schema(description.data_schema, model)
+        self.sampling = _replaced(description.sampling, sampling or {})
+        self.num_cases = self._checked_count(num_cases)
+        self.num_members = num_members
+        request = ForecastRequest(
+            model=str(find_model(model)),
+            weights_sha256=weights_sha256,
+            shards=str(shards),
+            shards_sha256=self.reader.sha256,
+            data=data,
+            sampling=self.sampling,
+            num_members=num_members,
+            seed=seed,
+            precision=precision,
+            frames=self.reader.shards.schema,
+        )
+        self.forecaster: Forecaster = load_forecaster(
+            model,
+            device=device,
+            sampling=self.sampling,
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            max_batch=batch,
+        )
+        self.store = ForecastStore.create(out, request)
+        mine = range(rank, self.num_cases, world_size)
+        done = set(self.store.cases())
+        self.missing: list[int] = [number for number in mine if number not in done]
+        """Cases that this process has yet to forecast."""
+        self.num_reused = len(mine) - len(self.missing)
+        self._cases_at_once = max(1, batch // num_members)
+
+    def run(self, on_cases: OnCases | None = None) -> None:
+        """Forecasts the missing cases; ``on_cases`` hears of each batch that is written."""
+        for start in range(0, len(self.missing), self._cases_at_once):
+            numbers = self.missing[start : start + self._cases_at_once]
+            self._forecast(numbers)
+            if on_cases is not None:
+                on_cases(len(numbers))
+
+    def _forecast(self, numbers: Sequence[int]) -> None:
+        cases = [self.reader.read(number) for number in numbers]
+        history, actions, case_index = stack_cases(cases)
+        request = self.store.request
+        members = self.forecaster.forecast(
+            history,
+            actions=actions,
+            case_index=case_index,
+            num_members=self.num_members,
+            seed=request.seed,
+            num_frames=request.data.num_future_frames,
+        )
+        for case, ensemble in zip(cases, members.numpy(), strict=True):
+            self.store.write(case.number, case.key, ensemble)
+
+    def _check_schema(self, model_schema: dict, model: str | Path) -> None:
+        """The shards must hold what the model was trained on."""
+        schema = self.reader.shards.schema
+        here = (schema.shape[0], schema.num_actions)
+        there = (model_schema["shape"][0], model_schema["num_actions"])
+        if here != there:
+            raise ValueError(
+                f"{self.reader.shards.folder} has {here[0]} channels and {here[1]} actions, {model} was trained on "
+                f"{there[0]} and {there[1]}; give shards of the same kind"
+            )
+
+    def _checked_count(self, num_cases: int | None) -> int:
+        if num_cases is not None and not 1 <= num_cases <= len(self.reader):
+            raise ValueError(
+                f"{num_cases} cases were asked for, {self.reader.shards.folder} has {len(self.reader)}; ask for 1 to "
+                f"{len(self.reader)}"
+            )
+        return num_cases or len(self.reader)
+
+
+def _replaced(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
+    """``sampling`` with some fields replaced and everything checked again."""
+    return SamplingConfig(**{**sampling.model_dump(), **fields})
