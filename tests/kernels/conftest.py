@@ -1,8 +1,8 @@
 """Kernel tests: every op on every backend that can run here, with all fresh memory poisoned.
 
 The backends are the C++ kernels once per instruction set of this processor; in a process started with
-TRITON_INTERPRET=1 they are the Triton kernels instead (test_triton_kernels.py starts one, since Triton reads the variable
-when it is imported).
+TRITON_INTERPRET=1 they are the Triton kernels instead (test_triton_kernels.py starts one, since Triton reads the
+variable when it is imported).
 """
 
 import os

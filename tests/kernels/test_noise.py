@@ -141,9 +141,9 @@ def test_counter_errors(arguments, message):
 
 
 def test_draw_errors():
-    with pytest.raises(ValueError, match="names 2 samples; expected a shape .* got \\(3, 4\\)"):
+    with pytest.raises(ValueError, match=r"names 2 samples; expected a shape .* got \(3, 4\)"):
         normal(counter(2), (3, 4))
-    with pytest.raises(ValueError, match="dtype is torch.int32"):
+    with pytest.raises(ValueError, match=r"dtype is torch.int32"):
         normal(counter(2), (2, 4), dtype=torch.int32)
     with pytest.raises(ValueError, match="num is -1"):
         uniform(counter(2), -1)
