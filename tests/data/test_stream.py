@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import numbered_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_source import numbered_sample
 
 from dydiff_dist.data.augment import SampleTransform
 from dydiff_dist.data.config import AugmentationConfig, DataConfig

@@ -1,0 +1,229 @@
+"""Converters against an independent reading of the same inputs, with plain h5py, av and PIL."""
+
+import csv
+import io
+import json
+import tarfile
+from datetime import datetime, timedelta
+
+import av
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from dydiff_dist.data.convert import convert
+from dydiff_dist.data.manifest import Manifest, read_document
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
+from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
+from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
+from dydiff_dist.data.turbulence import TurbulenceConfig
+
+
+def tar_members(folder):
+    """All members of all shards of a folder by name, read with tarfile alone."""
+    members = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members |= {info.name: tar.extractfile(info).read() for info in tar}
+    return members
+
+
+def test_sevir_windows_equal_slices_of_the_hdf5(sample_data, tmp_path):
+    config = SevirSourceConfig(
+        root=str(sample_data / "sevir"),
+        window_frames=9,
+        window_step=7,
+        time_stride=2,
+        test_start="2010-08-26T05:00",
+        events_per_shard=4,
+    )
+    convert(SevirSource(config), tmp_path)
+    with open(sample_data / "sevir" / "CATALOG.csv") as file:
+        events = {row["id"]: row for row in csv.DictReader(file)}
+    times = {}
+    for split in ("train", "test"):
+        members = tar_members(tmp_path / split)
+        times[split] = []
+        for name in [name for name in members if name.endswith(".frames.npy")]:
+            meta = json.loads(members[name.replace("frames.npy", "meta.json")])
+            row = events[meta["event"]]
+            with h5py.File(sample_data / "sevir" / "data" / row["file_name"]) as data:
+                event = data["vil"][int(row["file_index"])]
+            expected = np.stack([event[:, :, meta["start"] + 2 * s] for s in range(9)])[:, None]
+            assert np.array_equal(np.load(io.BytesIO(members[name])), expected)
+            start = datetime.fromisoformat(row["time_utc"]) + timedelta(minutes=-120 + 5 * meta["start"])
+            times[split] += [start, start + timedelta(minutes=80)]
+    assert max(times["train"]) < datetime(2010, 8, 26, 5) <= min(times["test"])
+
+
+def test_sevir_downsampling_is_the_mean_of_squares(sample_data, tmp_path):
+    config = SevirSourceConfig(root=str(sample_data / "sevir"), downsample=6, window_frames=3, window_step=46)
+    convert(SevirSource(config), tmp_path)
+    shards = ShardSet.open(tmp_path / "train", check="sha256")
+    sample = shards.read(shards.address(0))
+    event, start = sample.key.split("-")
+    with h5py.File(next((sample_data / "sevir" / "data").rglob("*.h5"))) as data:
+        frames = data["vil"][list(data["id"][()]).index(event.encode())]
+    expected = frames[6 * 5 : 6 * 6, 6 * 40 : 6 * 41, int(start) + 1].astype(np.float64).mean()
+    assert sample.frames.dtype == np.float32 and sample.frames.shape == (3, 1, 64, 64)
+    # One float32 rounding of a value below 255.
+    assert sample.frames[1, 0, 5, 40] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": "nowhere"}, "nowhere/CATALOG.csv does not exist; --root must be the folder"),
+        ({"test_start": "2030-01-01"}, "lies wholly in the split 'test'; the events span 2010-08-26T"),
+        ({"image_type": "vis"}, "lists 0 events of type 'vis'"),
+    ],
+)
+def test_sevir_user_errors_are_one_line(sample_data, options, message):
+    config = SevirSourceConfig(**{"root": str(sample_data / "sevir"), **options})
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        SevirSource(config).plan()
+    assert "\n" not in str(caught.value)
+
+
+def read_trajectory(path):
+    """Frames (T, H, W, 3), actions and states of a RoboNet file."""
+    with h5py.File(path) as data:
+        video = data["env/cam0_video"]
+        if data["env"].attrs["cam_encoding"] == "mp4":
+            container = av.open(io.BytesIO(video["frames"][:].tobytes()))
+            frames = [np.asarray(frame.to_image()) for frame in container.decode(container.streams.video[0])]
+        else:
+            frames = [np.asarray(Image.open(io.BytesIO(video[f"frame{t}"][:].tobytes()))) for t in range(len(video))]
+        return np.stack(frames), data["policy/actions"][:], data["env/state"][:]
+
+
+def test_robonet_frames_actions_and_states_equal_an_independent_reading(sample_data, tmp_path):
+    root = sample_data / "robonet" / "hdf5"
+    convert(RobonetSource(RobonetSourceConfig(root=str(root), trajectories_per_shard=20)), tmp_path)
+    encodings, total = set(), 0
+    for split in ("train", "valid", "test"):
+        members = tar_members(tmp_path / split)
+        for name in [name for name in members if name.endswith(".frames.npy")]:
+            key = name.removesuffix(".frames.npy")
+            path = root / json.loads(members[f"{key}.meta.json"])["file"]
+            frames, actions, states = read_trajectory(path)
+            assert np.array_equal(np.load(io.BytesIO(members[name])), frames.transpose(0, 3, 1, 2))
+            stored_actions = np.load(io.BytesIO(members[f"{key}.actions.npy"]))
+            assert np.array_equal(stored_actions[1:], actions) and not stored_actions[0].any()
+            assert np.array_equal(np.load(io.BytesIO(members[f"{key}.states.npy"])), states)
+            with h5py.File(path) as data:
+                encodings.add(data["env"].attrs["cam_encoding"])
+            total += 1
+    assert total == 75 and encodings == {"mp4", "jpg"}
+
+
+def write_trajectory(path, num_frames=4, image_format="RGB", num_actions=4, primitives="none"):
+    """A RoboNet file with jpg frames of one flat colour each."""
+    with h5py.File(path, "w") as data:
+        video = data.create_group("env/cam0_video")
+        for number in range(num_frames):
+            stream = io.BytesIO()
+            Image.new("RGB", (32, 24), (200, 100, 10 * number)).save(stream, "jpeg", quality=95)
+            frame = video.create_dataset(f"frame{number}", data=np.frombuffer(stream.getvalue(), np.uint8))
+            frame.attrs["image_format"] = image_format
+        data["env/state"] = np.linspace(0, 1, num_frames)[:, None].repeat(5, axis=1).astype(np.float32)
+        data["env/low_bound"] = np.full((1, 5), -2.0, np.float32)
+        data["env/high_bound"] = np.full((1, 5), 3.0, np.float32)
+        data["policy/actions"] = np.ones((num_frames - 1, num_actions), np.float32)
+        data.create_group("metadata").attrs.update({"robot": "baxter", "primitives": primitives})
+
+
+def convert_one(tmp_path, **options):
+    settings = {"num_frames": 4, "size": (12, 16), "test_fraction": 0.0, "valid_fraction": 0.0, **options}
+    report = convert(RobonetSource(RobonetSourceConfig(root=str(tmp_path / "in"), **settings)), tmp_path / "out")
+    shards = ShardSet.open(tmp_path / "out" / "train")
+    return report, shards.read(shards.address(0))
+
+
+def test_robonet_bgr_is_turned_and_frames_are_resized(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_trajectory(tmp_path / "in" / "a.hdf5", image_format="BGR")
+    _, sample = convert_one(tmp_path)
+    assert sample.frames.shape == (4, 3, 12, 16)
+    # 4: loss of jpg on a flat colour.
+    assert np.abs(sample.frames[3, :, 6, 8].astype(int) - [30, 100, 200]).max() <= 4
+
+
+def test_robonet_autograsp_command_is_taken_from_the_next_state(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_trajectory(tmp_path / "in" / "a.hdf5", num_actions=3, primitives="autograsp")
+    _, sample = convert_one(tmp_path, impute_autograsp=True)
+    # States 1/3, 2/3, 1 against the middle 0.5 of the bounds -2 and 3.
+    assert sample.actions[:, 3].tolist() == [0, -2, 3, 3]
+
+
+def test_robonet_bad_files_are_named_and_the_rest_is_converted(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_trajectory(tmp_path / "in" / "good.hdf5")
+    write_trajectory(tmp_path / "in" / "short.hdf5", num_frames=3)
+    write_trajectory(tmp_path / "in" / "wide.hdf5", num_actions=5)
+    (tmp_path / "in" / "broken.hdf5").write_bytes(b"no hdf5")
+    report, _ = convert_one(tmp_path)
+    reasons = {item.name: item.reason for item in report.bad_items}
+    assert set(reasons) == {"short.hdf5", "wide.hdf5", "broken.hdf5"}
+    assert "3 frames are fewer than --num-frames 4" in reasons["short.hdf5"]
+    assert read_document(tmp_path / "out" / "train" / "manifest.json", Manifest).details["rejected_items"] == 3
+
+
+def test_robonet_test_list_decides_the_split(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_trajectory(tmp_path / "in" / f"{name}.hdf5")
+    (tmp_path / "list.txt").write_text("b.hdf5\n")
+    convert_one(tmp_path, test_list=str(tmp_path / "list.txt"))
+    assert [name for name in tar_members(tmp_path / "out" / "test") if "frames" in name] == ["b-00.frames.npy"]
+
+
+TINY_FLOW = TurbulenceSourceConfig(
+    train=6,
+    valid=2,
+    test=2,
+    num_frames=3,
+    segments_per_run=2,
+    runs_per_shard=2,
+    flow=TurbulenceConfig(resolution=16, force_min_wavenumber=2.0, force_max_wavenumber=4.0, spin_up_frames=2),
+)
+
+
+def test_statistics_of_the_manifest_equal_a_second_pass(tmp_path):
+    convert(TurbulenceSource(TINY_FLOW), tmp_path)
+    shards = ShardSet.open(tmp_path / "train", check="sha256")
+    assert len(shards) == 6
+    frames = np.stack([shards.read(shards.address(number)).frames for number in range(6)]).astype(np.float64)
+    manifest = shards.manifest
+    np.testing.assert_allclose(manifest.shift, frames.mean((0, 1, 3, 4)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(manifest.scale, frames.std((0, 1, 3, 4)), rtol=1e-12)
+    normal = (frames - np.reshape(manifest.shift, (2, 1, 1))) / np.reshape(manifest.scale, (2, 1, 1))
+    expected = [(normal[:, : 3 - lag] * normal[:, lag:]).mean() for lag in range(3)]
+    np.testing.assert_allclose(manifest.statistics.frame_autocovariance, expected, rtol=1e-10, atol=1e-12)
+    assert ShardSet.open(tmp_path / "test").manifest.scale == manifest.scale
+
+
+def test_a_restarted_conversion_reuses_shards_and_gives_the_same_bytes(tmp_path):
+    convert(TurbulenceSource(TINY_FLOW), tmp_path / "a")
+    convert(TurbulenceSource(TINY_FLOW), tmp_path / "b")
+    (tmp_path / "b" / "train" / "train-000001.tar").unlink()
+    (tmp_path / "b" / "train" / "manifest.json").unlink()
+    (tmp_path / "b" / "train" / "train-000001.tar.tmp").write_bytes(b"half a shard")
+    report = convert(TurbulenceSource(TINY_FLOW), tmp_path / "b")
+    assert (report.num_written, report.num_reused) == (1, 3)
+    files = {
+        path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()
+    }
+    again = {
+        path.relative_to(tmp_path / "b"): path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()
+    }
+    assert files == again
+
+
+def test_other_options_into_the_same_folder_are_refused(tmp_path):
+    convert(TurbulenceSource(TINY_FLOW), tmp_path)
+    with pytest.raises(ValueError, match="made with other options"):
+        convert(TurbulenceSource(TINY_FLOW.model_copy(update={"seed": 1})), tmp_path)
