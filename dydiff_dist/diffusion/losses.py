@@ -9,10 +9,26 @@ from torch import Tensor
 from dydiff_dist.diffusion.names import Prediction
 
 
-def squared_error_per_frame(error: Tensor) -> Tensor:
-    """Mean square of each frame, (B, S, *rest) -> (B, S), in float32 (float64 for float64)."""
-    error = error if error.dtype == torch.float64 else error.float()
-    return error.square().flatten(2).mean(2) if error.ndim > 2 else error.square()
+def weighted_mean_square(error: Tensor, weights: Tensor | None, frame_weights: Tensor) -> Tensor:
+    """Mean square per sample, (B, S, *rest) -> (B,), of the frames that ``frame_weights`` (S,) keeps.
+
+    ``weights`` are (B,), or (B, S) for frames with their own timesteps.
+    """
+    per_frame = error.square().flatten(2).mean(2) if error.ndim > 2 else error.square()
+    if weights is not None:
+        per_frame = per_frame * weights.to(per_frame.dtype).view(len(weights), -1)
+    return per_frame[:, frame_weights > 0].mean(1)
+
+
+def frame_mask(frames: Tensor, first_frame: int) -> Tensor:
+    """Ones for the frames of (B, S, *rest) from ``first_frame`` on, zeros before, (S,) float64 on the CPU."""
+    num_frames = frames.shape[1]
+    if not 0 <= first_frame < num_frames:
+        raise ValueError(
+            f"num_history_frames is {first_frame}; a loss on future frames of a sequence of {num_frames} needs it in "
+            f"0..{num_frames - 1}"
+        )
+    return (torch.arange(num_frames) >= first_frame).double()
 
 
 def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, limit: float) -> Tensor:
@@ -25,16 +41,6 @@ def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, limit: float) -> T
     if prediction == "eps":
         return weight / snr
     return weight / (snr + 1) if prediction == "v" else weight
-
-
-def mean_over_frames(per_frame: Tensor, first_frame: int) -> Tensor:
-    """Mean over the frames from ``first_frame`` on, (B, S) -> (B,)."""
-    if not 0 <= first_frame < per_frame.shape[1]:
-        raise ValueError(
-            f"num_history_frames is {first_frame}; a loss on future frames of a sequence of {per_frame.shape[1]} needs "
-            f"it in 0..{per_frame.shape[1] - 1}"
-        )
-    return per_frame[:, first_frame:].mean(1)
 
 
 def loss_by_timestep_bin(

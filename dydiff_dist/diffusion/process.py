@@ -17,14 +17,15 @@ Letters: B batch, S frames, N timesteps; tensors are (B, S, *rest) with any rest
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dydiff_dist.diffusion import accuracy, losses, solvers
+import dydiff_kernels as kernels
+from dydiff_dist.diffusion import accuracy, losses, solvers, standard
 from dydiff_dist.diffusion.dynamics import frame_mix, frame_unmix, mixed_signal_variance
+from dydiff_dist.diffusion.levels import Levels, LevelTable, check_order, check_timesteps
 from dydiff_dist.diffusion.names import (
     BetaSchedule,
     GammaSchedule,
@@ -35,18 +36,10 @@ from dydiff_dist.diffusion.names import (
     check_name,
 )
 from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
-from dydiff_kernels import BACKENDS, NoiseCounter, normal
+from dydiff_dist.diffusion.standard import over_frames, signal_and_noise, to_compute
+from dydiff_kernels import NoiseCounter
 
 Noise = Tensor | NoiseCounter
-
-
-class Levels(NamedTuple):
-    """What the schedules say at some timesteps, gathered once, in float64."""
-
-    alpha_bar: Tensor
-    """(B,), or (B, S) where frames have their own timesteps."""
-    gamma_bar: Tensor
-    """(B,): one Dynamics operator per sample, that of its noisiest frame."""
 
 
 class DynamicalDiffusion:
@@ -114,8 +107,8 @@ class DynamicalDiffusion:
             check_name(argument, value, choices)
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr is {min_snr}; it must be positive (5 is usual), or None for no weighting")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+        if backend not in kernels.BACKENDS:
+            raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(kernels.BACKENDS)}")
         self.num_timesteps = num_timesteps
         self.alpha_bar = alpha_bar_schedule(
             num_timesteps, beta_schedule, beta_start=beta_start, beta_end=beta_end, zero_terminal_snr=zero_terminal_snr
@@ -130,10 +123,16 @@ class DynamicalDiffusion:
         self.is_standard = network_space == "unmixed" or bool((self.gamma_bar == 1).all())
         """Whether z is standard diffusion's: nothing is mixed, and the arithmetic is that of a plain DDPM."""
         self.backend = backend
+        # No step of the kernels starts from ᾱ = 0; "reference" asks for the torch code here.
+        self._fusable = backend != "reference" and not self.is_standard and not zero_terminal_snr
+        self._kernel_options = {"prediction": prediction, "dependent_noise": dependent_noise, "backend": backend}
         accuracy.check_construction(self)
         self.input_std = self._input_std(frame_autocovariance) if normalize_input else None
         """Standard deviation of z by timestep, (N,) float64; None if inputs are not normalised."""
-        self._tables: dict[tuple[str, torch.device], Tensor] = {}
+        schedules = {"alpha_bar": self.alpha_bar, "gamma_bar": self.gamma_bar}
+        if self.input_std is not None:
+            schedules["input_std"] = self.input_std
+        self._table = LevelTable(**schedules)
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -146,13 +145,15 @@ class DynamicalDiffusion:
             noise: white noise ε like ``x0``, or a counter that names it.
         """
         levels = self.levels(timesteps, x0)
-        clean, noise = self._compute(x0), self._draw(noise, x0)
+        if self._runs_fused(levels, x0, noise):
+            fused = kernels.add_noise(x0, *levels, noise, **self._kernel_options)
+            return fused.z, fused.target
+        clean, white = to_compute(x0), self._draw(noise, x0)
         if not self.dependent_noise:
             clean = self._mix(clean, levels)
-        z, target = self._noised(clean, noise, levels)
+        z, target = standard.noised(self.prediction, clean, white, *signal_and_noise(levels, clean))
         if self.dependent_noise:
-            z = self._mix(z, levels)
-            target = self._mix(target, levels)
+            z, target = self._mix(z, levels), self._mix(target, levels)
         if self.prediction == "x0":
             target = x0
         return z.to(x0.dtype), target.to(x0.dtype)
@@ -162,17 +163,17 @@ class DynamicalDiffusion:
         if not self.dependent_noise:
             return noise
         levels = self.levels(torch.full((noise.shape[0],), timestep), noise)
-        return self._mix(self._compute(noise), levels).to(noise.dtype)
+        return self._mix(to_compute(noise), levels).to(noise.dtype)
 
     def model_input(self, z: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is shown for z: z itself, or z over its standard deviation at the timestep."""
         if self.input_std is None:
             return z
-        _check_timesteps(timesteps, z, self.num_timesteps, allow_clean=False)
+        check_timesteps(timesteps, z, self.num_timesteps, allow_clean=False)
         if timesteps.ndim == 2:
             raise ValueError("normalize_input has one deviation per timestep and sample; give timesteps of shape (B,)")
-        std = self._at("input_std", timesteps.to(z.device))
-        return (self._compute(z) / _over_frames(std, z)).to(z.dtype)
+        std = self._table.at("input_std", timesteps.to(z.device))
+        return (to_compute(z) / over_frames(std, z)).to(z.dtype)
 
     # -- reverse ------------------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class DynamicalDiffusion:
             ValueError: as for ``predict``; η > 0 without noise; timesteps out of order.
         """
         levels, after = self.levels(timesteps, z), self.levels(prev_timesteps, z, allow_clean=True)
-        _check_order(timesteps, prev_timesteps)
+        check_order(timesteps, prev_timesteps)
         accuracy.check_step(self, timesteps, z.dtype, model_output.dtype)
         if eta < 0:
             raise ValueError(f"eta is {eta}; it must not be negative (0 is deterministic DDIM, 1 ancestral sampling)")
@@ -250,8 +251,20 @@ class DynamicalDiffusion:
         z' = D' (signal x̂ + noise ε̂ + correction (x̂ - x̂_before) + sigma n) with dependent noise, and with independent
         noise z' = signal D' x̂ + noise ε̃ + sigma n.
         """
+        if self._runs_fused(levels, z, model_output, x0_before, noise, history):
+            combination = solvers.kernel_coefficients(coefficients, levels, after, self.dependent_noise)
+            return kernels.reverse_step(
+                z,
+                model_output,
+                combination,
+                noise=noise,
+                history=history,
+                x0_prev=x0_before,
+                return_x0=True,
+                **self._kernel_options,
+            )
         x0_hat, noise_hat = self._split(z, levels, model_output, history)
-        signal, keep, correction, sigma = (_over_frames(c, z) for c in coefficients)
+        signal, keep, correction, sigma = (over_frames(c, z) for c in coefficients)
         mean = x0_hat if self.dependent_noise else self._mix(x0_hat, after)
         result = signal * mean + keep * noise_hat
         if x0_before is not None:
@@ -279,21 +292,23 @@ class DynamicalDiffusion:
             (mean over the batch, () ; per sample, (B,)), float32 or float64.
         """
         levels = self.levels(timesteps, target)
-        error = self._to_loss_space(self._compute(model_output) - self._compute(target), levels)
-        per_frame = losses.squared_error_per_frame(error)
+        first_frame = num_history_frames if self.loss_frames == "future" else 0
+        frame_weights = losses.frame_mask(target, first_frame)
+        weights = None
         if self.min_snr is not None:
-            weight = losses.min_snr_weight(levels.alpha_bar, self.prediction, self.min_snr).to(per_frame.dtype)
-            per_frame = per_frame * weight.view(len(weight), -1)
-        per_sample = losses.mean_over_frames(per_frame, num_history_frames if self.loss_frames == "future" else 0)
+            weights = losses.min_snr_weight(levels.alpha_bar, self.prediction, self.min_snr)
+        in_target_space = self.loss_space in ("target", "unmixed" if self.prediction == "x0" else self.network_space)
+        if in_target_space and not levels.per_frame:
+            per_sample = kernels.denoising_loss(
+                model_output, target, sample_weights=weights, frame_weights=frame_weights, backend=self.backend
+            )
+            return per_sample.mean(), per_sample
+        error = to_compute(model_output) - to_compute(target)
+        if not in_target_space:
+            change = frame_mix if self.loss_space == "mixed" else frame_unmix
+            error = change(error, levels.gamma_bar, backend=self.backend)
+        per_sample = losses.weighted_mean_square(error, weights, frame_weights)
         return per_sample.mean(), per_sample
-
-    def _to_loss_space(self, error: Tensor, levels: Levels) -> Tensor:
-        """D or D⁻¹ of an error, where the loss is measured in another space than the target's."""
-        target_space = "unmixed" if self.prediction == "x0" else self.network_space
-        if self.loss_space in ("target", target_space):
-            return error
-        change = frame_mix if self.loss_space == "mixed" else frame_unmix
-        return change(error, levels.gamma_bar, backend=self.backend)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -303,49 +318,42 @@ class DynamicalDiffusion:
         Raises:
             ValueError: shape, dtype, or (on the CPU, where looking doesn't wait) a value out of range.
         """
-        _check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
+        check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
         if timesteps.ndim == 2 and not (self.dependent_noise or self.is_standard):
             raise ValueError("timesteps of shape (B, S) need dependent_noise=True; with independent noise give (B,)")
         timesteps = timesteps.to(z.device)
         noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(1)
-        return Levels(self._at("alpha_bar", timesteps), self._at("gamma_bar", noisiest))
-
-    def _at(self, name: str, timesteps: Tensor) -> Tensor:
-        """An attribute (N,) at ``timesteps`` of any shape, on their device; 1 at t = -1."""
-        table = self._tables.get((name, timesteps.device))
-        if table is None:
-            # Entry t + 1 belongs to timestep t, so that -1 finds the clean level.
-            table = torch.cat((torch.ones(1, dtype=torch.float64), getattr(self, name))).to(timesteps.device)
-            self._tables[name, timesteps.device] = table
-        # index_select, unlike indexing, doesn't count indices below 0 from the end
-        return table.index_select(0, timesteps.flatten() + 1).view(timesteps.shape)
-
-    def _noised(self, clean: Tensor, noise: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """Standard diffusion: the noised frames and the target (for x0 left to the caller)."""
-        a, s = _signal_and_noise(levels, clean)
-        target = noise if self.prediction == "eps" else a * noise - s * clean
-        return a * clean + s * noise, target
+        return Levels(self._table.at("alpha_bar", timesteps), self._table.at("gamma_bar", noisiest))
 
     def _split(self, z: Tensor, levels: Levels, output: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x̂ and the white noise ε̂ of z, in the dtype of the calculation; known history replaces x̂ there."""
-        z, output = self._compute(z), self._compute(output)
-        a, s = _signal_and_noise(levels, z)
+        z, output = to_compute(z), to_compute(output)
+        a, s = signal_and_noise(levels, z)
         x0_given = self.prediction == "x0"
         if self.dependent_noise:  # z = D u, and an eps or v output is D of standard diffusion's
             z = self._unmix(z, levels)
-            clean, noise = _standard_prediction(
-                self.prediction, z, output if x0_given else self._unmix(output, levels), a, s
-            )
+            output = output if x0_given else self._unmix(output, levels)
+            clean, noise = standard.clean_and_noise(self.prediction, z, output, a, s)
         else:  # z = √ᾱ μ + √(1-ᾱ) ε with μ = D x, and an eps or v output is that of μ
-            mean, noise = _standard_prediction(
-                self.prediction, z, self._mix(output, levels) if x0_given else output, a, s
-            )
+            mean_output = self._mix(output, levels) if x0_given else output
+            mean, noise = standard.clean_and_noise(self.prediction, z, mean_output, a, s)
             clean = output if x0_given else self._unmix(mean, levels)
         if history is None:
             return clean, noise
-        clean = torch.cat((self._compute(history), clean[:, history.shape[1] :]), 1)
+        clean = torch.cat((to_compute(history), clean[:, history.shape[1] :]), 1)
         mean = clean if self.dependent_noise else self._mix(clean, levels)
-        return clean, _implied_noise(z, mean, a, s)
+        return clean, standard.implied_noise(z, mean, a, s)
+
+    def _runs_fused(self, levels: Levels, *tensors: Tensor | NoiseCounter | None) -> bool:
+        """Whether a fused kernel takes the call: mixing to do, one timestep per sample, no float64, no gradients.
+
+        What the kernels don't cover runs on the torch code beside the call, which is also their specification here.
+        """
+        if levels.per_frame or not self._fusable:
+            return False
+        given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+        return not wants_gradient and all(tensor.dtype != torch.float64 for tensor in given)
 
     def _mix(self, x: Tensor, levels: Levels) -> Tensor:
         return x if self.is_standard else frame_mix(x, levels.gamma_bar, backend=self.backend)
@@ -353,15 +361,11 @@ class DynamicalDiffusion:
     def _unmix(self, y: Tensor, levels: Levels) -> Tensor:
         return y if self.is_standard else frame_unmix(y, levels.gamma_bar, backend=self.backend)
 
-    def _compute(self, x: Tensor) -> Tensor:
-        """``x`` in the dtype of the calculation."""
-        return x if x.dtype == torch.float64 else x.float()
-
     def _draw(self, noise: Noise, like: Tensor) -> Tensor:
         """Noise of the shape and on the device of ``like``, in the dtype of the calculation."""
         if isinstance(noise, NoiseCounter):
             dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-            return normal(noise, like.shape, device=like.device, dtype=dtype, backend=self.backend)
+            return kernels.normal(noise, like.shape, device=like.device, dtype=dtype, backend=self.backend)
         if noise.shape != like.shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}; it must have that of the frames, {tuple(like.shape)}"
@@ -382,56 +386,3 @@ class DynamicalDiffusion:
         gamma_bar = torch.ones_like(self.gamma_bar) if self.is_standard else self.gamma_bar
         signal_variance = mixed_signal_variance(gamma_bar, covariance)
         return (self.alpha_bar * signal_variance + 1 - self.alpha_bar).sqrt()
-
-
-def _over_frames(coefficient: Tensor, z: Tensor) -> Tensor:
-    """(B,) or (B, S) float64, as a view that multiplies z, in the dtype of the calculation."""
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    return coefficient.to(dtype).view(*coefficient.shape, *[1] * (z.ndim - coefficient.ndim))
-
-
-def _signal_and_noise(levels: Levels, z: Tensor) -> tuple[Tensor, Tensor]:
-    """√ᾱ and √(1-ᾱ), shaped to multiply z."""
-    return _over_frames(levels.alpha_bar.sqrt(), z), _over_frames((1 - levels.alpha_bar).sqrt(), z)
-
-
-def _standard_prediction(prediction: str, u: Tensor, output: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Clean part and noise of u = a·clean + s·noise, from the output of a standard eps, v or x0 network."""
-    if prediction == "eps":
-        return (u - s * output) / a, output
-    if prediction == "v":
-        return a * u - s * output, s * u + a * output
-    clean = torch.where(s > 0, output, u)  # a clean frame is known, whatever the network says of it
-    return clean, _implied_noise(u, clean, a, s)
-
-
-def _implied_noise(u: Tensor, clean: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """(u - a·clean)/s; 0 for a frame without noise."""
-    return torch.where(s > 0, (u - a * clean) / torch.where(s > 0, s, 1.0), 0.0)
-
-
-def _check_timesteps(timesteps: Tensor, z: Tensor, num_timesteps: int, allow_clean: bool) -> None:
-    if not isinstance(timesteps, Tensor) or timesteps.is_floating_point() or timesteps.dtype == torch.bool:
-        kind = timesteps.dtype if isinstance(timesteps, Tensor) else type(timesteps).__name__
-        raise ValueError(f"timesteps are {kind}; give an int64 tensor of shape (B,) or (B, S)")
-    if z.ndim < 2 or tuple(timesteps.shape) not in ((z.shape[0],), tuple(z.shape[:2])):
-        raise ValueError(
-            f"timesteps have shape {tuple(timesteps.shape)} for frames of shape {tuple(z.shape)}; give (B,) or (B, S) "
-            "for frames of shape (B, S, ...)"
-        )
-    if timesteps.device.type != "cpu" or timesteps.numel() == 0:
-        return
-    lowest = -1 if allow_clean or timesteps.ndim == 2 else 0
-    smallest, largest = int(timesteps.min()), int(timesteps.max())
-    if smallest < lowest or largest >= num_timesteps:
-        wrong = smallest if smallest < lowest else largest
-        raise ValueError(f"timesteps hold {wrong}; they must lie in {lowest}..{num_timesteps - 1}")
-
-
-def _check_order(timesteps: Tensor, prev_timesteps: Tensor) -> None:
-    if timesteps.shape != prev_timesteps.shape:
-        raise ValueError(
-            f"prev_timesteps have shape {tuple(prev_timesteps.shape)}, timesteps {tuple(timesteps.shape)}; match them"
-        )
-    if timesteps.device.type == prev_timesteps.device.type == "cpu" and bool((prev_timesteps > timesteps).any()):
-        raise ValueError("prev_timesteps lie above timesteps somewhere; a reverse step goes down")

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import dydiff_kernels as kernels
+from dydiff_dist.diffusion.levels import Levels
 from dydiff_dist.diffusion.schedules import log_snr
 
 
@@ -52,3 +54,18 @@ def dpmpp_2m(alpha_bar: Tensor, alpha_bar_next: Tensor, alpha_bar_before: Tensor
     correction = alpha_bar_next.sqrt() * -torch.expm1(-h) * h / (2 * h_before)
     usable = (h > 0) & torch.isfinite(h) & (h_before > 0)
     return first_order._replace(correction=torch.where(usable, correction, 0.0))
+
+
+def kernel_coefficients(
+    step: StepCoefficients, levels: Levels, after: Levels, dependent_noise: bool
+) -> kernels.StepCoefficients:
+    """The same step in terms of z, x̂ and x̂_before, which is what the fused kernel reads: ε̂ = (u - √ᾱ x̂)/√(1-ᾱ)."""
+    a = step.noise / (1 - levels.alpha_bar).sqrt()
+    from_clean = -a * levels.alpha_bar.sqrt()
+    if dependent_noise:
+        b, c = step.signal + from_clean + step.correction, -step.correction
+    else:
+        b, c = step.signal, from_clean
+    return kernels.StepCoefficients(
+        levels.alpha_bar, levels.gamma_bar, after.gamma_bar, a=a, b=b, c=c, sigma=step.sigma
+    )

@@ -1,0 +1,114 @@
+"""Every backend gives the method's result: the fused kernels against the torch code, both against float64."""
+
+import pytest
+import torch
+
+from dydiff_dist.diffusion import DynamicalDiffusion, sample, timestep_grid
+from dydiff_kernels import NoiseCounter, Stream, available_backends
+
+SHAPE = (4, 7, 2, 3, 5)
+T = torch.tensor([1, 300, 700, 960])
+# Storage is rounded once at the end (values reach about 10); float32 rounding is enlarged by at most 2.4 / √ᾱ = 40.
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
+
+
+@pytest.fixture(params=available_backends("cpu"))
+def backend(request):
+    return request.param
+
+
+def draw(dtype, seed):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def counter(step=0):
+    return NoiseCounter(seed=9, sample_index=torch.tensor([3, 1, 2**40, 0]), step=step, stream=Stream.DIFFUSION)
+
+
+def process(backend, **options):
+    return DynamicalDiffusion(backend=backend, gamma_ratio=0.5, **options)
+
+
+def assert_agree(result, exact, dtype):
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(dtype).eps, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dependent", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_add_noise(backend, prediction, dependent, dtype):
+    d = process(backend, prediction=prediction, dependent_noise=dependent)
+    x = draw(dtype, 0)
+    for noise, exact_noise in ((draw(dtype, 1), draw(dtype, 1).double()), (counter(), counter())):
+        exact = d.add_noise(x.double(), T, exact_noise)
+        for ours, theirs in zip(d.add_noise(x, T, noise), exact, strict=True):
+            assert_agree(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dependent", [True, False])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("clamped", [True, False])
+def test_step(backend, prediction, dependent, dtype, clamped):
+    d = process(backend, prediction=prediction, dependent_noise=dependent)
+    z, output, history = draw(dtype, 0), draw(dtype, 1), draw(dtype, 2)[:, :2] if clamped else None
+    before = torch.tensor([-1, 280, 0, 940])
+    exact_history = history.double() if clamped else None
+    for eta, noise in ((0.0, None), (0.7, counter())):
+        ours = d.step(z, T, before, output, eta=eta, noise=noise, history=history)
+        exact = d.step(z.double(), T, before, output.double(), eta=eta, noise=noise, history=exact_history)
+        for result, expected in zip(ours, exact, strict=True):
+            assert_agree(result, expected, dtype)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_sample(backend, sampler, prediction):
+    """A whole run with a smooth stand-in for a network; rounding errors don't add up beyond a single step's."""
+    d = process(backend, prediction=prediction)
+    start = draw(torch.float32, 3)
+
+    def run(start):
+        noise = counter() if sampler == "ancestral" else None
+        grid = timestep_grid(1000, 12)
+        return sample(d, lambda z, t: (0.3 * z).sin(), start=start, timesteps=grid, sampler=sampler, noise=noise)
+
+    torch.testing.assert_close(run(start).double(), run(start.double()), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("loss_space", ["target", "unmixed"])
+@pytest.mark.parametrize("min_snr", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_its_gradient(backend, loss_space, min_snr, dtype):
+    d = process(backend, prediction="v", loss_space=loss_space, min_snr=min_snr, loss_frames="future")
+    output, target = draw(dtype, 0), draw(dtype, 1)
+
+    def loss_and_gradient(output, target):
+        output = output.clone().requires_grad_()
+        loss, per_sample = d.loss(output, target, T, num_history_frames=2)
+        loss.backward()
+        return per_sample.detach(), output.grad
+
+    per_sample, gradient = loss_and_gradient(output, target)
+    exact_loss, exact_gradient = loss_and_gradient(output.double(), target.double())
+    assert per_sample.dtype == torch.float32
+    torch.testing.assert_close(per_sample.double(), exact_loss, rtol=1e-5, atol=0)
+    scale = exact_gradient.abs().max().item()
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=torch.finfo(dtype).eps, atol=1e-5 * scale)
+
+
+def test_steps_are_differentiable_where_a_gradient_is_wanted(backend):
+    """The fused step has no gradient, so the torch code runs; with no gradient asked for, the two agree."""
+    d = process(backend, prediction="v")
+    z, output = draw(torch.float32, 0), draw(torch.float32, 1)
+    with_gradient, _ = d.step(z, T, T - 1, output.clone().requires_grad_())
+    assert with_gradient.requires_grad
+    torch.testing.assert_close(with_gradient.detach(), d.step(z, T, T - 1, output)[0], rtol=0, atol=5e-5)
+
+
+def test_backend_by_name_that_cannot_run_says_so():
+    if "triton" in available_backends("cpu"):
+        pytest.skip("the Triton interpreter is on")
+    with pytest.raises(ValueError, match="triton"):
+        process("triton").add_noise(draw(torch.float32, 0), T, counter())
