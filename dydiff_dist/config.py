@@ -6,7 +6,7 @@ Each section's class stands beside the part that it configures; this module only
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -16,6 +16,13 @@ from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.models.config import VideoTransformerConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_dist.training.config import TrainingConfig
+
+
+class KernelsConfig(StrictConfig):
+    """Which implementation of the fused operations runs."""
+
+    backend: Literal["auto", "triton", "cpp", "reference"] = "auto"
+    """auto: Triton on GPUs, C++ on CPUs, torch where that is not to be had; what runs is logged once per operation."""
 
 
 class RunConfig(StrictConfig):
@@ -30,6 +37,7 @@ class RunConfig(StrictConfig):
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig
+    kernels: KernelsConfig = KernelsConfig()
     deepspeed: dict[str, Any] = {}
     """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
 

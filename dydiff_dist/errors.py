@@ -1,18 +1,30 @@
 """How command lines tell a user what is wrong: one line, exit status 2, no traceback."""
 
 import sys
+import time
 from collections.abc import Callable
 
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError)
 """Errors whose message is written for the user. Any other exception is a bug and keeps its traceback."""
 
+_GRACE_SEC = 3.0
 
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command line's ``main`` and exits: 0 or its return value, 2 on a user error, 130 on Ctrl-C."""
+
+def run_command(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> None:
+    """Runs a command line's ``main`` and exits: 0 or its return value, 2 on a user error, 130 on Ctrl-C.
+
+    Args:
+        main: the command.
+        speaks: whether this process is the one to print an error. Of several ranks that fail alike one speaks; the
+            others wait a moment, because launchers end all ranks as soon as one has exited.
+    """
     try:
         status = main()
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if speaks():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_SEC)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -56,6 +56,7 @@ def start_process_group(world: World, timeout_minutes: float = 10) -> None:
     """Joins the ranks: NCCL between GPUs, gloo between CPU processes."""
     if dist.is_initialized():
         return
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"

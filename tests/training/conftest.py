@@ -1,0 +1,52 @@
+"""A tiny data set and a tiny run for the training tests."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from run_commands import run
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Path:
+    """24 training and 5 validation trajectories of 6 frames, 16x16."""
+    folder = tmp_path_factory.mktemp("shards")
+    options = "--train 24 --valid 5 --test 4 --num-frames 6 --resolution 16 --spin-up-frames 2 --processes 1".split()
+    made = run([sys.executable, "tools/make_shards.py", "turbulence", "--out", folder, *options])
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_shards, tmp_path) -> Path:
+    """A run of 6 steps on `tiny_shards`, checkpoints after every third."""
+    tree = {
+        "output_dir": str(tmp_path / "run"),
+        "data": {
+            "train": str(tiny_shards / "train"),
+            "valid": str(tiny_shards / "valid"),
+            "num_history_frames": 2,
+            "num_future_frames": 4,
+            "augmentation": {"periodic_shift": True},
+            "num_workers": 0,
+        },
+        "model": {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+        "diffusion": {"prediction": "x0"},
+        "sampling": {"num_steps": 2},
+        "training": {
+            "steps": 6,
+            "global_batch_size": 4,
+            "micro_batch_per_gpu": 2,
+            "learning_rate": 1e-2,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": 3,
+            "validate_every_steps": 4,
+            "num_validation_cases": 3,
+            "num_validation_members": 2,
+        },
+        "deepspeed": {"zero_optimization": {"stage": 2}},
+    }
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(tree))
+    return path

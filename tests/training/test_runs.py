@@ -1,0 +1,144 @@
+"""Whole runs on tiny data, started the way a user starts them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from run_commands import ROOT, TRAIN, environment, run
+from safetensors.torch import load_file
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def error_lines(result: subprocess.CompletedProcess) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("error:")]
+
+
+def train(*arguments, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
+    return run([*launcher, TRAIN, *arguments])
+
+
+TWO_RANKS = ("deepspeed", "--num_gpus", "2")
+
+
+@pytest.fixture
+def finished(tiny_config) -> Path:
+    """The folder of a finished run of one process."""
+    result = train(tiny_config, "training.keep_last_checkpoints=3")
+    assert result.returncode == 0, result.stderr
+    for fact in ("step 6/6: loss", "samples/s", "ETA", "validation CRPS", "model: "):
+        assert fact in result.stdout, result.stdout
+    return Path(json.loads(tiny_config.read_text())["output_dir"])
+
+
+@pytest.mark.distributed
+def test_resumed_and_two_rank_runs_equal_the_first(tiny_config, finished, tmp_path):
+    expected = weights(finished)
+    assert any((finished / "tensorboard").iterdir())
+    assert sorted(path.name for path in (finished / "checkpoints").glob("step_*")) == ["step_000003", "step_000006"]
+
+    again = train(tiny_config, "training.keep_last_checkpoints=3")
+    assert again.returncode == 0 and "complete" in again.stdout
+
+    # the newest checkpoint is damaged: the run falls back to the one before and ends with the same weights, bit for bit
+    newest = finished / "checkpoints" / "step_000006"
+    victim = next(newest.glob("ema_rank_*"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    shutil.rmtree(finished / "model")
+    resumed = train(tiny_config, "training.keep_last_checkpoints=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after step 3" in resumed.stdout
+    assert "step_000006 is damaged" in resumed.stdout + resumed.stderr
+    for name, weight in weights(finished).items():
+        assert torch.equal(weight, expected[name]), name
+
+    other = tmp_path / "two_ranks"
+    result = train(tiny_config, f"output_dir={other}", launcher=TWO_RANKS)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, weight in weights(other).items():
+        # the ranks' gradients are summed in another order than accumulated ones
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.distributed
+def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(tiny_config, tmp_path):
+    command = [sys.executable, TRAIN, tiny_config, "training.steps=100000", "training.validate_every_steps=0"]
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by SIGINT after step" in rest and "the same command resumes" in rest
+    stopped = int(rest.split("after step ")[1].split(";")[0])
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / f"step_{stopped:06d}" / "complete.json").is_file()
+
+    last = stopped + 2
+    resumed = train(tiny_config, f"training.steps={last}", "training.validate_every_steps=0")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed after step {stopped}" in resumed.stdout and f"step {last}/{last}" in resumed.stdout
+
+
+@pytest.mark.distributed
+def test_two_ranks_say_one_thing_about_one_mistake(tiny_config):
+    result = train(tiny_config, "training.stpes=3", launcher=TWO_RANKS)
+    assert result.returncode != 0
+    assert len(error_lines(result)) == 1 and "did you mean 'training.steps'?" in error_lines(result)[0]
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.distributed
+def test_a_shard_damaged_inside_is_named_by_the_rank_that_meets_it(tiny_config, tiny_shards, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_shards / "train", damaged)
+    shard = next(damaged.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    for position in range(0, len(data), 4096):
+        data[position] ^= 0xFF
+    shard.write_bytes(data)
+    start = time.monotonic()
+    result = train(tiny_config, f"data.train={damaged}", launcher=TWO_RANKS)
+    assert result.returncode != 0
+    assert 1 <= len(error_lines(result)) <= 2 and all(shard.name in line for line in error_lines(result))
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - start < 120, "the other rank was left waiting"
+
+
+def test_mistakes_in_the_data_are_one_line(tiny_config, tiny_shards, tmp_path):
+    truncated = tmp_path / "truncated"
+    shutil.copytree(tiny_shards / "train", truncated)
+    shard = next(truncated.glob("*.tar"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    for override, message in (
+        (f"data.train={tmp_path / 'absent'}", "does not exist; make it with tools/make_shards.py"),
+        (f"data.train={truncated}", f"{shard.name} is truncated"),
+        ("data.num_future_frames=40", "num_future_frames"),
+        ("model.patch_size=5", "model.patch_size 5 does not divide frames of 16x16"),
+        ("training.num_validation_cases=50", "has 5 samples; lower it"),
+        ("model.attention_backend=xformers", "needs a GPU"),
+    ):
+        result = train(tiny_config, override)
+        assert result.returncode == 2, (override, result.stdout, result.stderr)
+        assert len(error_lines(result)) == 1 and message in error_lines(result)[0], result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_dry_run_checks_and_stops(tiny_config, tmp_path):
+    result = train(tiny_config, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    for fact in ("24 samples of 2 + 4 frames", "parameters", "ZeRO stage 2", "2 accumulation x 1 ranks"):
+        assert fact in result.stdout
+    assert not (tmp_path / "run").exists()
