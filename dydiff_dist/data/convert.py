@@ -5,12 +5,14 @@ items), so a conversion that was killed goes on with the shards that are missing
 The manifest of a split is written last, when all its shards stand.
 """
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,6 +115,18 @@ def convert(
     shards made with other options, when disk space is short, or when more than ``max_bad_rate`` of the inputs are bad.
     """
     tasks = source.plan()
+    with _only_writer(out):
+        return _convert(source, tasks, out, num_processes, max_bad_rate, on_shard)
+
+
+def _convert(
+    source: Source,
+    tasks: list[ShardTask],
+    out: Path,
+    num_processes: int,
+    max_bad_rate: float,
+    on_shard: Callable[[ShardTask, int, bool], None],
+) -> ConversionReport:
     fingerprints = {task: _fingerprint(source, task) for task in tasks}
     records = _standing_records(out, fingerprints)
     _check_disk(out, sum(task.estimated_bytes for task in tasks if task not in records))
@@ -273,6 +287,18 @@ def _standing_records(out: Path, fingerprints: dict[ShardTask, str]) -> dict[Sha
         if stands:
             records[task] = record
     return records
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Holds a lock on ``out``; the system drops it when the process ends, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another conversion is writing to {out}; wait for it or give another --out") from None
+        yield
 
 
 def _prepare_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
@@ -97,6 +97,16 @@ class Manifest(StrictConfig):
     details: dict[str, Any] = {}
     """Facts about the source: options, rejected items, physical numbers."""
 
+    @model_validator(mode="after")
+    def _numbers_fit_together(self) -> "Manifest":
+        listed = sum(entry.num_samples for entry in self.shards)
+        if listed != self.num_samples:
+            raise ValueError(f"num_samples is {self.num_samples}, the shards list {listed}")
+        num_channels = self.frames.shape[0]
+        if not len(self.shift) == len(self.scale) == num_channels or 0 in self.scale:
+            raise ValueError(f"shift {self.shift} and scale {self.scale} must hold {num_channels} numbers, no scale 0")
+        return self
+
 
 class ShardIndex(StrictConfig):
     """The samples of one shard, in tar order."""
@@ -141,12 +151,17 @@ def document_bytes(document: StrictConfig) -> bytes:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file that is either absent, the old one, or complete: temporary name, fsync, rename, fsync of the
     folder."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     commit_file(temporary, path)
+
+
+def temporary_name(path: Path) -> Path:
+    """Name for a file in the making; it differs per process, so a process that outlived its parent disturbs nobody."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def commit_file(temporary: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from dydiff_dist.data.manifest import (
     Manifest,
     ShardEntry,
     ShardIndex,
+    document_bytes,
     file_sha256,
     parse_document,
     read_document,
 )
-from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, Sample, index_path
+from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, Sample, index_path, scan_shard
+
+logger = logging.getLogger(__name__)
 
 Check = Literal["none", "size", "sha256"]
 
@@ -86,11 +90,10 @@ class ShardSet:
         return self.manifest.frames
 
     def check_shard(self, entry: ShardEntry, check: Check) -> None:
-        """Raises a one-line error if the shard or its index is missing, truncated or altered."""
+        """Raises a one-line error if the shard is missing, truncated or altered."""
         path = self.folder / entry.name
-        for needed in (path, index_path(path)):
-            if not needed.exists():
-                raise FileNotFoundError(f"{needed} is missing; restore it or run tools/make_shards.py again")
+        if not path.exists():
+            raise FileNotFoundError(f"shard {path} is missing; restore it or run tools/make_shards.py again")
         size = path.stat().st_size
         if size != entry.bytes:
             kind = "truncated" if size < entry.bytes else "longer than written"
@@ -149,14 +152,31 @@ class ShardSet:
 
 @lru_cache(maxsize=MAX_OPEN_INDICES)
 def _load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
+    """The index of a shard. A missing or altered one is rebuilt from the tar if that gives what was written."""
     path = index_path(folder / entry.name)
     try:
         data = path.read_bytes()
+        problem = "was altered: its SHA-256 differs from the manifest's"
     except OSError as error:
-        raise DamagedSampleError(f"index {path} cannot be read: {error.strerror or error}") from None
+        data = b""
+        problem = f"cannot be read: {error.strerror or error}"
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-        raise DamagedSampleError(f"index {path} was altered: its SHA-256 differs from the manifest's")
-    return parse_document(data, ShardIndex, str(path))
+        data = _rebuilt_index(folder / entry.name)
+        if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+            raise DamagedSampleError(f"index {path} {problem}, and the shard does not give it back: it is damaged too")
+        logger.warning("index %s %s; rebuilt from the shard", path, problem)
+    index = parse_document(data, ShardIndex, str(path))
+    if len(index.keys) != entry.num_samples:
+        raise DamagedSampleError(f"index {path} lists {len(index.keys)} samples, the manifest {entry.num_samples}")
+    return index
+
+
+def _rebuilt_index(shard: Path) -> bytes:
+    """The index file's bytes as they must have been, or nothing where the shard cannot be scanned."""
+    try:
+        return document_bytes(scan_shard(shard))
+    except Exception:  # whatever tarfile raises on damaged headers: the caller names the shard
+        return b""
 
 
 def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sample:

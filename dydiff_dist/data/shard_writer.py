@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,8 +13,17 @@ from typing import Any
 
 import numpy as np
 import webdataset
+from webdataset.tariterators import base_plus_ext
 
-from dydiff_dist.data.manifest import ShardEntry, ShardIndex, commit_file, document_bytes, file_sha256, write_atomically
+from dydiff_dist.data.manifest import (
+    ShardEntry,
+    ShardIndex,
+    commit_file,
+    document_bytes,
+    file_sha256,
+    temporary_name,
+    write_atomically,
+)
 from dydiff_dist.data.statistics import FrameMoments
 
 FRAMES_MEMBER = "frames.npy"
@@ -55,7 +65,7 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
     Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
     are fixed.
     """
-    temporary = tar_path.with_name(tar_path.name + ".tmp")
+    temporary = temporary_name(tar_path)
     moments = FrameMoments()
     keys: list[str] = []
     offsets: list[int] = []
@@ -72,15 +82,7 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
         writer.close()
         file.flush()
         os.fsync(file.fileno())
-    sizes = [after - before for before, after in zip(offsets, [*offsets[1:], end], strict=True)]
-    index = ShardIndex(
-        name=tar_path.name,
-        keys=tuple(keys),
-        offsets=tuple(offsets),
-        sizes=tuple(sizes),
-        crc32=tuple(_range_checksums(temporary, offsets, sizes)),
-    )
-    index_data = document_bytes(index)
+    index_data = document_bytes(_build_index(tar_path.name, temporary, keys, offsets, end))
     entry = ShardEntry(
         name=tar_path.name,
         num_samples=len(keys),
@@ -91,6 +93,28 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
     commit_file(temporary, tar_path)
     write_atomically(index_path(tar_path), index_data)
     return entry, moments
+
+
+def scan_shard(path: Path) -> ShardIndex:
+    """The index of a shard that lost it, from the tar file alone; the errors are tarfile's."""
+    keys: list[str] = []
+    offsets: list[int] = []
+    end = 0
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            key, _ = base_plus_ext(info.name)
+            if not keys or key != keys[-1]:
+                keys.append(key)
+                offsets.append(info.offset)
+            end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return _build_index(path.name, path, keys, offsets, end)
+
+
+def _build_index(name: str, file: Path, keys: list[str], offsets: list[int], end: int) -> ShardIndex:
+    """The index of samples that start at ``offsets``; the last one ends at ``end``."""
+    sizes = [after - before for before, after in zip(offsets, [*offsets[1:], end], strict=True)]
+    checksums = _range_checksums(file, offsets, sizes)
+    return ShardIndex(name=name, keys=tuple(keys), offsets=tuple(offsets), sizes=tuple(sizes), crc32=tuple(checksums))
 
 
 def _members(sample: Sample) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def test_damaged_manifest_and_index_are_named(make_shards):
     shards = ShardSet.open(folder)
     index = index_path(folder / "train-000000.tar")
     index.write_bytes(index.read_bytes().replace(b"0001", b"0002"))
-    with pytest.raises(DamagedSampleError, match=r"index .*train-000000.index.json was altered"):
+    shard = folder / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:4096])
+    with pytest.raises(DamagedSampleError, match=r"index .*train-000000.index.json was altered.* it is damaged too"):
         shards.read(shards.address(0))
     (folder / "manifest.json").write_text('{"format_version": 1, "sourc": 3}')
     with pytest.raises(ValueError, match=r"manifest.json: ") as caught:

@@ -1,0 +1,110 @@
+"""Randomly damaged shards: every loss has a name, and nothing is lost that was not damaged."""
+
+import random
+
+import numpy as np
+import pytest
+from numbered_source import numbered_sample
+
+from dydiff_dist.data import shard_set
+from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
+from dydiff_dist.data.shard_writer import index_path
+
+NUM_TRIALS = 600
+
+
+def overwrite(data: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    noise = rng.randbytes(rng.choice([1, 1, 16, 512, 3000]))
+    return data[:start] + noise[: len(data) - start] + data[start + len(noise) :]
+
+
+def truncate(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def drop_middle(data: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    return data[:start] + data[start + rng.choice([1, 512, 2000]) :]
+
+
+def insert(data: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    return data[:start] + rng.randbytes(rng.choice([1, 512])) + data[start:]
+
+
+def zero_blocks(data: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data)) // 512 * 512
+    return data[:start] + bytes(512) + data[start + 512 :]
+
+
+def swap_blocks(data: bytes, rng: random.Random) -> bytes:
+    blocks = [data[start : start + 512] for start in range(0, len(data), 512)]
+    first, second = rng.randrange(len(blocks)), rng.randrange(len(blocks))
+    blocks[first], blocks[second] = blocks[second], blocks[first]
+    return b"".join(blocks)
+
+
+DAMAGES = [overwrite, truncate, drop_middle, insert, zero_blocks, swap_blocks]
+
+
+@pytest.fixture
+def folder(make_shards):
+    return make_shards(counts=(5, 4), num_actions=1)
+
+
+def read_all(folder, num_samples=9):
+    """Each sample's frames, or the message of its loss."""
+    shard_set._load_index.cache_clear()
+    shards = ShardSet.open(folder, check="none")
+    found = []
+    for number in range(num_samples):
+        try:
+            found.append(shards.read(shards.address(number)).frames)
+        except DamagedSampleError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_sample_is_lost_exactly_if_its_bytes_changed(folder):
+    path = folder / "train-000000.tar"
+    whole = path.read_bytes()
+    index = ShardSet.open(folder).index(0)
+    ranges = [slice(start, start + size) for start, size in zip(index.offsets, index.sizes, strict=True)]
+    for trial in range(NUM_TRIALS):
+        rng = random.Random(trial)
+        damaged = rng.choice(DAMAGES)(whole, rng)
+        path.write_bytes(damaged)
+        for number, found in enumerate(read_all(folder)):
+            if number >= 5 or damaged[ranges[number]] == whole[ranges[number]]:
+                assert np.array_equal(found, numbered_sample(number, 5).frames), (trial, number, found)
+            else:
+                assert isinstance(found, str), (trial, number)
+                assert f"sample-{number:04d}" in found and "train-000000.tar" in found and "\n" not in found
+
+
+def test_a_damaged_index_is_rebuilt_from_the_shard(folder):
+    path = index_path(folder / "train-000000.tar")
+    whole = path.read_bytes()
+    for trial in range(60):
+        rng = random.Random(trial)
+        path.write_bytes(rng.choice(DAMAGES)(whole, rng))
+        for number, found in enumerate(read_all(folder)):
+            assert np.array_equal(found, numbered_sample(number, 5).frames), (trial, number, found)
+    path.unlink()
+    assert not any(isinstance(found, str) for found in read_all(folder))
+
+
+def test_a_damaged_manifest_opens_right_or_is_refused_in_one_line(folder):
+    path = folder / "manifest.json"
+    whole = path.read_bytes()
+    refused = 0
+    for trial in range(200):
+        rng = random.Random(trial)
+        path.write_bytes(rng.choice(DAMAGES)(whole, rng))
+        try:
+            read_all(folder, num_samples=1)
+        except ValueError as error:
+            assert "\n" not in str(error) and "manifest.json" in str(error), (trial, str(error))
+            refused += 1
+    assert refused > 100
