@@ -24,9 +24,9 @@ class Climatology:
     """What is known without any history: the frames of the training set.
 
     * ``mean``: every pixel's mean over all training frames, the best forecast in squared error.
-    * ``ensemble``: each member is one training frame, drawn uniformly over trajectories and frames, the same at all lead
-      times (every score here judges lead times one by one, so its order in time does not matter). Member m of case c is
-      named by (seed, c, m): it does not depend on how many members or cases there are.
+    * ``ensemble``: each member is one training frame, drawn uniformly over trajectories and frames, the same at all
+      lead times (every score here judges lead times one by one, so its order in time does not matter). Member m of case
+      c is named by (seed, c, m): it does not depend on how many members or cases there are.
     """
 
     def __init__(self, frames_of: FramesOf, num_trajectories: int, seed: int = 0, cache_trajectories: int = 64):

@@ -1,7 +1,7 @@
 """Scores of one case: an ensemble forecast against what happened.
 
-Letters: M members, S lead times (forecast frames), C channels, H W height and width. Every function takes one case, so no
-score depends on what it was batched with; all arithmetic is float64. ``table.py`` aggregates over cases.
+Letters: M members, S lead times (forecast frames), C channels, H W height and width. Every function takes one case, so
+no score depends on what it was batched with; all arithmetic is float64. ``table.py`` aggregates over cases.
 """
 
 import numpy as np
@@ -13,9 +13,9 @@ Array = np.ndarray
 def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
     """Continuous ranked probability score at every lead time, mean over channels and pixels.
 
-    Ensemble CRPS: E|X - y| - ½ E|X - X'| with X, X' drawn from the M members (Gneiting & Raftery 2007, eq. 20), the score
-    of the ensemble's empirical distribution. The fair one (Ferro 2014) divides by M (M - 1) in the second term: the
-    score that an infinite ensemble of the same kind would have on average. One member: both are the absolute error.
+    Ensemble CRPS: E|X - y| - ½ E|X - X'| with X, X' drawn from the M members (Gneiting & Raftery 2007, eq. 20), the
+    score of the ensemble's empirical distribution. The fair one (Ferro 2014) divides by M (M - 1) in the second term:
+    the score that an infinite ensemble of the same kind would have on average. One member: both are the absolute error.
 
     Args:
         members_MSCHW: forecasts, any real dtype.

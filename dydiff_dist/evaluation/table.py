@@ -1,7 +1,7 @@
 """Scores of many cases, aggregated exactly.
 
-Each case leaves its scores by lead time; the table keeps them by case number. Sums are exact (``math.fsum`` rounds once), so
-aggregates are the same to the last bit whatever the order, the batch size or the number of processes.
+Each case leaves its scores by lead time; the table keeps them by case number. Sums are exact (``math.fsum`` rounds
+once), so aggregates are the same to the last bit whatever the order, the batch size or the number of processes.
 """
 
 import math

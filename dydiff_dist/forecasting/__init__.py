@@ -1,7 +1,29 @@
-"""Forecasts: ensembles from a trained network, exported models, and folders of forecasts with their scores."""
+"""Forecasts: ensembles from a trained network, exported models, and folders of forecasts with their scores.
 
+load_forecaster(run_or_model)               -> Forecaster, whose forecast(history, …) gives ensembles
+save_model(folder, state_dict, config, …)   exports a model
+ForecastRun(model, shards, out).run()       a whole set of cases into a folder
+Verification.open(folder).evaluate()        scores of such a folder; write_evaluation writes them with pictures
+"""
+
+from dydiff_dist.forecasting.cases import Case, CaseReader
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, load_forecaster, save_model
 from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.forecasting.run import ForecastRun
+from dydiff_dist.forecasting.store import ForecastStore
+from dydiff_dist.forecasting.verification import Verification, write_evaluation
 
-__all__ = ["Forecaster", "SamplingConfig", "find_model", "load_forecaster", "save_model"]
+__all__ = [
+    "Case",
+    "CaseReader",
+    "ForecastRun",
+    "ForecastStore",
+    "Forecaster",
+    "SamplingConfig",
+    "Verification",
+    "find_model",
+    "load_forecaster",
+    "save_model",
+    "write_evaluation",
+]

@@ -1,7 +1,7 @@
 """Ensemble forecasts from a trained network.
 
 Letters: B cases, M members, S_h history frames, S_f future frames, S = S_h + S_f, C channels, H W height and width,
-A action channels, K sampler steps. *Stored units* are those of the shards, *network units* are (stored − shift) / scale.
+A action channels. *Stored units* are those of the shards, *network units* are (stored - shift) / scale.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Forecaster:
     """A trained network with its process, ready to forecast.
 
     Noise comes from a counter named by (seed, case, member), so a member is the same whatever else is forecast with it,
-    on any number of processes and in any batch (to the last digits that the network's own arithmetic leaves to the batch
-    size).
+    on any number of processes and in any batch (to the last digits that the network's own arithmetic leaves to the
+    batch size).
     """
 
     network: nn.Module
@@ -219,6 +219,6 @@ def _checked_cases(case_index: Tensor | Sequence[int] | None, num_cases: int) ->
 
 
 def _window_actions(actions: Tensor, first: int, num_frames: int) -> Tensor:
-    """Actions of one window: none leads to its first frame; frames past the last wanted one, cut off later, have none."""
+    """Actions of one window. None leads to its first frame, and none to frames past the last wanted, cut off later."""
     of_window = actions[:, first : first + num_frames]
     return nn.functional.pad(of_window[:, 1:], (0, 0, 1, num_frames - of_window.shape[1]))

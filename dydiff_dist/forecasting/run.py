@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
@@ -11,6 +12,7 @@ from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, load_forecaster, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.store import ForecastRequest, ForecastStore
+from dydiff_dist.strict_config import describe_error
 
 OnCases = Callable[[int], None]
 """Called with the number of cases just written."""
@@ -137,4 +139,7 @@ class ForecastRun:
 
 def _replaced(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
     """``sampling`` with some fields replaced and everything checked again."""
-    return SamplingConfig(**{**sampling.model_dump(), **fields})
+    try:
+        return SamplingConfig(**{**sampling.model_dump(), **fields})
+    except ValidationError as error:
+        raise ValueError(f"sampling: {describe_error(error, SamplingConfig)}") from None

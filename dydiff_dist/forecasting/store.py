@@ -1,6 +1,6 @@
 """A folder of forecasts: ``forecast.json`` says what was asked for, ``case_000017.npz`` holds one case's ensemble.
 
-Files appear under their names only when complete, so a stopped run is gone on with and several processes may write side by
+Files appear under their names only when complete, so a stopped run can go on and several processes may write side by
 side. Letters: M members, S lead times, C channels, H W height and width.
 """
 
@@ -87,7 +87,9 @@ class ForecastStore:
         """
         path = Path(folder) / REQUEST_NAME
         if not path.is_file():
-            raise FileNotFoundError(f"no forecasts in {str(folder)!r} ({REQUEST_NAME} is missing); run tools/forecast.py")
+            raise FileNotFoundError(
+                f"no forecasts in {str(folder)!r} ({REQUEST_NAME} is missing); run tools/forecast.py"
+            )
         try:
             return cls(folder, ForecastRequest.model_validate_json(path.read_bytes()))
         except ValidationError as error:

@@ -1,0 +1,133 @@
+"""Which quantity of a frame is shown, and in which colours.
+
+Letters: C channels, H W height and width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+
+BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
+"""Of every picture: dark, so that one picture reads well on light and dark pages."""
+OURS, PERSISTENCE, CLIMATOLOGY = "#ff9d4d", "#8b949e", "#58a6ff"
+
+_SPIN = LinearSegmentedColormap.from_list(
+    "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512
+)
+_RAIN = LinearSegmentedColormap.from_list(
+    "rain",
+    [
+        (0.00, "#11161f"),
+        (0.05, "#16304d"),
+        (0.20, "#1f6fb4"),
+        (0.35, "#2bb3c0"),
+        (0.50, "#58c95a"),
+        (0.65, "#f4e04d"),
+        (0.80, "#f28c28"),
+        (0.92, "#d7263d"),
+        (1.00, "#f5a6ff"),
+    ],
+    N=512,
+)
+_ERROR = LinearSegmentedColormap.from_list(
+    "error", ["#7ee3c4", "#2a9d8f", "#17494d", "#0f1424", "#4d2a57", "#b04a9c", "#ffb3ec"], N=512
+)
+_RAIN_WORDS = ("vil", "rain", "precip", "radar", "reflectivity", "dbz")
+
+
+@dataclass(frozen=True)
+class FieldStyle:
+    """How frames (..., C, H, W) become pictures."""
+
+    quantity: str
+    """What is shown, for captions."""
+    scalar: Callable[[np.ndarray], np.ndarray] | None
+    """(..., C, H, W) -> (..., H, W), the quantity; None shows frames as RGB images."""
+    colormap: Colormap
+    diverging: bool
+    """Whether colours run from -limit to limit rather than from the least to the largest value."""
+    value_range: tuple[float, float] | None = None
+    """Fixed limits, where the data have natural ones."""
+
+    def show(self, frames: np.ndarray) -> np.ndarray:
+        """The shown quantity: (..., H, W), or (..., H, W, 3) in 0..1 for images."""
+        if self.scalar is not None:
+            return self.scalar(frames)
+        low, high = self.value_range
+        return np.moveaxis(np.clip((frames - low) / (high - low), 0, 1), -3, -1)
+
+    def limits(self, shown: np.ndarray) -> tuple[float, float]:
+        """Colour limits for the truth ``shown``: robust to single pixels, the same for every panel."""
+        if self.value_range is not None:
+            return self.value_range
+        if self.diverging:
+            limit = float(np.quantile(np.abs(shown), 0.995)) or 1.0
+            return -limit, limit
+        low, high = (float(np.quantile(shown, q)) for q in (0.002, 0.998))
+        return (low, high) if high > low else (low, low + 1.0)
+
+    def rgb(self, shown: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+        """uint8 (..., H, W, 3) of a shown quantity."""
+        if self.scalar is None:
+            return np.round(shown * 255).astype(np.uint8)
+        low, high = limits
+        return np.round(self.colormap(np.clip((shown - low) / (high - low), 0, 1))[..., :3] * 255).astype(np.uint8)
+
+
+def field_style(
+    num_channels: int,
+    *,
+    channels: tuple[str, ...] = (),
+    units: str = "",
+    dtype: str = "float32",
+    vector_channels: tuple[int, int] | None = None,
+    periodic: bool = False,
+) -> FieldStyle:
+    """The style that fits what the shards say of their frames.
+
+    Velocities are shown as vorticity, three 8-bit channels as an image, rain and radar in a rain scale, and of anything
+    else the first channel.
+
+    Args:
+        num_channels: C.
+        channels: their names.
+        units: of the stored values.
+        dtype: stored type.
+        vector_channels: channels that hold a vector along (W, H).
+        periodic: whether the field wraps around.
+    """
+    if vector_channels is not None:
+        along_w, along_h = vector_channels
+        return FieldStyle("vorticity", lambda f: vorticity(f, along_w, along_h, periodic), _SPIN, diverging=True)
+    if num_channels == 3 and dtype == "uint8":
+        return FieldStyle("colour", None, _SPIN, diverging=False, value_range=(0.0, 255.0))
+    name = channels[0] if channels else "channel 0"
+
+    def first_channel(frames: np.ndarray) -> np.ndarray:
+        return frames[..., 0, :, :]
+
+    if num_channels == 1 and any(word in f"{name} {units}".lower() for word in _RAIN_WORDS):
+        return FieldStyle(name.upper() if len(name) <= 4 else name, first_channel, _RAIN, diverging=False)
+    return FieldStyle(name, first_channel, matplotlib.colormaps["magma"], diverging=False)
+
+
+def error_colormap() -> Colormap:
+    """Colours of signed errors, unlike those of the fields."""
+    return _ERROR
+
+
+def vorticity(frames: np.ndarray, along_w: int, along_h: int, periodic: bool) -> np.ndarray:
+    """∂v/∂x - ∂u/∂y by central differences, per pixel spacing: (..., C, H, W) -> (..., H, W)."""
+    return _slope(frames[..., along_h, :, :], -1, periodic) - _slope(frames[..., along_w, :, :], -2, periodic)
+
+
+def _slope(field: np.ndarray, axis: int, periodic: bool) -> np.ndarray:
+    if periodic:
+        return (np.roll(field, -1, axis) - np.roll(field, 1, axis)) / 2
+    return np.gradient(field, axis=axis)

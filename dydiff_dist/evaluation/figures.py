@@ -1,0 +1,204 @@
+"""Pictures of forecasts: the ensemble beside the truth, its animation, scores by lead time.
+
+Letters: M members, S lead times, C channels, H W height and width.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from dydiff_dist.evaluation import colors
+from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, FieldStyle
+from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, Evaluation, ForecastCase
+
+MAX_COLUMNS = 6
+_LINES = {
+    FORECAST: ("this model", colors.OURS, "-", 2.4),
+    PERSISTENCE: ("persistence", colors.PERSISTENCE, "--", 1.6),
+    CLIMATOLOGY: ("climatology", colors.CLIMATOLOGY, ":", 2.0),
+}
+
+
+def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> Figure:
+    """Truth, ensemble mean, two members and the mean's error in rows; lead times in columns.
+
+    The first column of the first row is the last given frame. All fields share one colour scale, set by the truth.
+    """
+    leads = _spaced(len(case.truth), MAX_COLUMNS)
+    mean = case.members.mean(axis=0)
+    rows = {"truth": case.truth, "ensemble mean": mean}
+    rows |= {f"member {m + 1}": case.members[m] for m in range(min(2, len(case.members)))}
+    shown = {label: style.show(frames) for label, frames in rows.items()}
+    given = style.show(case.history[-1])
+    limits = style.limits(np.concatenate([shown["truth"], given[None]]))
+    error = shown["ensemble mean"] - shown["truth"]
+    error = error.mean(axis=-1) if style.scalar is None else error
+
+    figure, axes = _grid(len(rows) + 1, len(leads) + 1, case.truth.shape[-2:])
+    for row, (label, fields) in enumerate(shown.items()):
+        _label_row(axes[row, 0], label)
+        for column, lead in enumerate(leads, start=1):
+            axes[row, column].imshow(style.rgb(fields[lead], limits), interpolation="nearest")
+            if row == 0:
+                axes[row, column].set_title(f"+{lead + 1}", color=INK, fontsize=13, pad=6)
+    axes[0, 0].imshow(style.rgb(given, limits), interpolation="nearest")
+    axes[0, 0].set_title("last given", color=FAINT_INK, fontsize=11, pad=6)
+    _label_row(axes[-1, 0], "error of\nthe mean")
+    span = (limits[1] - limits[0]) / 2 if style.scalar is not None else 0.5
+    for column, lead in enumerate(leads, start=1):
+        axes[-1, column].imshow(error[lead], cmap=colors.error_colormap(), vmin=-span, vmax=span)
+    caption = title or f"{len(case.members)} members, {style.quantity}, case {case.key}"
+    figure.text(0.012, 0.988, caption, color=INK, fontsize=13, va="top", ha="left")
+    return figure
+
+
+def _grid(num_rows: int, num_columns: int, frame_shape: tuple[int, int]) -> tuple[Figure, np.ndarray]:
+    """Axes without ticks for frames of this shape; one side's label column included."""
+    height, width = frame_shape
+    panel_width = 1.55
+    panel_height = panel_width * height / width
+    top, left = 0.72, 0.12
+    size = (num_columns * panel_width + left, num_rows * panel_height + top)
+    figure = Figure(figsize=size, facecolor=BACKGROUND)
+    axes = figure.subplots(
+        num_rows,
+        num_columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / size[0],
+            "right": 1 - 0.08 / size[0],
+            "top": 1 - top / size[1],
+            "bottom": 0.08 / size[1],
+            "wspace": 0.045,
+            "hspace": 0.045 * width / height,
+        },
+    )
+    for axis in axes.flat:
+        axis.set_facecolor(BACKGROUND)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return figure, axes
+
+
+def _label_row(axis, label: str) -> None:
+    """A row's name in its first column; on the truth's row the column holds a frame, so the name stands in it."""
+    if label == "truth":
+        box = {"facecolor": BACKGROUND, "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
+        axis.text(0.95, 0.08, label, transform=axis.transAxes, color=INK, fontsize=12, ha="right", bbox=box, zorder=3)
+    else:
+        axis.text(0.95, 0.5, label, transform=axis.transAxes, color=INK, fontsize=12, ha="right", va="center")
+
+
+def forecast_animation(
+    case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 256, frame_ms: int = 220
+) -> Path:
+    """Writes a looping GIF: truth, one member and the ensemble mean side by side, through history and lead times."""
+    members = case.members
+    panels = {"truth": case.truth, "a member": members[0], "ensemble mean": members.mean(axis=0)}
+    shown = {
+        label: style.show(np.concatenate([case.history, future]).astype(np.float32)) for label, future in panels.items()
+    }
+    limits = style.limits(shown["truth"])
+    rgb = {label: style.rgb(fields, limits) for label, fields in shown.items()}
+    num_given, num_frames = len(case.history), len(case.history) + len(case.truth)
+    images = [_animation_frame(rgb, frame, num_given, num_frames, panel_pixels) for frame in range(num_frames)]
+    palette = _common_palette(images)
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    durations = [frame_ms] * (num_frames - 1) + [4 * frame_ms]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False)
+    return path
+
+
+def _animation_frame(
+    rgb: dict[str, np.ndarray], frame: int, num_given: int, num_frames: int, panel_pixels: int
+) -> Image.Image:
+    """One frame: panels with their names, and a bar below that tells given frames from forecast ones."""
+    gap, head, foot = 8, 34, 30
+    height, width = next(iter(rgb.values())).shape[1:3]
+    panel_height = round(panel_pixels * height / width)
+    canvas = Image.new("RGB", (len(rgb) * (panel_pixels + gap) + gap, head + panel_height + foot), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(16)
+    for index, (label, fields) in enumerate(rgb.items()):
+        left = gap + index * (panel_pixels + gap)
+        panel = Image.fromarray(fields[frame]).resize((panel_pixels, panel_height), Image.Resampling.BICUBIC)
+        canvas.paste(panel, (left, head))
+        draw.text((left + 2, 8), label, fill=INK, font=font)
+    is_given = frame < num_given
+    text = "given" if is_given else f"forecast +{frame - num_given + 1}"
+    draw.text(
+        (canvas.width - gap - draw.textlength(text, font), 8),
+        text,
+        font=font,
+        fill=FAINT_INK if is_given else colors.OURS,
+    )
+    _progress_bar(draw, frame, num_given, num_frames, (gap, head + panel_height + 12, canvas.width - gap))
+    return canvas
+
+
+def _progress_bar(
+    draw: ImageDraw.ImageDraw, frame: int, num_given: int, num_frames: int, place: tuple[int, int, int]
+) -> None:
+    """A row of ticks, one per frame: grey for given frames, orange for forecast ones, faint where still to come."""
+    left, top, right = place
+    step = (right - left) / num_frames
+    for tick in range(num_frames):
+        color = "#21262d" if tick > frame else (FAINT_INK if tick < num_given else colors.OURS)
+        draw.rounded_rectangle((left + tick * step, top, left + (tick + 1) * step - 3, top + 6), radius=3, fill=color)
+
+
+def _common_palette(images: list[Image.Image]) -> Image.Image:
+    """One palette for all frames, so that colours don't flicker."""
+    strip = Image.new("RGB", (images[0].width, images[0].height * min(len(images), 6)))
+    for row, index in enumerate(_spaced(len(images), 6)):
+        strip.paste(images[index], (0, row * images[0].height))
+    return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+
+
+def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse")) -> Figure:
+    """Scores by lead time, one panel a score: this model and its baselines, with 95 % bootstrap bands over cases."""
+    titles = {"crps": "CRPS", "mse": "MSE of the ensemble mean"}
+    figure = Figure(figsize=(5.4 * len(scores), 4.0), facecolor=BACKGROUND, layout="constrained")
+    for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+        for name, table in evaluation.tables.items():
+            label, color, line, width = _LINES[name]
+            by_lead, (lower, upper) = table.by_lead(score), table.interval(score)
+            leads = np.arange(1, len(by_lead) + 1)
+            axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)
+            axis.plot(leads, by_lead, line, color=color, linewidth=width, label=label)
+        _style_axis(axis, titles.get(score, score))
+    return figure
+
+
+def _style_axis(axis, title: str) -> None:
+    axis.set_facecolor(BACKGROUND)
+    axis.set_title(title, color=INK, fontsize=13, loc="left", pad=10)
+    axis.set_xlabel("lead time (frames)", color=FAINT_INK, fontsize=11)
+    axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.margins(x=0.02)
+    axis.tick_params(colors=FAINT_INK, labelsize=10)
+    axis.grid(True, color="#21262d", linewidth=0.8)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color("#30363d")
+    axis.legend(frameon=False, labelcolor=INK, fontsize=11)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:
+    """Writes a figure as PNG with its own background."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, facecolor=figure.get_facecolor())
+    return path
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of 0..count-1, evenly spaced, first and last included."""
+    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, most))})

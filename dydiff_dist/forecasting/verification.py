@@ -1,0 +1,147 @@
+"""Scoring a folder of forecasts against the shards they were made from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dydiff_dist.evaluation import figures
+from dydiff_dist.evaluation.baselines import Climatology
+from dydiff_dist.evaluation.colors import FieldStyle, field_style
+from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
+from dydiff_dist.evaluation.report import write_summary
+from dydiff_dist.forecasting.cases import CaseReader
+from dydiff_dist.forecasting.store import ForecastStore
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A folder of forecasts beside what happened."""
+
+    store: ForecastStore
+    reader: CaseReader
+    numbers: list[int]
+    """Cases that are scored."""
+
+    @classmethod
+    def open(cls, forecasts: str | Path, shards: str | Path | None = None, num_cases: int | None = None):
+        """Opens forecasts with their truth.
+
+        Args:
+            forecasts: folder that tools/forecast.py wrote.
+            shards: folder of the truth; None is where the forecasts say they were made from.
+            num_cases: score the first so many; None is all that were forecast.
+
+        Raises:
+            FileNotFoundError: no forecasts, or no shards.
+            ValueError: other shards than the forecasts were made from, or fewer cases than asked for.
+        """
+        store = ForecastStore.open(forecasts)
+        request = store.request
+        reader = CaseReader.open(shards or request.shards, request.data)
+        if reader.sha256 != request.shards_sha256:
+            raise ValueError(
+                f"{forecasts} was made from other shards ({request.shards}) than {reader.shards.folder}; give those"
+            )
+        wanted = range(num_cases) if num_cases is not None else store.cases()
+        have = set(store.cases())
+        missing = [number for number in wanted if number not in have]
+        if missing or not have:
+            what = f"case {missing[0]} and {len(missing) - 1} more of {len(wanted)}" if missing else "every case"
+            raise ValueError(f"{forecasts} lacks {what}; run tools/forecast.py to its end, or score fewer with --cases")
+        return cls(store, reader, list(wanted))
+
+    def case(self, number: int) -> ForecastCase:
+        """One forecast beside its truth.
+
+        Raises:
+            ValueError: the file is damaged, or belongs to another sample.
+        """
+        key, members = self.store.read(number)
+        case = self.reader.read(number)
+        if key != case.key:
+            raise ValueError(
+                f"{self.store.path(number)} is of sample {key!r}, case {number} is {case.key!r}; delete it"
+            )
+        return ForecastCase(number, key, case.history, case.truth, members)
+
+    def cases(self) -> Iterator[ForecastCase]:
+        """All cases, one at a time."""
+        return (self.case(number) for number in self.numbers)
+
+    def style(self) -> FieldStyle:
+        """How these frames are shown."""
+        schema = self.reader.shards.schema
+        return field_style(
+            schema.shape[0],
+            channels=schema.channels,
+            units=schema.units,
+            dtype=schema.dtype,
+            vector_channels=schema.vector_channels,
+            periodic="periodic_shift" in schema.allowed_augmentations and self.reader.data.crop_size is None,
+        )
+
+    def climatology(self, folder: str | Path, seed: int = 0) -> Climatology:
+        """The climatology of the training shards in ``folder``, cut as the forecasts are.
+
+        Raises:
+            ValueError: its frames have another shape.
+        """
+        training = CaseReader.open(folder, self.reader.data)
+        here, there = self.reader.shards.schema.shape, training.shards.schema.shape
+        if here != there and (self.reader.data.crop_size is None or here[0] != there[0]):
+            raise ValueError(
+                f"{folder} has frames of shape {there}, the forecasts' shards {here}; give their training set"
+            )
+        return Climatology(training.frames, len(training), seed)
+
+    def evaluate(
+        self, climatology: Climatology | None = None, num_climatology_members: int | None = None, on_case=None
+    ) -> Evaluation:
+        """Scores all cases; ``on_case`` is called after each."""
+
+        def watched() -> Iterator[ForecastCase]:
+            for case in self.cases():
+                yield case
+                if on_case is not None:
+                    on_case()
+
+        evaluation = evaluate(watched(), climatology, num_climatology_members)
+        evaluation.protocol |= self._protocol()
+        return evaluation
+
+    def _protocol(self) -> dict:
+        request = self.store.request
+        return {
+            "model": request.model,
+            "weights_sha256": request.weights_sha256,
+            "shards": str(self.reader.shards.folder),
+            "shards_sha256": request.shards_sha256,
+            "sampling": request.sampling.model_dump(mode="json"),
+            "seed": request.seed,
+            "precision": request.precision,
+            "frame_stride": request.data.frame_stride,
+            "crop_size": request.data.crop_size,
+        }
+
+
+def write_evaluation(
+    verification: Verification, evaluation: Evaluation, out: str | Path, picture_cases: tuple[int, ...] = (0,)
+) -> list[Path]:
+    """Writes scores.json, the curves, and picture and animation of some cases; returns the paths.
+
+    ``picture_cases`` counts within the cases that were scored; those that are not there are left out.
+    """
+    out = Path(out)
+    write_summary(evaluation, out / "scores.json")
+    written = [out / "scores.json"]
+    if evaluation.num_cases == 0:
+        return written
+    written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
+    scored = sorted(evaluation.tables["forecast"].cases)
+    for position in picture_cases:
+        if position < len(scored):
+            case, style = verification.case(scored[position]), verification.style()
+            stem = f"forecast_{case.number:06d}"
+            written.append(figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"))
+            written.append(figures.forecast_animation(case, style, out / f"{stem}.gif"))
+    return written

@@ -1,0 +1,94 @@
+"""Ensemble forecasts of a folder of shards: python tools/forecast.py RUN_OR_MODEL --shards DIR --out DIR ...
+
+A run that was stopped goes on when the same command is given again. Several processes share the cases:
+torchrun --nproc_per_node 2 tools/forecast.py ... Score the result with tools/evaluate.py.
+"""
+
+import argparse
+import os
+
+import torch
+
+from dydiff_dist.errors import run_command
+from dydiff_dist.forecasting.progress import CaseProgress
+from dydiff_dist.forecasting.run import ForecastRun
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    run = ForecastRun(
+        arguments.model,
+        arguments.shards,
+        arguments.out,
+        num_members=arguments.members,
+        num_cases=arguments.cases,
+        num_frames=arguments.frames,
+        seed=arguments.seed,
+        sampling=chosen_sampling(arguments),
+        precision=arguments.precision,
+        device=chosen_device(arguments.device),
+        batch=arguments.batch,
+        rank=rank,
+        world_size=world_size,
+    )
+    sampling, forecaster = run.sampling, run.forecaster
+    if rank == 0:
+        reused = f", {run.num_reused} of this process's are there already" if run.num_reused else ""
+        print(
+            f"{run.num_cases} cases x {run.num_members} members, {sampling.sampler} in {sampling.num_steps} steps, on "
+            f"{forecaster.device}{reused}"
+        )
+    with CaseProgress("forecast", len(run.missing), run.num_members, enabled=rank == 0) as progress:
+        run.run(progress.advance)
+    if rank == 0:
+        print(f"forecasts: {arguments.out} (one case_NNNNNN.npz each: members, lead_frames, key)")
+        print(f"score them: python tools/evaluate.py {arguments.out} --climatology TRAINING_SHARDS --out DIR")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="folder of a run, or of an exported model")
+    parser.add_argument(
+        "--shards", required=True, metavar="DIR", help="shards of the cases, e.g. shards/turbulence/test"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the forecasts")
+    parser.add_argument("--members", type=int, default=8, help="ensemble members per case (8)")
+    parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all)")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="frames to forecast; more than trained on are rolled out"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="key of all noise (0)")
+    sampling = parser.add_argument_group("sampling (default: as the run's configuration says)")
+    sampling.add_argument("--sampler", choices=("ddim", "ancestral", "dpmpp_2m"))
+    sampling.add_argument("--steps", type=int, metavar="K", help="passes through the network")
+    sampling.add_argument("--spacing", choices=("uniform", "quadratic", "log_snr", "trailing"))
+    sampling.add_argument("--eta", type=float, help="stochasticity of ddim, 0..1")
+    sampling.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
+    machine.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="the network's storage (fp32)")
+    machine.add_argument("--batch", type=int, default=32, help="members through the network at once (32)")
+    machine.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser.parse_args()
+
+
+def chosen_sampling(arguments: argparse.Namespace) -> dict:
+    fields = {
+        "sampler": arguments.sampler,
+        "num_steps": arguments.steps,
+        "spacing": arguments.spacing,
+        "eta": arguments.eta,
+        "guidance_weight": arguments.guidance,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def chosen_device(device: str | None) -> str | None:
+    if device is None and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
+if __name__ == "__main__":
+    run_command(main)
