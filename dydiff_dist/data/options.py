@@ -34,7 +34,9 @@ def read_options(arguments: argparse.Namespace, config: type[StrictConfig]) -> S
     try:
         return config.model_validate(_values(vars(arguments), config))
     except ValidationError as error:
-        raise ValueError("option --" + describe_error(error, config).replace("_", "-", 1)) from None
+        place, _, rest = describe_error(error, config).partition(" ")
+        option = place.rpartition(".")[2].replace("_", "-")
+        raise ValueError(f"option --{option} {rest}") from None
 
 
 def _values(given: dict[str, Any], config: type[StrictConfig]) -> dict[str, Any]:

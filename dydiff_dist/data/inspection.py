@@ -1,0 +1,132 @@
+"""Looking at shards: a summary, pictures of samples, and a proof that an epoch holds every sample once."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.plan import random_permutation
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.stream import TrainStream
+
+RGB = ("red", "green", "blue")
+
+
+def describe(shards: ShardSet) -> list[str]:
+    """The manifest in words, line by line."""
+    manifest = shards.manifest
+    frames, statistics = manifest.frames, manifest.statistics
+    size = sum(entry.bytes for entry in manifest.shards)
+    counts = [entry.num_samples for entry in manifest.shards]
+    S, (C, H, W) = frames.num_frames, frames.shape
+    lines = [
+        f"{shards.folder}: {manifest.source}, split {manifest.split}, made by dydiff_dist {manifest.tool_version}",
+        f"samples  {len(shards)} in {len(counts)} shards of {min(counts)} to {max(counts)}, {size / 1e6:,.1f} MB",
+        f"frames   {S} of {C}x{H}x{W} {frames.dtype} ({frames.encoding}), {frames.units or 'no units given'}",
+        f"actions  {frames.num_actions or 'none'}",
+        f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
+    ]
+    names = frames.channels or tuple(str(channel) for channel in range(C))
+    for channel, name in enumerate(names):
+        lines.append(
+            f"channel  {name}: mean {statistics.mean[channel]:.4g}, std {statistics.std[channel]:.4g}, "
+            f"min {statistics.min[channel]:.4g}, max {statistics.max[channel]:.4g}; network units = "
+            f"(stored - {manifest.shift[channel]:.4g}) / {manifest.scale[channel]:.4g}"
+        )
+    covariance = statistics.frame_autocovariance
+    shown = ", ".join(f"{lag}: {covariance[lag]:.3f}" for lag in sorted({0, 1, 2, 4, 8, 11, S - 1}) if lag < S)
+    lines.append(f"memory   frame autocovariance in network units by lag: {shown}")
+    rejected = manifest.details.get("rejected_items", 0)
+    lines.append(f"rejected {rejected} inputs while converting")
+    return lines
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What one epoch looked like over all ranks."""
+
+    num_samples: int
+    seen_once: int
+    seen_more: list[str]
+    """Keys seen more than once."""
+    missing: int
+    steps_per_rank: list[int]
+
+    @property
+    def exact(self) -> bool:
+        """Every sample once, and the same number of steps on every rank."""
+        return self.seen_once == self.num_samples and len(set(self.steps_per_rank)) == 1
+
+
+def audit(shards: ShardSet, world_size: int, num_workers: int, epoch: int = 0, seed: int = 0) -> AuditResult:
+    """Reads one epoch as ``world_size`` ranks with ``num_workers`` workers each would, and counts every key.
+
+    The global batch is one sample per rank. The epoch's end seldom falls on a batch's end: the batches that hold its
+    first and last samples are read whole, and positions of the neighbouring epochs are left out of the count.
+    """
+    total = len(shards)
+    config = DataConfig(
+        train=str(shards.folder),
+        num_history_frames=1,
+        num_future_frames=max(1, shards.schema.num_frames - 1),
+        num_workers=num_workers,
+    )
+    first_step, last_step = epoch * total // world_size, -(-(epoch + 1) * total // world_size)
+    counts: Counter[str] = Counter()
+    steps = []
+    for rank in range(world_size):
+        stream = TrainStream(shards, config, seed, world_size, 1, rank, world_size, start_step=first_step)
+        batches = list(_take(stream, last_step - first_step))
+        steps.append(len(batches))
+        for key, position in batches:
+            if epoch * total <= position < (epoch + 1) * total:
+                counts[key] += 1
+    once = sum(count == 1 for count in counts.values())
+    more = [key for key, count in counts.items() if count > 1]
+    return AuditResult(total, once, more, total - len(counts), steps)
+
+
+def _take(stream: TrainStream, count: int) -> Iterator[tuple[str, int]]:
+    for batch in islice(iter(stream), count):
+        yield batch["key"][0], int(batch["sample_index"][0])
+
+
+def save_pictures(shards: ShardSet, path: Path, num_samples: int = 4, num_frames: int = 8, seed: int = 0) -> None:
+    """Draws frames of random samples: one row per sample for RGB frames, else one per sample and channel."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    chosen = random_permutation(seed, 0, 0, len(shards))[:num_samples]
+    samples = [shards.read(shards.address(int(number))) for number in chosen]
+    channels = [None] if shards.schema.channels == RGB else list(range(shards.schema.shape[0]))
+    rows = [(sample, channel) for sample in samples for channel in channels]
+    shown = np.unique(np.linspace(0, shards.schema.num_frames - 1, num_frames).round().astype(int))
+    size = (1.6 * len(shown), 1.7 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(shown), figsize=size, squeeze=False, layout="constrained")
+    for (sample, channel), row_axes in zip(rows, axes, strict=True):
+        for frame, axis in zip(shown, row_axes, strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"frame {frame}", fontsize=7)
+            _draw(axis, shards, sample.frames[frame], channel)
+        name = "" if channel is None else f"\n{dict(enumerate(shards.schema.channels)).get(channel, channel)}"
+        row_axes[0].set_ylabel(f"{sample.key}{name}", fontsize=6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw(axis: Any, shards: ShardSet, frame_CHW: np.ndarray, channel: int | None) -> None:
+    """One frame: colours as they are, or one channel in a scale common to all samples, around 0 where it has signs."""
+    low, high = shards.manifest.statistics.min, shards.manifest.statistics.max
+    if channel is None:
+        axis.imshow((frame_CHW.transpose(1, 2, 0) - min(low)) / (max(high) - min(low)))
+        return
+    bound = max(abs(low[channel]), abs(high[channel]))
+    signed = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound}
+    positive = {"cmap": "viridis", "vmin": low[channel], "vmax": high[channel]}
+    axis.imshow(frame_CHW[channel].astype(np.float32), **(signed if low[channel] < 0 else positive))
