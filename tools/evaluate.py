@@ -25,7 +25,7 @@ def main() -> int:
         print(format_table(evaluation))
         for name in list(evaluation.tables)[1:]:
             print(
-                f"CRPS is {evaluation.skill(name):.3f} of {name}'s, over all lead times and {evaluation.num_cases} cases"
+                f"CRPS is {evaluation.skill(name):.3f} of {name}'s, over all lead times, {evaluation.num_cases} cases"
             )
     for path in write_evaluation(verification, evaluation, out, tuple(arguments.pictures)):
         print(path)

@@ -1,4 +1,4 @@
-"""Evaluation: scores of single cases, their exact aggregation, baselines, tables and pictures. Works on plain arrays."""
+"""Evaluation on plain arrays: scores of single cases, their exact aggregation, baselines, tables and pictures."""
 
 from dydiff_dist.evaluation.baselines import Climatology, persistence
 from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate

@@ -11,6 +11,8 @@ from dydiff_dist.data.augment import SampleTransform, check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import MANIFEST_NAME
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.evaluation.colors import FieldStyle, field_style
+from dydiff_dist.evaluation.colors import FieldStyle, field_style
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,18 @@ class CaseReader:
         """Of the shards' manifest, which holds the checksums of all else."""
         return hashlib.sha256((self.shards.folder / MANIFEST_NAME).read_bytes()).hexdigest()
 
+    def style(self) -> FieldStyle:
+        """How these frames are shown."""
+        schema = self.shards.schema
+        return field_style(
+            schema.shape[0],
+            channels=schema.channels,
+            units=schema.units,
+            dtype=schema.dtype,
+            vector_channels=schema.vector_channels,
+            periodic="periodic_shift" in schema.allowed_augmentations and self.data.crop_size is None,
+        )
+
     def frames(self, number: int) -> np.ndarray:
         """All frames of a case, (S_h + S_f, C, H, W) float32."""
         sample = self.shards.read(self.shards.address(number))
@@ -77,6 +91,18 @@ class CaseReader:
             history=frames[:num_history].numpy(),
             truth=frames[num_history:].numpy(),
             actions=None if actions is None else actions.numpy(),
+        )
+
+    def style(self) -> FieldStyle:
+        """How these frames are shown in pictures."""
+        schema = self.shards.schema
+        return field_style(
+            schema.shape[0],
+            channels=schema.channels,
+            units=schema.units,
+            dtype=schema.dtype,
+            vector_channels=schema.vector_channels,
+            periodic="periodic_shift" in schema.allowed_augmentations and self.data.crop_size is None,
         )
 
 

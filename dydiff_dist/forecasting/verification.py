@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.baselines import Climatology
-from dydiff_dist.evaluation.colors import FieldStyle, field_style
+from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
 from dydiff_dist.evaluation.report import write_summary
 from dydiff_dist.forecasting.cases import CaseReader
@@ -68,18 +68,6 @@ class Verification:
         """All cases, one at a time."""
         return (self.case(number) for number in self.numbers)
 
-    def style(self) -> FieldStyle:
-        """How these frames are shown."""
-        schema = self.reader.shards.schema
-        return field_style(
-            schema.shape[0],
-            channels=schema.channels,
-            units=schema.units,
-            dtype=schema.dtype,
-            vector_channels=schema.vector_channels,
-            periodic="periodic_shift" in schema.allowed_augmentations and self.reader.data.crop_size is None,
-        )
-
     def climatology(self, folder: str | Path, seed: int = 0) -> Climatology:
         """The climatology of the training shards in ``folder``, cut as the forecasts are.
 
@@ -140,7 +128,7 @@ def write_evaluation(
     scored = sorted(evaluation.tables["forecast"].cases)
     for position in picture_cases:
         if position < len(scored):
-            case, style = verification.case(scored[position]), verification.style()
+            case, style = verification.case(scored[position]), verification.reader.style()
             stem = f"forecast_{case.number:06d}"
             written.append(figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"))
             written.append(figures.forecast_animation(case, style, out / f"{stem}.gif"))
