@@ -37,6 +37,11 @@ class LevelTable:
         # index_select, unlike indexing, doesn't count indices below 0 from the end
         return self._on_device[key].index_select(0, timesteps.flatten() + 1).view(timesteps.shape)
 
+    def levels(self, timesteps: Tensor) -> Levels:
+        """ᾱ at ``timesteps`` (B,) or (B, S), and γ̄ at the largest of each sample."""
+        noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(1)
+        return Levels(self.at("alpha_bar", timesteps), self.at("gamma_bar", noisiest))
+
 
 def check_timesteps(timesteps: Tensor, z: Tensor, num_timesteps: int, allow_clean: bool) -> None:
     """Shape, type and, on the CPU, where looking doesn't wait for a device, range.

@@ -132,7 +132,7 @@ class DynamicalDiffusion:
         schedules = {"alpha_bar": self.alpha_bar, "gamma_bar": self.gamma_bar}
         if self.input_std is not None:
             schedules["input_std"] = self.input_std
-        self._table = LevelTable(**schedules)
+        self.table = LevelTable(**schedules)
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class DynamicalDiffusion:
         check_timesteps(timesteps, z, self.num_timesteps, allow_clean=False)
         if timesteps.ndim == 2:
             raise ValueError("normalize_input has one deviation per timestep and sample; give timesteps of shape (B,)")
-        std = self._table.at("input_std", timesteps.to(z.device))
+        std = self.table.at("input_std", timesteps.to(z.device))
         return (to_compute(z) / over_frames(std, z)).to(z.dtype)
 
     # -- reverse ------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class DynamicalDiffusion:
         """
         levels, after = self.levels(timesteps, z), self.levels(prev_timesteps, z, allow_clean=True)
         check_order(timesteps, prev_timesteps)
-        accuracy.check_step(self, timesteps, z.dtype, model_output.dtype)
+        accuracy.check_step(self, timesteps, prev_timesteps, z.dtype, model_output.dtype)
         if eta < 0:
             raise ValueError(f"eta is {eta}; it must not be negative (0 is deterministic DDIM, 1 ancestral sampling)")
         if eta > 0 and noise is None:
@@ -321,9 +321,7 @@ class DynamicalDiffusion:
         check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
         if timesteps.ndim == 2 and not (self.dependent_noise or self.is_standard):
             raise ValueError("timesteps of shape (B, S) need dependent_noise=True; with independent noise give (B,)")
-        timesteps = timesteps.to(z.device)
-        noisiest = timesteps if timesteps.ndim == 1 else timesteps.amax(1)
-        return Levels(self._table.at("alpha_bar", timesteps), self._table.at("gamma_bar", noisiest))
+        return self.table.levels(timesteps.to(z.device))
 
     def _split(self, z: Tensor, levels: Levels, output: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x̂ and the white noise ε̂ of z, in the dtype of the calculation; known history replaces x̂ there."""

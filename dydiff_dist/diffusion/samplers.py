@@ -164,15 +164,17 @@ def sample(
         ValueError: a grid that doesn't descend, noise missing, a sampler that doesn't fit the process, or storage too
             coarse for the first timestep.
     """
-    grid = _checked_grid(timesteps, start)
+    grid = _checked_grid(diffusion, timesteps, start)
     eta = _checked_eta(diffusion, sampler, eta, noise, num_steps=len(grid) - 1)
     z, x0_hat, alpha_bar_before = start, None, None
-    accuracy.check_step(diffusion, grid[:-1], start.dtype)
+    rows = grid if grid.ndim == 2 else grid[:, None]
+    accuracy.check_step(diffusion, rows[:-1], rows[1:], start.dtype)
     for index, (now, after) in enumerate(pairwise(grid)):
         timesteps_now, levels = _at(diffusion, now, z)
         _, levels_after = _at(diffusion, after, z)
         output = denoise(diffusion.model_input(z, timesteps_now), timesteps_now)
-        accuracy.check_step(diffusion, now, output.dtype)
+        if index == 0:
+            accuracy.check_step(diffusion, rows[:-1], rows[1:], output.dtype)
         if sampler == "dpmpp_2m":
             coefficients = solvers.dpmpp_2m(levels.alpha_bar, levels_after.alpha_bar, alpha_bar_before)
         else:
@@ -199,13 +201,18 @@ def _at(diffusion: DynamicalDiffusion, row: Tensor, z: Tensor) -> tuple[Tensor, 
     return timesteps, diffusion.levels(timesteps, z, allow_clean=True)
 
 
-def _checked_grid(timesteps: Sequence[int] | Tensor, start: Tensor) -> Tensor:
+def _checked_grid(diffusion: DynamicalDiffusion, timesteps: Sequence[int] | Tensor, start: Tensor) -> Tensor:
     """The grid on the CPU with the clean row after its last, (K + 1,) or (K + 1, S) int64."""
     grid = torch.as_tensor(timesteps).cpu()
     if grid.numel() == 0 or grid.is_floating_point() or tuple(grid.shape[1:]) not in ((), (start.shape[1],)):
         raise ValueError(
             f"timesteps have shape {tuple(grid.shape)}, dtype {grid.dtype}; give K integers or (K, {start.shape[1]}) "
             "for one per frame"
+        )
+    if not 0 <= grid.max() < diffusion.num_timesteps or grid.min() < (0 if grid.ndim == 1 else -1):
+        raise ValueError(
+            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in "
+            f"0..{diffusion.num_timesteps - 1} (-1, clean, is for single frames)"
         )
     grid = torch.cat((grid.long(), torch.full_like(grid[:1], -1).long()))
     descends = grid[1:] <= grid[:-1] if grid.ndim == 2 else grid[1:] < grid[:-1]
