@@ -1,20 +1,16 @@
-"""Forecasts of the validation set during training, scored with the same functions as any evaluation.
+"""Forecasts of the validation set during training, scored with the same functions as any evaluation."""
 
-Letters: M members, S_f future frames, C channels, H W height and width.
-"""
+from collections.abc import Iterator
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from dydiff_dist.data.stream import EvalStream
 from dydiff_dist.diffusion import DynamicalDiffusion
-from dydiff_dist.evaluation.baselines import persistence
+from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
-from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.forecasting import Forecaster
+from dydiff_dist.forecasting.cases import CaseReader, stack_cases
 from dydiff_dist.models import build_network
-from dydiff_dist.training.distributed import sum_over_ranks
+from dydiff_dist.training.distributed import gather_objects
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 
@@ -30,41 +26,34 @@ class Validation:
 
     def __init__(self, plan: RunPlan, diffusion: DynamicalDiffusion):
         self.plan, self.diffusion = plan, diffusion
+        self.cases = CaseReader(plan.valid_shards, plan.config.data) if plan.valid_shards else None
 
     def run(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """Forecasts with ``weights`` and writes CRPS and MSE, over all lead times, beside persistence. Collective."""
-        if self.plan.valid_shards is None:
+        """Forecasts with ``weights`` and writes CRPS and MSE over all lead times beside persistence's. Collective."""
+        if self.cases is None:
             return
-        sums = torch.zeros(2, len(_SCORES), dtype=torch.float64)  # ours and persistence
-        num_cases = torch.zeros(1, dtype=torch.float64)
-        picture = None
-        for history, truth, members in self._forecasts(self._forecaster(weights)):
-            num_cases += 1
-            for row, forecast in enumerate((members, persistence(history, len(truth)))):
-                scores = case_scores(forecast, truth)
-                sums[row] += torch.tensor([scores[name].mean() for name in _SCORES])
-            picture = picture or (history, truth, members)
-        means = sum_over_ranks(sums) / sum_over_ranks(num_cases)
-        names = [f"validation/{name}" for name in _SCORES]
-        log.scalars(step, dict(zip(names, means[0].tolist(), strict=True)))
-        log.scalars(step, {f"{name}_persistence": value for name, value in zip(names, means[1].tolist(), strict=True)})
-        if picture is not None and log.enabled:
-            log.figure(step, "forecast", forecast_figure(*picture, schema=self.plan.data_schema))
-        ratio = float(means[0, 0] / means[1, 0])
-        log.say(f"step {step}: validation CRPS {float(means[0, 0]):.4f} {self._units}, {ratio:.2f} of persistence's")
-
-    @property
-    def _units(self) -> str:
-        return self.plan.train_shards.schema.units
+        first: list[ForecastCase] = []
+        evaluation = self._merge(evaluate(self._forecasts(self._forecaster(weights), first)))
+        for case, reason in evaluation.errors.items():
+            log.say(f"step {step}: validation case {case} is not scored: {reason}")
+        if not log.enabled or evaluation.num_cases == 0:
+            return
+        for forecaster, table in evaluation.tables.items():
+            log.scalars(step, {f"validation/{score}_{forecaster}": table.overall(score) for score in _SCORES})
+        log.figure(step, "forecast", forecast_figure(first[0], self.cases.style()))
+        log.say(
+            f"step {step}: validation CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
+            f"{evaluation.skill('persistence'):.3f} of persistence's"
+        )
 
     def _forecaster(self, weights: dict[str, Tensor]) -> Forecaster:
         """A forecaster with these weights on this rank's device."""
         config, manifest = self.plan.config, self.plan.train_shards.manifest
         network = build_network(config.model, **self.plan.network_sizes)
         network.load_state_dict(weights)
-        device = self.plan.world.device
+        device, dtype = self.plan.world.device, self.plan.network_dtype
         return Forecaster(
-            network=network.eval().requires_grad_(False).to(device, self.plan.network_dtype),
+            network=network.eval().requires_grad_(False).to(device, dtype),
             diffusion=self.diffusion,
             sampling=config.sampling,
             num_history_frames=config.data.num_history_frames,
@@ -73,32 +62,29 @@ class Validation:
             scale=manifest.scale,
             num_action_channels=manifest.frames.num_actions,
             device=device,
-            dtype=self.plan.network_dtype,
+            dtype=dtype,
             max_batch=config.training.micro_batch_per_gpu,
         )
 
-    def _forecasts(self, forecaster: Forecaster):
-        """(history, truth, members), numpy in stored units, of each of this rank's cases."""
-        config, manifest, world = self.plan.config, self.plan.train_shards.manifest, self.plan.world
-        stream = EvalStream(
-            self.plan.valid_shards,
-            config.data,
-            batch_size=1,
-            num_samples=config.training.num_validation_cases,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
-        shift, scale = (torch.tensor(values)[:, None, None] for values in (manifest.shift, manifest.scale))
-        for batch in stream:
-            if not bool(batch["mask"][0]):
-                continue
-            frames = batch["frames"] * scale + shift
-            history, truth = frames.split([config.data.num_history_frames, config.data.num_future_frames], dim=1)
+    def _forecasts(self, forecaster: Forecaster, first: list[ForecastCase]) -> Iterator[ForecastCase]:
+        """This rank's cases with their forecasts; the first one is also left in ``first`` for a picture."""
+        world, training = self.plan.world, self.plan.config.training
+        for number in range(world.rank, training.num_validation_cases, world.world_size):
+            case = self.cases.read(number)
+            history, actions, case_index = stack_cases([case])
             members = forecaster.forecast(
                 history,
-                actions=batch.get("actions"),
-                case_index=batch["sample_index"],
-                num_members=config.training.num_validation_members,
-                seed=config.seed,
+                actions=actions,
+                case_index=case_index,
+                num_members=training.num_validation_members,
+                seed=self.plan.config.seed,
             )
-            yield tuple(np.asarray(t[0]) for t in (history, truth, members))
+            forecast = ForecastCase(number, case.key, case.history, case.truth, members[0].numpy())
+            first[:] = first or [forecast]
+            yield forecast
+
+    @staticmethod
+    def _merge(evaluation: Evaluation) -> Evaluation:
+        """The evaluation of all ranks' cases, on every rank."""
+        parts = gather_objects(evaluation.tables)
+        return Evaluation({name: table.merge(part[name] for part in parts[1:]) for name, table in parts[0].items()})

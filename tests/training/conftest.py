@@ -12,7 +12,10 @@ from run_commands import run
 def tiny_shards(tmp_path_factory) -> Path:
     """24 training and 5 validation trajectories of 6 frames, 16x16."""
     folder = tmp_path_factory.mktemp("shards")
-    options = "--train 24 --valid 5 --test 4 --num-frames 6 --resolution 16 --spin-up-frames 2 --processes 1".split()
+    options = (
+        "--train 24 --valid 5 --test 4 --num-frames 6 --resolution 16 --force-max-wavenumber 5 --spin-up-frames 2 "
+        "--processes 1"
+    ).split()
     made = run([sys.executable, "tools/make_shards.py", "turbulence", "--out", folder, *options])
     assert made.returncode == 0, made.stderr
     return folder
