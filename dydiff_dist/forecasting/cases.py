@@ -12,7 +12,6 @@ from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import MANIFEST_NAME
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.colors import FieldStyle, field_style
-from dydiff_dist.evaluation.colors import FieldStyle, field_style
 
 
 @dataclass(frozen=True)
@@ -91,18 +90,6 @@ class CaseReader:
             history=frames[:num_history].numpy(),
             truth=frames[num_history:].numpy(),
             actions=None if actions is None else actions.numpy(),
-        )
-
-    def style(self) -> FieldStyle:
-        """How these frames are shown in pictures."""
-        schema = self.shards.schema
-        return field_style(
-            schema.shape[0],
-            channels=schema.channels,
-            units=schema.units,
-            dtype=schema.dtype,
-            vector_channels=schema.vector_channels,
-            periodic="periodic_shift" in schema.allowed_augmentations and self.data.crop_size is None,
         )
 
 

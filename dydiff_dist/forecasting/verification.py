@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.baselines import Climatology
-from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
 from dydiff_dist.evaluation.report import write_summary
 from dydiff_dist.forecasting.cases import CaseReader

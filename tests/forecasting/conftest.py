@@ -1,0 +1,49 @@
+"""A tiny data set and a tiny model of random weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dydiff_dist.config import parse_config
+from dydiff_dist.data.convert import convert
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
+from dydiff_dist.data.turbulence import TurbulenceConfig
+from dydiff_dist.forecasting import save_model
+from dydiff_dist.models import build_network
+
+
+@pytest.fixture(scope="session")
+def flow_shards(tmp_path_factory) -> Path:
+    """8 training and 5 test trajectories of 7 frames, 16x16 velocity."""
+    folder = tmp_path_factory.mktemp("flow_shards")
+    flow = TurbulenceConfig(resolution=16, spin_up_frames=1, steps_per_frame=2, force_max_wavenumber=5.0)
+    config = TurbulenceSourceConfig(train=8, valid=0, test=5, num_frames=7, runs_per_shard=2, flow=flow)
+    convert(TurbulenceSource(config), folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flow_model(flow_shards, tmp_path_factory) -> Path:
+    """A run's folder with an exported model of random weights: 3 history and 4 future frames."""
+    folder = tmp_path_factory.mktemp("flow_run")
+    config = parse_config(
+        {
+            "output_dir": str(folder),
+            "data": {"train": str(flow_shards / "train"), "num_history_frames": 3, "num_future_frames": 4},
+            "model": {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
+            "diffusion": {"prediction": "v"},
+            "sampling": {"num_steps": 3},
+            "training": {"steps": 1, "global_batch_size": 1, "micro_batch_per_gpu": 1, "learning_rate": 1e-3},
+        },
+        source="test",
+    )
+    manifest = ShardSet.open(flow_shards / "train").manifest
+    torch.manual_seed(0)
+    network = build_network(config.model, num_channels=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    schema = manifest.frames.model_dump(mode="json") | {"shift": list(manifest.shift), "scale": list(manifest.scale)}
+    save_model(folder / "model", network.state_dict(), config.model_dump(mode="json"), schema)
+    return folder

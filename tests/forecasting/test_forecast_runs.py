@@ -1,0 +1,171 @@
+"""Whole forecasts: exported models, folders of forecasts, their scores, and the two command lines."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification, load_forecaster, write_evaluation
+from dydiff_dist.forecasting.cases import CaseReader
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _run(flow_model, flow_shards, out, **options) -> ForecastRun:
+    return ForecastRun(flow_model, flow_shards / "test", out, **({"num_members": 3, "device": "cpu"} | options))
+
+
+@pytest.fixture
+def forecasts(flow_model, flow_shards, tmp_path) -> Path:
+    """All five cases, three members each."""
+    _run(flow_model, flow_shards, tmp_path / "forecasts").run()
+    return tmp_path / "forecasts"
+
+
+def _expect(error: type[Exception], message: str):
+    return pytest.raises(error, match=re.escape(message))
+
+
+def _command(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_numbers(flow_model, flow_shards, forecasts, tmp_path) -> None:
+    out = tmp_path / "stopped"
+    _run(flow_model, flow_shards, out, num_cases=2).run()
+    heard = []
+    rest = _run(flow_model, flow_shards, out, batch=1)
+    assert (rest.missing, rest.num_reused) == ([2, 3, 4], 2)
+    rest.run(heard.append)
+    assert heard == [1, 1, 1]
+    whole, parts = ForecastStore.open(forecasts), ForecastStore.open(out)
+    for case in range(5):
+        assert whole.read(case)[0] == parts.read(case)[0]
+        # batches of 3 and of 1 differ by the network's rounding only
+        np.testing.assert_allclose(whole.read(case)[1], parts.read(case)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_share_the_cases_and_meet_in_one_folder(flow_model, flow_shards, forecasts, tmp_path) -> None:
+    ranks = [_run(flow_model, flow_shards, tmp_path / "shared", rank=r, world_size=2) for r in (1, 0)]
+    assert [run.missing for run in ranks] == [[1, 3], [0, 2, 4]]
+    for run in ranks:
+        run.run()
+    shared, alone = ForecastStore.open(tmp_path / "shared"), ForecastStore.open(forecasts)
+    assert shared.cases() == alone.cases() == [0, 1, 2, 3, 4]
+    for case in range(5):
+        np.testing.assert_allclose(shared.read(case)[1], alone.read(case)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_holds_one_request(flow_model, flow_shards, forecasts) -> None:
+    with _expect(ValueError, "holds forecasts with seed = 0, now 1 is asked for; write to another folder"):
+        _run(flow_model, flow_shards, forecasts, seed=1)
+    with _expect(ValueError, "holds forecasts with sampling.num_steps = 3, now 2 is asked for"):
+        _run(flow_model, flow_shards, forecasts, sampling={"num_steps": 2})
+
+
+def test_errors_before_the_first_forecast(flow_model, flow_shards, tmp_path) -> None:
+    with _expect(ValueError, "6 cases were asked for"):
+        _run(flow_model, flow_shards, tmp_path, num_cases=6)
+    with _expect(ValueError, "sampling: unknown key 'steps'; did you mean 'num_steps'?"):
+        _run(flow_model, flow_shards, tmp_path, sampling={"steps": 6})
+    with _expect(FileNotFoundError, "no model in"):
+        _run(tmp_path, flow_shards, tmp_path)
+
+
+def test_damaged_models_are_refused(flow_model, tmp_path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((flow_model / "model" / name).read_bytes())
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    with _expect(ValueError, "model.safetensors was altered or cut off"):
+        load_forecaster(tmp_path)
+    (tmp_path / "config.json").write_text('{"format_version": 1}')
+    with _expect(ValueError, "config.json is damaged (KeyError: 'run'); export the model again"):
+        load_forecaster(tmp_path)
+
+
+def test_cases_come_in_stored_units(flow_shards, forecasts) -> None:
+    reader = CaseReader.open(flow_shards / "test", ForecastStore.open(forecasts).request.data)
+    stored = reader.shards.read(reader.shards.address(2)).frames
+    case = reader.read(2)
+    np.testing.assert_array_equal(np.concatenate([case.history, case.truth]), stored)
+    np.testing.assert_array_equal(reader.frames(2), stored)
+
+
+def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
+    verification = Verification.open(forecasts)
+    evaluation = verification.evaluate(verification.climatology(flow_shards / "train"))
+    written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
+    assert [path.name for path in written] == [
+        "scores.json",
+        "scores.png",
+        "forecast_000001.png",
+        "forecast_000001.gif",
+    ]
+    record = json.loads(written[0].read_text())
+    assert record["protocol"]["num_cases"] == 5 and record["protocol"]["climatology"]["num_trajectories"] == 8
+    direct = np.mean([np.abs(c.truth - c.history[-1]).mean() for c in verification.cases()])
+    assert record["scores"]["persistence"]["crps"]["overall"] == pytest.approx(direct, rel=1e-6)
+    assert record["skill"]["crps"]["persistence"] == pytest.approx(
+        record["scores"]["forecast"]["crps"]["overall"] / direct, rel=1e-6
+    )
+    with Image.open(written[3]) as animation:
+        assert animation.n_frames == 7
+
+
+def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -> None:
+    with _expect(ValueError, "was made from other shards"):
+        Verification.open(forecasts, flow_shards / "train")
+    with _expect(ValueError, "lacks case 5 and 0 more of 6; run tools/forecast.py to its end"):
+        Verification.open(forecasts, num_cases=6)
+    store = ForecastStore.open(forecasts)
+    store.path(3).write_bytes(store.path(3).read_bytes()[:1000])
+    with _expect(ValueError, "case_000003.npz is damaged"):
+        Verification.open(forecasts).case(3)
+    store.path(1).write_bytes(store.path(0).read_bytes())
+    with _expect(ValueError, "is of sample"):
+        Verification.open(forecasts).case(1)
+
+
+def test_bfloat16_forecasts_are_near_float32_ones(flow_model) -> None:
+    history = torch.randn(1, 3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = load_forecaster(flow_model, device="cpu").forecast(history, num_members=2)
+    rounded = load_forecaster(flow_model, device="cpu", dtype=torch.bfloat16).forecast(history, num_members=2)
+    assert 0 < (exact - rounded).abs().mean() < 0.05 * exact.std()
+
+
+@pytest.mark.slow
+def test_the_command_lines_forecast_and_score(flow_model, flow_shards, tmp_path) -> None:
+    out = tmp_path / "forecasts"
+    arguments = ("tools/forecast.py", flow_model, "--shards", flow_shards / "test", "--out", out, "--members", 2)
+    made = _command(*arguments, "--cases", 2)
+    assert made.returncode == 0, made.stderr
+    assert "forecast: 2/2 cases" in made.stdout and str(out) in made.stdout
+    scored = _command("tools/evaluate.py", out, "--climatology", flow_shards / "train")
+    assert scored.returncode == 0, scored.stderr
+    assert "of climatology's, over all lead times, 2 cases" in scored.stdout
+    refused = _command(*arguments, "--seed", 3)
+    assert refused.returncode == 2
+    assert (
+        refused.stderr == f"error: {out} holds forecasts with seed = 0, now 3 is asked for; write to another folder\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_forecast_with_nan_fails_the_command_line_by_name(forecasts, tmp_path) -> None:
+    store = ForecastStore.open(forecasts)
+    key, members = store.read(2)
+    members[1, 3, 0, 0, 0] = np.nan
+    store.write(2, key, members)
+    scored = _command("tools/evaluate.py", forecasts, "--out", tmp_path / "scores")
+    assert scored.returncode == 1
+    assert f"not scored: case 2 ({key}): 1 of 6144 values of the forecast are NaN or infinite" in scored.stderr
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["protocol"]["num_cases"] == 4
