@@ -5,6 +5,7 @@ the reason. A backend asked for by name either runs or is a ``ValueError``; only
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 
 try:
-    from dydiff_kernels import _cpu
+    _cpu = importlib.import_module("dydiff_kernels._cpu")
 except ImportError as error:
     _cpu = None
     _cpu_import_error = str(error)

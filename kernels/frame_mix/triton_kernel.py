@@ -1,0 +1,67 @@
+"""The Dynamics operator, its inverse and their transposes in Triton (formulas in ``reference.py``)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from dydiff_kernels.frame_mix.reference import frame_coefficients
+from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape
+
+if TYPE_CHECKING:
+    from dydiff_kernels.frame_mix import FrameFilter
+
+
+@triton.jit
+def mix_frame(s, keep, carry, x, state):
+    """state ← keep·x + carry·state; frame 0 is taken as it is. ``state`` starts as zeros."""
+    return tl.where(s == 0, 1.0, keep) * x + carry * state
+
+
+@triton.jit
+def unmix_frame(s, inverse_keep, carry, x, before):
+    """(x - carry·before) / keep; frame 0 is taken as it is. ``before`` starts as zeros."""
+    return (x - carry * before) * tl.where(s == 0, 1.0, inverse_keep)
+
+
+@triton.jit
+def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """One block of one sample, frame by frame; KIND is a ``FrameFilter``."""
+    num_blocks = tl.cdiv(R, BLOCK)
+    b = (tl.program_id(0) // num_blocks).to(tl.int64)
+    r = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = r < R
+    keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
+    inverse_keep = 1.0 / keep
+    state = tl.zeros([BLOCK], tl.float32)
+    for position in range(S):
+        s = position if KIND < 2 else S - 1 - position  # transposes run from the last frame
+        offset = (b * S + s) * R + r
+        x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        if KIND == 0:
+            state = mix_frame(s, keep, carry, x, state)
+            out = state
+        elif KIND == 1:
+            out = unmix_frame(s, inverse_keep, carry, x, state)
+            state = x
+        elif KIND == 2:
+            state = x + carry * state
+            out = state * tl.where(s == 0, 1.0, keep)
+        else:
+            out = x * tl.where(s == 0, 1.0, inverse_keep) - (carry * inverse_keep) * state
+            state = x
+        tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def frame_filter(x: torch.Tensor, gamma_bar: torch.Tensor, kind: "FrameFilter", inplace: bool) -> torch.Tensor:
+    """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
+    out = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not x.numel():
+        return out
+    room = contiguous_room(out)
+    grid, sizes = launch_shape(x)
+    table = coefficient_table(list(frame_coefficients(gamma_bar)), x.device)
+    _frame_filter_kernel[grid](contiguous(x), room, table, KIND=int(kind), **sizes)
+    deliver(room, out)
+    return out

@@ -1,0 +1,69 @@
+"""What the Triton launchers share: contiguous operands, counter words, and the shape of a launch.
+
+A program owns BLOCK elements of a frame of one sample and walks the frames, so the state of the frame recurrence stays
+in registers and every element is read and written once. Offsets are 64-bit.
+"""
+
+from typing import Any
+
+import torch
+import triton
+
+from dydiff_kernels.counter import NoiseCounter
+
+MAX_BLOCK = 1024
+NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
+
+
+def block_size(inner: int) -> int:
+    """Elements of a frame that one program owns."""
+    return max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))
+
+
+def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and the size arguments that every kernel takes, for ``x`` (B, S, *rest)."""
+    inner = x.shape[2:].numel()
+    block = block_size(inner)
+    grid = (x.shape[0] * triton.cdiv(inner, block),)
+    return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
+
+
+def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    """``x`` contiguous; the kernels use one offset for all operands."""
+    return None if x is None else x.contiguous()
+
+
+def contiguous_room(out: torch.Tensor | None) -> torch.Tensor | None:
+    """Contiguous memory for a result: ``out`` itself where it is contiguous."""
+    return out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+
+
+def deliver(room: torch.Tensor | None, out: torch.Tensor | None) -> None:
+    """Copies a result to ``out`` where ``contiguous_room`` could not use it."""
+    if out is not None and room is not out:
+        out.copy_(room)
+
+
+def coefficient_table(columns: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on ``device``."""
+    return torch.stack(columns, dim=1).to(device, torch.float32).contiguous()
+
+
+def _as_int32(word: int) -> int:
+    """The bits of a 32-bit word as a signed integer, the one integer type that launches always pass the same way."""
+    return word - 2**32 if word >= 2**31 else word
+
+
+def noise_arguments(
+    noise: torch.Tensor | NoiseCounter | None, device: torch.device, prefix: str = "noise"
+) -> dict[str, Any]:
+    """Kernel arguments for noise: a pointer where it is given, counter words where it is to be drawn."""
+    given = contiguous(noise) if isinstance(noise, torch.Tensor) else None
+    arguments = {f"{prefix}_ptr": given, f"{prefix}_index_ptr": None, f"{prefix}_stream": 0}
+    words = dict(zip((f"{prefix}_key0", f"{prefix}_key1", f"{prefix}_step"), (0, 0, 0), strict=True))
+    if isinstance(noise, NoiseCounter):
+        arguments[f"{prefix}_index_ptr"] = noise.to(device).sample_index
+        arguments[f"{prefix}_stream"] = int(noise.stream)
+        values = (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.step)
+        words = dict(zip(words, map(_as_int32, values), strict=True))
+    return arguments | words

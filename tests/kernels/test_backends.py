@@ -1,0 +1,85 @@
+"""The choice of a backend: what auto takes, what it says, and what is refused."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dydiff_kernels import available_backends, backends, frame_mix
+
+X, GAMMA = torch.ones(1, 2, 3), torch.ones(1)
+
+
+@pytest.fixture
+def log(caplog):
+    """Messages of the kernels' logger, from a state where nothing was said yet."""
+    backends._log_once.cache_clear()
+    caplog.set_level(logging.INFO, logger="dydiff_kernels")
+    yield caplog
+    backends._log_once.cache_clear()
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    """As on a machine without a compiler."""
+    monkeypatch.setattr(backends, "_cpu", None)
+    monkeypatch.setattr(backends, "_cpu_import_error", "No module named 'dydiff_kernels._cpu'", raising=False)
+
+
+@pytest.mark.skipif(backends.cpp_module() is None, reason="the C++ extension is not built")
+def test_auto_takes_cpp_and_says_so_once(log):
+    frame_mix(X, GAMMA)
+    frame_mix(X, GAMMA)
+    assert [r.levelname for r in log.records] == ["INFO"]
+    assert "frame_mix: runs on the cpp backend" in log.text and backends.cpp_module().isa() in log.text
+
+
+def test_without_the_extension_auto_runs_the_reference_and_warns_once(log, no_extension):
+    y = frame_mix(X, GAMMA)
+    frame_mix(X, GAMMA)
+    assert torch.equal(y, X) and available_backends()[-1] == "reference" and "cpp" not in available_backends()
+    assert [r.levelname for r in log.records] == ["WARNING"]
+    assert "frame_mix: the cpp kernel is refused" in log.text and "install a C++17 compiler" in log.text
+
+
+def test_a_backend_asked_for_by_name_runs_or_fails(no_extension):
+    with pytest.raises(ValueError, match=r"backend='cpp' cannot run here: .* install a C\+\+17 compiler"):
+        frame_mix(X, GAMMA, backend="cpp")
+    with pytest.raises(ValueError, match="backend='gpu' is unknown; use one of auto, triton, cpp, reference"):
+        frame_mix(X, GAMMA, backend="gpu")
+
+
+@pytest.mark.skipif("triton" in available_backends(), reason="Triton runs here (interpreter)")
+def test_triton_on_the_cpu_is_an_error():
+    with pytest.raises(ValueError, match="tensors are on cpu, the triton backend needs a CUDA device"):
+        frame_mix(X, GAMMA, backend="triton")
+
+
+def test_float64_goes_to_the_reference_and_says_so(log):
+    for backend in ("auto", "cpp"):
+        assert frame_mix(X.double(), GAMMA, backend=backend).dtype == torch.float64
+    assert log.text.count("float64 tensors run on the torch reference") == 1
+
+
+@pytest.mark.slow
+def test_build_without_a_compiler_goes_on_and_says_what_that_means(tmp_path):
+    command = [
+        sys.executable,
+        "setup.py",
+        "build",
+        "--build-base",
+        str(tmp_path),
+        "egg_info",
+        "--egg-base",
+        str(tmp_path),
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert (
+        "the C++ kernels were not built" in run.stderr + run.stdout and "apt-get install g++" in run.stderr + run.stdout
+    )

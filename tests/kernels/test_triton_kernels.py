@@ -1,0 +1,86 @@
+"""Triton without a GPU: the interpreter against the reference, and what the compiler makes of each kernel.
+
+The interpreter runs in a process of its own, because Triton reads TRITON_INTERPRET when it is imported: there the other
+files of this folder are run again, with the Triton kernels as the backend.
+"""
+
+import csv
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels cannot be compiled in an interpreter process", allow_module_level=True)
+
+from dydiff_kernels import aot
+
+ROOT = Path(__file__).parents[2]
+OP_TESTS = [f"test_{op}.py" for op in ("noise", "frame_mix", "add_noise", "denoising_loss", "reverse_step")]
+OP_TESTS.append("test_training_curve.py")
+with open(ROOT / "docs" / "kernel_resources.csv", newline="") as file:
+    TABLE = {(row["kernel"], row["storage"], row["arch"]): row for row in csv.DictReader(file)}
+
+# Scalars that a program loads on purpose: coefficients of its sample, the sample index, the weight of a frame.
+SCALARS = {"_normal_kernel": 1, "_frame_filter_kernel": 2, "_add_noise_kernel": 8, "_denoising_loss_kernel": 4}
+SCALARS["_reverse_step_kernel"] = 12
+FAST = [("add_noise", "bf16", 90), ("loss_forward", "fp32", 80), ("reverse_step", "fp32", 90)]
+
+
+def check(case: aot.Case, storage: str, arch: int) -> None:
+    row = aot.resources(case, storage, arch)
+    assert row.spilled_bytes == 0, f"{row} spills"
+    assert bool(row.vector_loads) == bool(case.reads) and bool(row.vector_stores) == bool(case.writes)
+    assert row.scalar_loads <= SCALARS[case.kernel.__name__], f"{row} reads tensors in less than 128 bits"
+    assert row.scalar_stores == int("partial_ptr" in case.scalars), f"{row} writes tensors in less than 128 bits"
+    recorded = TABLE[row.kernel, row.storage, row.arch]
+    if recorded["triton"] == row.triton:
+        found = {name: str(value) for name, value in dataclasses.asdict(row).items()}
+        assert found == recorded, "regenerate the table: python -m dydiff_kernels.aot docs/kernel_resources.csv"
+
+
+@pytest.mark.slow
+def test_kernels_match_the_reference_under_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *OP_TESTS]
+    run = subprocess.run(
+        command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert passed and int(passed[1]) > 150 and "triton" in run.stdout
+
+
+@pytest.mark.parametrize(("name", "storage", "arch"), FAST)
+def test_main_kernels_compile_without_spills_or_scalar_access(name, storage, arch):
+    check({case.name: case for case in aot.cases()}[name], storage, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+@pytest.mark.parametrize("storage", aot.STORAGE)
+@pytest.mark.parametrize("case", aot.cases(), ids=lambda case: case.name)
+def test_every_kernel_compiles_without_spills_or_scalar_access(case, storage, arch):
+    check(case, storage, arch)
+
+
+def test_table_is_complete():
+    expected = {
+        (case.name, storage, f"sm_{arch}")
+        for case in aot.cases()
+        for storage in aot.STORAGE
+        for arch in aot.ARCHITECTURES
+    }
+    assert set(TABLE) == expected
+
+
+def test_half_precision_is_rounded_to_nearest():
+    """The interpreter truncates to bfloat16; the compiled kernels must not."""
+    case = {case.name: case for case in aot.cases()}["frame_mix"]
+    for storage, instruction in (("bf16", r"cvt\.rn\.bf16(x2)?\.f32"), ("fp16", r"cvt\.rn\.f16(x2)?\.f32")):
+        assert re.search(instruction, aot.compile_case(case, storage, 90).asm["ptx"])
