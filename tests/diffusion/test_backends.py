@@ -112,3 +112,29 @@ def test_backend_by_name_that_cannot_run_says_so():
         pytest.skip("the Triton interpreter is on")
     with pytest.raises(ValueError, match="triton"):
         process("triton").add_noise(draw(torch.float32, 0), T, counter())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("timesteps", [T, T[:, None].expand(4, SHAPE[1])])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gpu_gives_what_the_cpu_gives(dtype, timesteps):
+    """One timestep per sample (fused) and one per frame (torch code), from noise to loss."""
+
+    def run(device, dtype):
+        d = process("auto", prediction="v", min_snr=5.0)
+        x, output, t = (
+            draw(torch.float32, 0).to(device, dtype),
+            draw(torch.float32, 1).to(device, dtype),
+            timesteps.to(device),
+        )
+        z, target = d.add_noise(x, t, counter())
+        z_prev, x0_hat = d.step(z, t, t - 1, output, eta=0.5, noise=counter(1), history=x[:, :2])
+        loss, _ = d.loss(output, target, t)
+        grid = timestep_grid(1000, 6)
+        frames = sample(d, lambda z, t: (0.3 * z).sin(), start=x, timesteps=grid, sampler="dpmpp_2m")
+        return [result.double().cpu() for result in (z, target, z_prev, x0_hat, loss, frames)]
+
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 8e-2}[dtype]
+    for on_gpu, on_cpu in zip(run("cuda", dtype), run("cpu", dtype), strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=2 * torch.finfo(dtype).eps, atol=tolerance)
