@@ -56,9 +56,7 @@ def _is_config(annotation: Any) -> bool:
 
 def _value_settings(annotation: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, types.UnionType):
+    while get_origin(annotation) in (Annotated, Union, types.UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
     if get_origin(annotation) is Literal:
         return {"choices": get_args(annotation)}

@@ -21,8 +21,8 @@ class FrameMoments:
         """Sum of H·W over samples."""
         self.frame_sum = np.zeros((0, 0))
         """Σ x^s over pixels and samples, (S, C)."""
-        self.product_sum = np.zeros((0, 0, 0))
-        """Σ x^s x^{s'} over pixels and samples, (S, S, C)."""
+        self.lag_product_sum = np.zeros((0, 0))
+        """Σ x^s x^{s+m} over pixels, samples and frames s, for each lag m, (S, C)."""
         self.minimum = np.zeros(0)
         self.maximum = np.zeros(0)
 
@@ -34,7 +34,8 @@ class FrameMoments:
         other.num_samples = 1
         other.num_pixels = H * W
         other.frame_sum = frames_CSP.sum(-1).T
-        other.product_sum = np.matmul(frames_CSP, frames_CSP.transpose(0, 2, 1)).transpose(1, 2, 0)
+        products_CSS = np.matmul(frames_CSP, frames_CSP.transpose(0, 2, 1))
+        other.lag_product_sum = np.stack([np.trace(products_CSS, lag, 1, 2) for lag in range(S)])
         other.minimum = frames_CSP.min((1, 2))
         other.maximum = frames_CSP.max((1, 2))
         self.merge(other)
@@ -55,7 +56,7 @@ class FrameMoments:
         self.num_samples += other.num_samples
         self.num_pixels += other.num_pixels
         self.frame_sum += other.frame_sum
-        self.product_sum += other.product_sum
+        self.lag_product_sum += other.lag_product_sum
         self.minimum = np.minimum(self.minimum, other.minimum)
         self.maximum = np.maximum(self.maximum, other.maximum)
 
@@ -63,7 +64,7 @@ class FrameMoments:
         """Per channel, (C,) each, in stored units."""
         num_frames = self.frame_sum.shape[0]
         mean = self.frame_sum.sum(0) / (num_frames * self.num_pixels)
-        mean_square = np.einsum("ssc->c", self.product_sum) / (num_frames * self.num_pixels)
+        mean_square = self.lag_product_sum[0] / (num_frames * self.num_pixels)
         return mean, np.sqrt(np.maximum(mean_square - mean**2, 0.0))
 
     def summary(self, shift: np.ndarray, scale: np.ndarray) -> FrameStatistics:
@@ -80,11 +81,14 @@ class FrameMoments:
 
     def _autocovariance(self, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """E[x^s x^{s+m}] in network units by lag m, averaged over s and channels, (S,)."""
-        frame_mean = self.frame_sum / self.num_pixels
-        product_mean = self.product_sum / self.num_pixels
-        shifted = product_mean - shift * (frame_mean[:, None] + frame_mean[None, :]) + shift**2
-        covariance_SS = (shifted / scale**2).mean(-1)
-        return np.array([np.diagonal(covariance_SS, lag).mean() for lag in range(covariance_SS.shape[0])])
+        num_frames = self.frame_sum.shape[0]
+        covariance = []
+        for lag in range(num_frames):
+            count = (num_frames - lag) * self.num_pixels
+            earlier, later = self.frame_sum[: num_frames - lag].sum(0), self.frame_sum[lag:].sum(0)
+            centred = (self.lag_product_sum[lag] - shift * (earlier + later)) / count + shift**2
+            covariance.append((centred / scale**2).mean())
+        return np.array(covariance)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists; floats survive JSON exactly."""

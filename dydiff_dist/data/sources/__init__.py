@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from dydiff_dist.data.convert import Source
+from dydiff_dist.data.sources.bair import BairSource, BairSourceConfig
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
+from dydiff_dist.data.sources.timeseries import TimeseriesSource, TimeseriesSourceConfig
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.strict_config import StrictConfig
 
@@ -27,5 +29,9 @@ SOURCES = {
     ),
     "robonet": SourceKind(
         RobonetSource, RobonetSourceConfig, "Robot trajectories with actions in RoboNet's HDF5 layout."
+    ),
+    "bair": SourceKind(BairSource, BairSourceConfig, "BAIR robot pushing: TFRecord files, read without TensorFlow."),
+    "timeseries": SourceKind(
+        TimeseriesSource, TimeseriesSourceConfig, "Multivariate series: LSTNet's text or GluonTS-style JSON lines."
     ),
 }

@@ -1,0 +1,119 @@
+"""Source ``bair``: BAIR robot pushing (softmotion30_44k), TFRecord files read without TensorFlow.
+
+A record is one trajectory: for t = 0..29 the frames ``t/image_main/encoded`` and ``t/image_aux1/encoded`` (64x64x3 raw
+bytes), ``t/action`` (4) and ``t/endeffector_pos`` (3). The action of time t leads to frame t + 1.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.tfrecord import FeatureValue, Record, read_example, scan_records
+from dydiff_dist.strict_config import StrictConfig
+
+SIDE = 64
+NUM_ACTIONS = 4
+
+
+class BairSourceConfig(StrictConfig):
+    """Which camera to take and how to split."""
+
+    root: str
+    """Folder that holds train/ and test/ with the .tfrecords files (softmotion30_44k)."""
+    camera: Literal["main", "aux1"] = "main"
+    """Which of the two cameras to convert."""
+    num_frames: Annotated[int, Field(ge=2, le=30)] = 30
+    """Frames of a sample, from the start of the trajectory."""
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the training trajectories for validation, chosen by a hash of file name and record number."""
+    normalisation: Literal["symmetric", "standard"] = "symmetric"
+    """Network units: -1 to 1, or mean 0 and variance 1 per colour over the training split."""
+    trajectories_per_shard: Annotated[int, Field(ge=1)] = 256
+    """Trajectories of one shard."""
+
+
+class BairSource:
+    """Reads trajectories from records."""
+
+    name = "bair"
+
+    def __init__(self, config: BairSourceConfig):
+        self.config = config
+
+    def plan(self) -> list[ShardTask]:
+        """Shards of each split; an item is (file relative to the root, record number, first byte, bytes)."""
+        by_split: dict[str, list[tuple]] = {"train": [], "valid": [], "test": []}
+        for folder in ("train", "test"):
+            files = sorted((Path(self.config.root) / folder).glob("*.tfrecords"))
+            if not files:
+                raise FileNotFoundError(
+                    f"{Path(self.config.root) / folder} holds no .tfrecords file; give another --root"
+                )
+            for file in files:
+                name = f"{folder}/{file.name}"
+                for number, record in enumerate(scan_records(file)):
+                    split = "valid" if folder == "train" and self._is_valid(name, number) else folder
+                    by_split[split].append((name, number, record.offset, record.size))
+        return [task for split, items in by_split.items() for task in self._plan_split(split, items)]
+
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+        """The trajectories of the shard."""
+        for name, number, offset, size in task.items:
+            try:
+                example = read_example(Path(self.config.root) / name, Record(offset, size))
+                yield self._sample(example, name, number)
+            except (OSError, KeyError, ValueError) as error:
+                reason = f"feature {error} is missing" if isinstance(error, KeyError) else str(error)
+                yield BadItem(f"{name}, record {number}", reason)
+
+    def schema(self, sample: Sample) -> FrameSchema:
+        """RGB frames with actions, so no augmentation."""
+        return FrameSchema(
+            num_frames=sample.frames.shape[0],
+            shape=sample.frames.shape[1:],
+            dtype="uint8",
+            num_actions=NUM_ACTIONS,
+            channels=("red", "green", "blue"),
+            units="8-bit colour",
+        )
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
+        return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
+
+    def details(self) -> dict[str, Any]:
+        """Nothing beyond the options."""
+        return {}
+
+    def _is_valid(self, name: str, number: int) -> bool:
+        digest = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64 < self.config.valid_fraction
+
+    def _plan_split(self, split: str, items: list[tuple]) -> list[ShardTask]:
+        step = self.config.trajectories_per_shard
+        sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
+        groups = [tuple(items[first : first + step]) for first in range(0, len(items), step)]
+        return [
+            ShardTask(split, f"{split}-{shard:06d}.tar", group, len(group) * sample_bytes)
+            for shard, group in enumerate(groups)
+        ]
+
+    def _sample(self, example: dict[str, FeatureValue], name: str, number: int) -> Sample:
+        times = range(self.config.num_frames)
+        frames = [np.frombuffer(example[f"{t}/image_{self.config.camera}/encoded"][0], np.uint8) for t in times]
+        if any(len(frame) != SIDE * SIDE * 3 for frame in frames):
+            raise ValueError(f"a frame has {len(frames[0])} bytes where {SIDE}x{SIDE}x3 are expected")
+        frames_SHWC = np.stack(frames).reshape(-1, SIDE, SIDE, 3)
+        actions = np.zeros((self.config.num_frames, NUM_ACTIONS), np.float32)
+        for t in times[1:]:
+            actions[t] = example[f"{t - 1}/action"]
+        states = np.stack([np.asarray(example[f"{t}/endeffector_pos"], np.float32) for t in times])
+        key = f"{name.removesuffix('.tfrecords').replace('/', '-').replace('.', '_')}-{number:04d}"
+        return Sample(key, frames_SHWC.transpose(0, 3, 1, 2), actions, {"file": name, "record": number}, states)
