@@ -68,10 +68,12 @@ setup(
         "pillow",
         "matplotlib",
         "scoringrules",
+        "torchmetrics",
         "tqdm",
     ],
     extras_require={
         "gpu": ["xformers>=0.0.35"],
+        "zarr": ["zarr>=3"],
         "dev": ["pytest", "hypothesis", "ruff", "ninja"],
     },
 )

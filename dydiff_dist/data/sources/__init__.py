@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dydiff_dist.data.convert import Source
+from dydiff_dist.data.sources.arrays import ArraysSource, ArraysSourceConfig
 from dydiff_dist.data.sources.bair import BairSource, BairSourceConfig
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
@@ -34,4 +35,5 @@ SOURCES = {
     "timeseries": SourceKind(
         TimeseriesSource, TimeseriesSourceConfig, "Multivariate series: LSTNet's text or GluonTS-style JSON lines."
     ),
+    "arrays": SourceKind(ArraysSource, ArraysSourceConfig, "Your own data: npy, npz, HDF5, zarr or video files."),
 }
