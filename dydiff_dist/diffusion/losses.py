@@ -9,26 +9,29 @@ from torch import Tensor
 from dydiff_dist.diffusion.names import Prediction
 
 
-def weighted_mean_square(error: Tensor, weights: Tensor | None, frame_weights: Tensor) -> Tensor:
-    """Mean square per sample, (B, S, *rest) -> (B,), of the frames that ``frame_weights`` (S,) keeps.
+def weighted_mean_square(error: Tensor, weights: Tensor | None, first_frame: int) -> Tensor:
+    """Mean square per sample over the frames from ``first_frame`` on, (B, S, *rest) -> (B,).
 
     ``weights`` are (B,), or (B, S) for frames with their own timesteps.
     """
     per_frame = error.square().flatten(2).mean(2) if error.ndim > 2 else error.square()
     if weights is not None:
         per_frame = per_frame * weights.to(per_frame.dtype).view(len(weights), -1)
-    return per_frame[:, frame_weights > 0].mean(1)
+    return per_frame[:, first_frame:].mean(1)
 
 
-def frame_mask(frames: Tensor, first_frame: int) -> Tensor:
-    """Ones for the frames of (B, S, *rest) from ``first_frame`` on, zeros before, (S,) float64 on the CPU."""
-    num_frames = frames.shape[1]
+def frame_mask(first_frame: int, num_frames: int) -> Tensor | None:
+    """Zeros for the frames before ``first_frame``, ones after, (S,) float64; None if all frames count."""
+    return (torch.arange(num_frames) >= first_frame).double() if first_frame else None
+
+
+def check_first_frame(first_frame: int, num_frames: int) -> None:
+    """Raises ``ValueError`` unless a loss from ``first_frame`` on has frames to look at."""
     if not 0 <= first_frame < num_frames:
         raise ValueError(
             f"num_history_frames is {first_frame}; a loss on future frames of a sequence of {num_frames} needs it in "
             f"0..{num_frames - 1}"
         )
-    return (torch.arange(num_frames) >= first_frame).double()
 
 
 def min_snr_weight(alpha_bar: Tensor, prediction: Prediction, limit: float) -> Tensor:

@@ -45,12 +45,39 @@ Noise = Tensor | NoiseCounter
 class DynamicalDiffusion:
     """The diffusion process: schedules, targets, predictions and reverse steps, free of any network.
 
+    Timesteps are int64, (B,) in 0..N-1, or (B, S) in -1..N-1 for frames with levels of their own (-1: clean; dependent
+    noise only). On the CPU their range is checked. Storage may be float32, bfloat16 or float16, calculated in float32;
+    float64 is calculated in float64.
+
+    Args:
+        num_timesteps: N.
+        beta_schedule: "cosine", "linear" or "scaled_linear" noise schedule.
+        gamma_schedule: "cosine", "linear_cumprod", "none" (standard diffusion), or N values of γ̄ in (0, 1].
+        gamma_ratio: how far the cosine γ̄ falls: from 1 to 1 - ratio.
+        prediction: what the network predicts: "eps", "v" or "x0".
+        dependent_noise: mix the noise along frames as the data (the method), or not (the paper's ablation).
+        beta_start: first β of the linear schedules, None for the usual one.
+        beta_end: last β of the linear schedules, None for the usual one.
+        zero_terminal_snr: make the last timestep pure noise.
+        network_space: "unmixed" gives the network u and takes its output for the unmixed target: standard diffusion,
+            with γ̄ left for ``loss_space``.
+        normalize_input: divide the network's input by its standard deviation at the timestep.
+        frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
+            ``normalize_input``.
+        loss_space: where the loss measures errors: in the target's own space, in the mixed or in the unmixed one.
+        loss_frames: "all", or "future" frames only.
+        min_snr: limit of min-SNR weighting; None for no weighting.
+        backend: of the kernels: "auto", "triton", "cpp" or "reference".
+
     Attributes:
         alpha_bar: ᾱ_t, (N,) float64 on the CPU.
         gamma_bar: γ̄_t, (N,) float64 on the CPU.
+        is_standard: whether z is standard diffusion's: nothing is mixed, the arithmetic is that of a plain DDPM.
+        input_std: standard deviation of z by timestep, (N,) float64; None if inputs are not normalised.
+        table: the schedules, to be looked up at timesteps.
 
-    Timesteps are int64, (B,) in 0..N-1, or (B, S) in -1..N-1 for frames with levels of their own (-1: clean; dependent
-    noise only). Storage may be float32, bfloat16 or float16, calculated in float32; float64 is calculated in float64.
+    Raises:
+        ValueError: a value out of range, or a combination without meaning.
     """
 
     def __init__(
@@ -73,42 +100,13 @@ class DynamicalDiffusion:
         min_snr: float | None = None,
         backend: str = "auto",
     ):
-        """Builds the schedules.
-
-        Args:
-            num_timesteps: N.
-            beta_schedule: "cosine", "linear" or "scaled_linear" noise schedule.
-            gamma_schedule: "cosine", "linear_cumprod", "none" (standard diffusion), or N values of γ̄ in (0, 1].
-            gamma_ratio: how far the cosine γ̄ falls: from 1 to 1 - ratio.
-            prediction: what the network predicts: "eps", "v" or "x0".
-            dependent_noise: mix the noise along frames as the data (the method), or not (the paper's ablation).
-            beta_start: first β of the linear schedules, None for the usual one.
-            beta_end: last β of the linear schedules, None for the usual one.
-            zero_terminal_snr: make the last timestep pure noise.
-            network_space: "unmixed" gives the network u and takes its output for the unmixed target: standard
-                diffusion, with γ̄ left for ``loss_space``.
-            normalize_input: divide the network's input by its standard deviation at the timestep.
-            frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
-                ``normalize_input``.
-            loss_space: where the loss measures errors: in the target's own space, in the mixed or in the unmixed one.
-            loss_frames: "all", or "future" frames only.
-            min_snr: limit of min-SNR weighting; None for no weighting.
-            backend: of the kernels: "auto", "triton", "cpp" or "reference".
-
-        Raises:
-            ValueError: a value out of range, or a combination without meaning.
-        """
-        for argument, value, choices in (
-            ("prediction", prediction, Prediction),
-            ("network_space", network_space, NetworkSpace),
-            ("loss_space", loss_space, LossSpace),
-            ("loss_frames", loss_frames, LossFrames),
-        ):
-            check_name(argument, value, choices)
+        check_name("prediction", prediction, Prediction)
+        check_name("network_space", network_space, NetworkSpace)
+        check_name("loss_space", loss_space, LossSpace)
+        check_name("loss_frames", loss_frames, LossFrames)
+        check_name("backend", backend, kernels.Backend)
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"min_snr is {min_snr}; it must be positive (5 is usual), or None for no weighting")
-        if backend not in kernels.BACKENDS:
-            raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(kernels.BACKENDS)}")
         self.num_timesteps = num_timesteps
         self.alpha_bar = alpha_bar_schedule(
             num_timesteps, beta_schedule, beta_start=beta_start, beta_end=beta_end, zero_terminal_snr=zero_terminal_snr
@@ -120,19 +118,17 @@ class DynamicalDiffusion:
         self.loss_space = loss_space
         self.loss_frames = loss_frames
         self.min_snr = min_snr
-        self.is_standard = network_space == "unmixed" or bool((self.gamma_bar == 1).all())
-        """Whether z is standard diffusion's: nothing is mixed, and the arithmetic is that of a plain DDPM."""
         self.backend = backend
+        self.is_standard = network_space == "unmixed" or bool((self.gamma_bar == 1).all())
+        accuracy.check_construction(self)
+        schedules = {"alpha_bar": self.alpha_bar, "gamma_bar": self.gamma_bar}
+        self.input_std = None
+        if normalize_input:
+            self.input_std = schedules["input_std"] = self._measure_input_std(frame_autocovariance)
+        self.table = LevelTable(**schedules)
         # No step of the kernels starts from ᾱ = 0; "reference" asks for the torch code here.
         self._fusable = backend != "reference" and not self.is_standard and not zero_terminal_snr
         self._kernel_options = {"prediction": prediction, "dependent_noise": dependent_noise, "backend": backend}
-        accuracy.check_construction(self)
-        self.input_std = self._input_std(frame_autocovariance) if normalize_input else None
-        """Standard deviation of z by timestep, (N,) float64; None if inputs are not normalised."""
-        schedules = {"alpha_bar": self.alpha_bar, "gamma_bar": self.gamma_bar}
-        if self.input_std is not None:
-            schedules["input_std"] = self.input_std
-        self.table = LevelTable(**schedules)
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
@@ -293,21 +289,22 @@ class DynamicalDiffusion:
         """
         levels = self.levels(timesteps, target)
         first_frame = num_history_frames if self.loss_frames == "future" else 0
-        frame_weights = losses.frame_mask(target, first_frame)
+        losses.check_first_frame(first_frame, target.shape[1])
         weights = None
         if self.min_snr is not None:
             weights = losses.min_snr_weight(levels.alpha_bar, self.prediction, self.min_snr)
         in_target_space = self.loss_space in ("target", "unmixed" if self.prediction == "x0" else self.network_space)
         if in_target_space and not levels.per_frame:
+            mask = losses.frame_mask(first_frame, target.shape[1])
             per_sample = kernels.denoising_loss(
-                model_output, target, sample_weights=weights, frame_weights=frame_weights, backend=self.backend
+                model_output, target, sample_weights=weights, frame_weights=mask, backend=self.backend
             )
             return per_sample.mean(), per_sample
         error = to_compute(model_output) - to_compute(target)
         if not in_target_space:
             change = frame_mix if self.loss_space == "mixed" else frame_unmix
             error = change(error, levels.gamma_bar, backend=self.backend)
-        per_sample = losses.weighted_mean_square(error, weights, frame_weights)
+        per_sample = losses.weighted_mean_square(error, weights, first_frame)
         return per_sample.mean(), per_sample
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -318,6 +315,10 @@ class DynamicalDiffusion:
         Raises:
             ValueError: shape, dtype, or (on the CPU, where looking doesn't wait) a value out of range.
         """
+        if not z.is_floating_point():
+            raise ValueError(
+                f"frames have dtype {z.dtype}; give floating numbers in network units, float32 for example"
+            )
         check_timesteps(timesteps, z, self.num_timesteps, allow_clean)
         if timesteps.ndim == 2 and not (self.dependent_noise or self.is_standard):
             raise ValueError("timesteps of shape (B, S) need dependent_noise=True; with independent noise give (B,)")
@@ -338,6 +339,7 @@ class DynamicalDiffusion:
             clean = output if x0_given else self._unmix(mean, levels)
         if history is None:
             return clean, noise
+        _check_history(history, z)
         clean = torch.cat((to_compute(history), clean[:, history.shape[1] :]), 1)
         mean = clean if self.dependent_noise else self._mix(clean, levels)
         return clean, standard.implied_noise(z, mean, a, s)
@@ -370,7 +372,7 @@ class DynamicalDiffusion:
             )
         return noise.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
 
-    def _input_std(self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None) -> Tensor:
+    def _measure_input_std(self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None) -> Tensor:
         """√(ᾱ Var(D x) + 1 - ᾱ) by timestep, averaged over frames; noise has unit variance, mixed or not."""
         if frame_autocovariance is None:
             raise ValueError(
@@ -384,3 +386,11 @@ class DynamicalDiffusion:
         gamma_bar = torch.ones_like(self.gamma_bar) if self.is_standard else self.gamma_bar
         signal_variance = mixed_signal_variance(gamma_bar, covariance)
         return (self.alpha_bar * signal_variance + 1 - self.alpha_bar).sqrt()
+
+
+def _check_history(history: Tensor, z: Tensor) -> None:
+    num_history = history.shape[1] if history.ndim > 1 else 0
+    if not 1 <= num_history <= z.shape[1] or history.shape != z[:, :num_history].shape:
+        raise ValueError(
+            f"history has shape {tuple(history.shape)}; it must be the first frames of a sequence {tuple(z.shape)}"
+        )

@@ -1,4 +1,4 @@
-"""Sampling: grids of timesteps, one loop over them, guidance, chunks and rollout.
+"""Sampling: one loop over a grid of timesteps, guidance, chunks and rollout.
 
 A *denoise* function takes (network input, timesteps) and returns the network's output; conditions are its own affair.
 The solvers themselves are the pure functions of ``solvers``. Letters: B batch, S frames, K steps, N timesteps.
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from dydiff_dist.diffusion import accuracy, solvers
-from dydiff_dist.diffusion.names import Sampler, Spacing, check_name
+from dydiff_dist.diffusion.names import Sampler, check_name
 from dydiff_dist.diffusion.process import DynamicalDiffusion, Levels, Noise
-from dydiff_dist.diffusion.schedules import log_snr
 from dydiff_kernels import NoiseCounter, normal
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -32,76 +31,6 @@ class SamplerStep:
     """After the step, (B, S, *rest)."""
     x0_hat: Tensor
     """The clean frames as judged in this step, (B, S, *rest)."""
-
-
-# -- grids ------------------------------------------------------------------------------------------------------------
-
-
-def timestep_grid(
-    num_timesteps: int,
-    num_steps: int,
-    spacing: Spacing = "uniform",
-    *,
-    alpha_bar: Tensor | None = None,
-) -> list[int]:
-    """Timesteps of a sampling run, descending; the step after the last goes to clean.
-
-    Args:
-        num_timesteps: N.
-        num_steps: K in 1..N.
-        spacing: "uniform" is the authors' grid, range(0, N, N // K) + 1, which has a few steps more where K doesn't
-            divide N. "quadratic" and "log_snr" (equal steps in λ) go from the uniform grid's largest timestep to 1,
-            denser where there is little noise. "trailing" is uniform and starts at N - 1: the one for
-            zero-terminal-SNR schedules.
-        alpha_bar: (N,), for "log_snr".
-
-    Raises:
-        ValueError: K out of range, unknown spacing, or ``alpha_bar`` missing.
-    """
-    check_name("spacing", spacing, Spacing)
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"num_steps is {num_steps}; it must lie in 1..{num_timesteps}, the number of timesteps")
-    if spacing == "trailing":
-        return [round(num_timesteps * (num_steps - k) / num_steps) - 1 for k in range(num_steps)]
-    uniform = [t + 1 for t in range(0, num_timesteps, num_timesteps // num_steps) if t + 1 < num_timesteps]
-    if spacing == "uniform" or num_steps == 1:
-        return uniform[::-1]
-    fraction = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    if spacing == "quadratic":
-        ascending = 1 + (uniform[-1] - 1) * fraction.square()
-    else:
-        ascending = _timesteps_at_equal_log_snr(alpha_bar, uniform[-1], fraction)
-    return _distinct(ascending.round().long().tolist(), smallest=0, largest=uniform[-1])[::-1]
-
-
-def staggered_grid(timesteps: Sequence[int], num_frames: int, delay_steps: int) -> Tensor:
-    """A grid with a timestep for each frame, (K + delay_steps (S - 1), S) int64: frame s starts delay_steps · s late.
-
-    Early frames are clean (-1) while later ones are still noise, as in Diffusion Forcing (Chen et al. 2024) and Rolling
-    Diffusion (Ruhe et al. 2024). The network must have been trained on timesteps of shape (B, S).
-    """
-    levels = torch.tensor([*timesteps, -1])
-    step = torch.arange(len(timesteps) + delay_steps * (num_frames - 1))[:, None]
-    return levels[(step - delay_steps * torch.arange(num_frames)).clamp(0, len(timesteps))]
-
-
-def _timesteps_at_equal_log_snr(alpha_bar: Tensor | None, largest: int, fraction: Tensor) -> Tensor:
-    if alpha_bar is None:
-        raise ValueError("spacing 'log_snr' depends on the noise schedule; give alpha_bar=diffusion.alpha_bar")
-    log_snr_N = log_snr(alpha_bar.double().cpu())
-    wanted = log_snr_N[1] + (log_snr_N[largest] - log_snr_N[1]) * fraction
-    return torch.stack([(log_snr_N[1 : largest + 1] - w).abs().argmin() + 1 for w in wanted]).double()
-
-
-def _distinct(ascending: list[int], smallest: int, largest: int) -> list[int]:
-    """The nearest strictly ascending timesteps: rounding may have made neighbours equal."""
-    for k in range(1, len(ascending)):
-        ascending[k] = max(ascending[k], ascending[k - 1] + 1)
-    ascending[-1] = min(ascending[-1], largest)
-    for k in range(len(ascending) - 2, -1, -1):
-        ascending[k] = min(ascending[k], ascending[k + 1] - 1)
-    assert ascending[0] >= smallest
-    return ascending
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -166,43 +95,36 @@ def sample(
     """
     grid = _checked_grid(diffusion, timesteps, start)
     eta = _checked_eta(diffusion, sampler, eta, noise, num_steps=len(grid) - 1)
+    accuracy.check_step(diffusion, grid[:-1], grid[1:], start.dtype)
     z, x0_hat, alpha_bar_before = start, None, None
-    rows = grid if grid.ndim == 2 else grid[:, None]
-    accuracy.check_step(diffusion, rows[:-1], rows[1:], start.dtype)
-    for index, (now, after) in enumerate(pairwise(grid)):
-        timesteps_now, levels = _at(diffusion, now, z)
-        _, levels_after = _at(diffusion, after, z)
-        output = denoise(diffusion.model_input(z, timesteps_now), timesteps_now)
+    rows = [_at(diffusion, row, start) for row in grid]
+    for index, ((now, levels), (_, after)) in enumerate(pairwise(rows)):
+        output = denoise(diffusion.model_input(z, now), now)
         if index == 0:
-            accuracy.check_step(diffusion, rows[:-1], rows[1:], output.dtype)
+            accuracy.check_step(diffusion, grid[:-1], grid[1:], output.dtype)
         if sampler == "dpmpp_2m":
-            coefficients = solvers.dpmpp_2m(levels.alpha_bar, levels_after.alpha_bar, alpha_bar_before)
+            coefficients = solvers.dpmpp_2m(levels.alpha_bar, after.alpha_bar, alpha_bar_before)
         else:
-            coefficients = solvers.ddim(levels.alpha_bar, levels_after.alpha_bar, eta)
+            coefficients, x0_hat = solvers.ddim(levels.alpha_bar, after.alpha_bar, eta), None
+        step_noise = _step_noise(noise, index) if eta > 0 else None
         z, x0_hat = diffusion.advance(
-            z,
-            levels,
-            levels_after,
-            output,
-            coefficients,
-            x0_before=x0_hat if sampler == "dpmpp_2m" else None,
-            noise=_step_noise(noise, index) if eta > 0 else None,
-            history=history,
+            z, levels, after, output, coefficients, x0_before=x0_hat, noise=step_noise, history=history
         )
         alpha_bar_before = levels.alpha_bar
         if callback is not None:
-            callback(SamplerStep(index, now, z, x0_hat))
+            callback(SamplerStep(index, grid[index].squeeze(), z, x0_hat))
     return z
 
 
 def _at(diffusion: DynamicalDiffusion, row: Tensor, z: Tensor) -> tuple[Tensor, Levels]:
     """A row of the grid as timesteps of the whole batch, (B,) or (B, S), and the levels there."""
-    timesteps = row.expand(z.shape[0], *row.shape).to(z.device)
+    timesteps = row.to(z.device).expand(z.shape[0], len(row))
+    timesteps = timesteps[:, 0] if len(row) == 1 else timesteps
     return timesteps, diffusion.levels(timesteps, z, allow_clean=True)
 
 
 def _checked_grid(diffusion: DynamicalDiffusion, timesteps: Sequence[int] | Tensor, start: Tensor) -> Tensor:
-    """The grid on the CPU with the clean row after its last, (K + 1,) or (K + 1, S) int64."""
+    """The grid on the CPU with the clean row after its last, (K + 1, 1) or (K + 1, S) int64."""
     grid = torch.as_tensor(timesteps).cpu()
     if grid.numel() == 0 or grid.is_floating_point() or tuple(grid.shape[1:]) not in ((), (start.shape[1],)):
         raise ValueError(
@@ -218,7 +140,7 @@ def _checked_grid(diffusion: DynamicalDiffusion, timesteps: Sequence[int] | Tens
     descends = grid[1:] <= grid[:-1] if grid.ndim == 2 else grid[1:] < grid[:-1]
     if not bool(descends.all()):
         raise ValueError("timesteps do not descend; give a grid as timestep_grid makes it, the largest first")
-    return grid
+    return grid if grid.ndim == 2 else grid[:, None]
 
 
 def _checked_eta(

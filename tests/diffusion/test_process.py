@@ -324,5 +324,10 @@ def test_refused_steps():
         d.step(z, t, t - 100, output, eta=-0.5)
     with pytest.raises(ValueError, match=r"noise has shape \(2, 4\)"):
         d.add_noise(z, t, z[..., 0])
+    for shape in ((2, 5, 3), (2, 2, 4), (1, 2, 3), (2,)):
+        with pytest.raises(ValueError, match="history has shape"):
+            d.step(z, t, t - 100, output, history=torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"frames have dtype torch\.int64"):
+        d.add_noise(z.long(), t, z)
     with pytest.raises(ValueError, match="match them"):
         d.step(z, t, (t - 100)[:, None].expand(2, 4), output)

@@ -111,7 +111,7 @@ def test_log_snr():
         ({"normalize_input": True}, "needs frame_autocovariance"),
         ({"normalize_input": True, "frame_autocovariance": [[1.0, 0.5]]}, r"shape \(1, 2\)"),
         ({"min_snr": 0.0}, "min_snr is 0.0"),
-        ({"backend": "cuda"}, "backend='cuda'"),
+        ({"backend": "cuda"}, "backend is 'cuda'; choose one of auto, triton, cpp, reference"),
     ],
 )
 def test_refused_arguments(arguments, words):
