@@ -1,0 +1,53 @@
+"""A conversion killed at any moment goes on when the same command is given again, to the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = ["--train", "24", "--valid", "2", "--test", "2", "--num-frames", "3", "--runs-per-shard", "2"]
+FLOW = ["--resolution", "32", "--force-max-wavenumber", "5", "--spin-up-frames", "40"]
+
+
+def command(out, processes):
+    tool = str(REPOSITORY / "tools" / "make_shards.py")
+    return [sys.executable, tool, "turbulence", "--out", str(out), "--processes", str(processes), *SMALL, *FLOW]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def records(folder):
+    return len(list(folder.glob("*/.records/*.json")))
+
+
+def kill_after(process, folder, num_records, whole_group):
+    """Kills once ``num_records`` shards stand (or the command ended)."""
+    deadline = time.monotonic() + 60
+    while records(folder) < num_records and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    if process.poll() is None:
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole", 1), check=True, env=environment, capture_output=True)
+    pieces = tmp_path / "pieces"
+    for num_records, processes, whole_group in ((2, 1, True), (4, 2, False)):
+        process = subprocess.Popen(
+            command(pieces, processes), env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        kill_after(process, pieces, num_records, whole_group)
+    finished = subprocess.run(command(pieces, 1), check=True, env=environment, capture_output=True, text=True)
+    assert "reused" in finished.stdout
+    assert files(pieces) == files(tmp_path / "whole")
