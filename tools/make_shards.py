@@ -25,9 +25,12 @@ def main() -> None:
     plan = source.plan()
     estimate = sum(task.estimated_bytes for task in plan)
     print(f"{arguments.source}: {len(plan)} shards, about {estimate / 1e6:,.0f} MB, under {arguments.out}")
-    with ShardProgress(len(plan)) as progress:
+    for line in source.summary(plan):
+        print(f"  {line}")
+    part = parse_part(arguments.part)
+    with ShardProgress(len(plan[part[0] :: part[1]])) as progress:
         report = convert(
-            source, Path(arguments.out), arguments.processes, arguments.max_bad_rate, on_shard=progress.on_shard
+            source, Path(arguments.out), arguments.processes, arguments.max_bad_rate, progress.on_shard, part
         )
     print_report(report)
 
@@ -54,6 +57,8 @@ class ShardProgress:
 def print_report(report: ConversionReport) -> None:
     if report.num_reused:
         print(f"reused {report.num_reused} shards that stood complete, wrote {report.num_written}")
+    if report.num_elsewhere:
+        print(f"{report.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests")
     for item in report.bad_items:
         print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
     for split, path in report.manifests.items():
@@ -72,6 +77,14 @@ def print_report(report: ConversionReport) -> None:
         )
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """``i/n`` as two numbers."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit()):
+        raise ValueError(f"--part is {text!r}; write i/n, for example 0/8 for the first of eight jobs")
+    return int(number), int(count)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
@@ -84,6 +97,12 @@ def parse_arguments() -> argparse.Namespace:
             default=os.cpu_count() or 1,
             metavar="N",
             help="Shards written at the same time. Default: the number of cores.",
+        )
+        command.add_argument(
+            "--part",
+            default="0/1",
+            metavar="I/N",
+            help="Write only every N-th shard, from the I-th on (counted from 0): one of N jobs that share DIR.",
         )
         command.add_argument(
             "--max-bad-rate",

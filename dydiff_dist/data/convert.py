@@ -10,12 +10,13 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -55,29 +56,37 @@ class ShardTask:
     estimated_bytes: int
 
 
-class Source(Protocol):
+class Source(ABC):
     """What a converter provides. Instances are picklable: shards are written in other processes."""
 
     name: str
+    """As on the command line."""
+    config: StrictConfig
+    """The options, for the fingerprint and the manifest."""
 
-    @property
-    def config(self) -> StrictConfig:
-        """The options, for the fingerprint and the manifest."""
-
+    @abstractmethod
     def plan(self) -> list[ShardTask]:
         """All shards of all splits, in a fixed order."""
 
+    @abstractmethod
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """The samples of one shard, in a fixed order."""
 
+    @abstractmethod
     def schema(self, sample: Sample) -> FrameSchema:
         """The schema of the data set, given any of its samples."""
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Fixed (shift, scale) per channel, or None to take mean and standard deviation of the training split."""
+        return None
 
     def details(self) -> dict[str, Any]:
         """Facts for the manifest beyond the options."""
+        return {}
+
+    def summary(self, tasks: list[ShardTask]) -> list[str]:
+        """What the plan comes to, line by line, for the user to check before the work starts."""
+        return []
 
 
 class ShardRecord(StrictConfig):
@@ -99,6 +108,8 @@ class ConversionReport:
     manifests: dict[str, Path]
     num_written: int
     num_reused: int
+    num_elsewhere: int
+    """Shards that other parts have still to write; the manifests come with the last of them."""
     bad_items: list[BadItem]
 
 
@@ -108,42 +119,61 @@ def convert(
     num_processes: int = 1,
     max_bad_rate: float = 0.05,
     on_shard: Callable[[ShardTask, int, bool], None] = lambda task, num_samples, reused: None,
+    part: tuple[int, int] = (0, 1),
 ) -> ConversionReport:
-    """Writes all shards of ``source`` under ``out/SPLIT/`` and a manifest per split.
+    """Writes the shards of ``source`` under ``out/SPLIT/`` and, when all of them stand, a manifest per split.
 
-    ``on_shard`` hears of each shard (task, samples, whether it stood already). Raises ``ValueError`` when ``out`` holds
-    shards made with other options, when disk space is short, or when more than ``max_bad_rate`` of the inputs are bad.
+    Args:
+        source: what to convert.
+        out: folder of the splits; made if absent.
+        num_processes: shards written at the same time.
+        max_bad_rate: share of bad inputs above which the conversion stops.
+        on_shard: hears of each shard of this part: task, samples, whether it stood already.
+        part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
+            writes the manifests.
+
+    Raises:
+        ValueError: ``out`` holds shards made with other options, disk space is short, another process writes this part,
+            or too many inputs are bad.
     """
+    number, count = part
+    if not 0 <= number < count:
+        raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
     tasks = source.plan()
-    with _only_writer(out):
-        return _convert(source, tasks, out, num_processes, max_bad_rate, on_shard)
+    with _only_writer(out, part):
+        return _convert(source, tasks, tasks[number::count], out, num_processes, max_bad_rate, on_shard)
 
 
 def _convert(
     source: Source,
     tasks: list[ShardTask],
+    own_tasks: list[ShardTask],
     out: Path,
     num_processes: int,
     max_bad_rate: float,
     on_shard: Callable[[ShardTask, int, bool], None],
 ) -> ConversionReport:
+    """Writes what is missing of ``own_tasks``, and the manifests once all ``tasks`` stand."""
     fingerprints = {task: _fingerprint(source, task) for task in tasks}
-    records = _standing_records(out, fingerprints)
-    _check_disk(out, sum(task.estimated_bytes for task in tasks if task not in records))
-    for task, record in records.items():
+    standing = _standing_records(out, {task: fingerprints[task] for task in own_tasks})
+    missing = [task for task in own_tasks if task not in standing]
+    _check_disk(out, sum(task.estimated_bytes for task in missing))
+    for task, record in standing.items():
         on_shard(task, record.entry.num_samples, True)
-    missing = [task for task in tasks if task not in records]
-    for split in {task.split for task in missing}:
-        _prepare_folder(out / split)
-    num_reused = len(records)
+    for task in missing:
+        _prepare_folder(out, task)
+    records = dict(standing)
     jobs = [(source, task, out, fingerprints[task]) for task in missing]
     for task, record in _run(jobs, num_processes):
         records[task] = record
         _check_bad_rate(records, max_bad_rate)
         on_shard(task, record.entry.num_samples, False)
-    bad_items = [BadItem(*item) for task in tasks for item in records[task].bad_items]
-    manifests = _write_manifests(source, out, [(task, records[task]) for task in tasks])
-    return ConversionReport(manifests, len(missing), num_reused, bad_items)
+    bad_items = [BadItem(*item) for task in own_tasks for item in records[task].bad_items]
+    finished = _standing_records(out, fingerprints) if len(own_tasks) < len(tasks) else records
+    manifests = {}
+    if len(finished) == len(tasks):
+        manifests = _write_manifests(source, out, [(task, finished[task]) for task in tasks])
+    return ConversionReport(manifests, len(missing), len(standing), len(tasks) - len(finished), bad_items)
 
 
 def _run(jobs: list[tuple], num_processes: int) -> Iterator[tuple[ShardTask, ShardRecord]]:
@@ -290,10 +320,10 @@ def _standing_records(out: Path, fingerprints: dict[ShardTask, str]) -> dict[Sha
 
 
 @contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Holds a lock on ``out``; the system drops it when the process ends, however it ends."""
+def _only_writer(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Holds a lock on a part of ``out``; the system drops it when the process ends, however it ends."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
+    with open(out / f".lock-{part[0]}-of-{part[1]}", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -301,11 +331,13 @@ def _only_writer(out: Path) -> Iterator[None]:
         yield
 
 
-def _prepare_folder(folder: Path) -> None:
-    """Makes the folder of a split and removes what a killed conversion left half-written."""
+def _prepare_folder(out: Path, task: ShardTask) -> None:
+    """Makes the folder of a shard and removes what a killed conversion left of it half-written."""
+    folder = out / task.split
     (folder / ".records").mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for leftover in [*folder.glob("*.tmp"), *folder.glob(".records/*.tmp")]:
+    stem = Path(task.name).stem
+    for leftover in [*folder.glob(f"{stem}.*.tmp"), *folder.glob(f".records/{stem}.*.tmp")]:
         leftover.unlink()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
@@ -25,7 +25,7 @@ class NumberedSourceConfig(StrictConfig):
     """What the manifest allows."""
 
 
-class NumberedSource:
+class NumberedSource(Source):
     """Sample n holds n in pixel (0, 0) of frame 0 and s in pixel (0, 1) of frame s; the rest is noise."""
 
     name = "numbered"
@@ -54,12 +54,6 @@ class NumberedSource:
             allowed_augmentations=self.config.augmentations,
             vector_channels=(0, 1),
         )
-
-    def normalisation(self) -> None:
-        return
-
-    def details(self) -> dict:
-        return {}
 
 
 def numbered_sample(number: int, num_frames: int, num_actions: int = 0) -> Sample:

@@ -87,6 +87,45 @@ def test_sevir_user_errors_are_one_line(sample_data, options, message):
     assert "\n" not in str(caught.value)
 
 
+def write_catalogue(root, dates):
+    """One event of 49 frames of 12x12 random pixels per date."""
+    (root / "data" / "vil").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    header = "id,file_name,file_index,img_type,time_utc,minute_offsets,size_x,pct_missing"
+    offsets = ":".join(str(minutes) for minutes in range(-120, 125, 5))
+    with h5py.File(root / "data" / "vil" / "events.h5", "w") as data:
+        data["id"] = [f"E{number}".encode() for number in range(len(dates))]
+        data["vil"] = rng.integers(0, 255, (len(dates), 12, 12, 49), dtype=np.uint8)
+    rows = [f"E{n},vil/events.h5,{n},vil,{date},{offsets},12,0.0" for n, date in enumerate(dates)]
+    (root / "CATALOG.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("preset", "windows", "side"),
+    [("sevir-lr", {"train": 3, "valid": 3, "test": 6}, 4), ("cascast", {"train": 3, "valid": 3, "test": 6}, 12)],
+)
+def test_sevir_presets_make_the_published_windows(tmp_path, preset, windows, side):
+    """CasCast counts 3 windows per event; SEVIR-LR has 25 frames of 10 minutes, windows of 13 at steps of 6."""
+    write_catalogue(tmp_path, ["2018-05-01 12:00", "2019-03-01 12:00", "2019-08-01 12:00", "2019-11-01 12:00"])
+    source = SevirSource(SevirSourceConfig(root=str(tmp_path), preset=preset))
+    convert(source, tmp_path / "out")
+    for split, count in windows.items():
+        shards = ShardSet.open(tmp_path / "out" / split)
+        assert len(shards) == count and shards.schema.shape == (1, side, side)
+    assert (shards.manifest.shift, shards.manifest.scale) == ((0.0,), (255.0,))
+    assert source.summary(source.plan())[1].startswith("valid: 3 windows of ")
+
+
+def test_sevir_diffcast_preset_and_an_option_that_overrides_it(tmp_path):
+    write_catalogue(tmp_path, ["2018-05-01 12:00", "2019-08-01 12:00", "2019-11-01 12:00"])
+    tasks = SevirSource(SevirSourceConfig(root=str(tmp_path), preset="diffcast")).plan()
+    assert [(task.split, task.items[0][3]) for task in tasks] == [
+        (s, (0, 5, 10, 15, 20)) for s in ("train", "valid", "test")
+    ]
+    tasks = SevirSource(SevirSourceConfig(root=str(tmp_path), preset="diffcast", window_step=24)).plan()
+    assert tasks[0].items[0][3] == (0, 24)
+
+
 def read_trajectory(path):
     """Frames (T, H, W, 3), actions and states of a RoboNet file."""
     with h5py.File(path) as data:
@@ -221,6 +260,17 @@ def test_a_restarted_conversion_reuses_shards_and_gives_the_same_bytes(tmp_path)
         path.relative_to(tmp_path / "b"): path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()
     }
     assert files == again
+
+
+def test_parts_of_several_jobs_make_the_same_whole(tmp_path):
+    convert(TurbulenceSource(TINY_FLOW), tmp_path / "a")
+    for number in (2, 0):
+        report = convert(TurbulenceSource(TINY_FLOW), tmp_path / "b", part=(number, 3))
+        assert not report.manifests and report.num_elsewhere > 0
+    report = convert(TurbulenceSource(TINY_FLOW), tmp_path / "b", part=(1, 3))
+    assert set(report.manifests) == {"train", "valid", "test"}
+    for path in [path for path in (tmp_path / "a").rglob("*") if path.is_file() and ".lock" not in path.name]:
+        assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
 
 
 def test_other_options_into_the_same_folder_are_refused(tmp_path):

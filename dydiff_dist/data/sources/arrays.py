@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import Augmentation, FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
@@ -59,7 +59,7 @@ class ArraysSourceConfig(StrictConfig):
     """Trajectories whose samples make one shard."""
 
 
-class ArraysSource:
+class ArraysSource(Source):
     """Reads trajectories from array files."""
 
     name = "arrays"
@@ -119,14 +119,6 @@ class ArraysSource:
             allowed_augmentations=self.config.allow,
             vector_channels=self.config.vector_channels,
         )
-
-    def normalisation(self) -> None:
-        """Mean and standard deviation of the training split."""
-        return
-
-    def details(self) -> dict[str, Any]:
-        """Nothing beyond the options."""
-        return {}
 
     def _trajectories(self, path: Path) -> Iterator[tuple[int, int]]:
         """(number or -1, bytes) of each trajectory in a file; a broken file counts as one and is reported when read."""

@@ -7,12 +7,12 @@ bytes), ``t/action`` (4) and ``t/endeffector_pos`` (3). The action of time t lea
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.tfrecord import FeatureValue, Record, read_example, scan_records
@@ -39,7 +39,7 @@ class BairSourceConfig(StrictConfig):
     """Trajectories of one shard."""
 
 
-class BairSource:
+class BairSource(Source):
     """Reads trajectories from records."""
 
     name = "bair"
@@ -87,10 +87,6 @@ class BairSource:
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
         return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
-
-    def details(self) -> dict[str, Any]:
-        """Nothing beyond the options."""
-        return {}
 
     def _is_valid(self, name: str, number: int) -> bool:
         digest = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()

@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import av
 import h5py
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
@@ -55,7 +55,7 @@ class RobonetSourceConfig(StrictConfig):
     """Trajectories whose samples make one shard."""
 
 
-class RobonetSource:
+class RobonetSource(Source):
     """Reads trajectories."""
 
     name = "robonet"
@@ -101,10 +101,6 @@ class RobonetSource:
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
         return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
-
-    def details(self) -> dict[str, Any]:
-        """Nothing beyond the options."""
-        return {}
 
     def _plan_split(self, split: str, files: list[str]) -> list[ShardTask]:
         height, width = self.config.size

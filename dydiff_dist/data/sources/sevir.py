@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 from pydantic import Field, model_validator
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
@@ -30,11 +31,43 @@ NORMALISATIONS = {"unit": (0.0, 255.0), "sevir": (33.44, 47.54), "log_rain": (0.
 """Shift and scale by name; "sevir" are the published mean and standard deviation of VIL."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "sevir-lr": {
+        "window_frames": 13,
+        "window_step": 12,
+        "time_stride": 2,
+        "downsample": 3,
+        "valid_start": "2019-01-01",
+        "test_start": "2019-06-01",
+        "normalisation": "unit",
+    },
+    "cascast": {
+        "window_frames": 25,
+        "window_step": 12,
+        "valid_start": "2019-01-01",
+        "test_start": "2019-06-01",
+        "normalisation": "unit",
+    },
+    "diffcast": {
+        "window_frames": 25,
+        "window_step": 5,
+        "downsample": 3,
+        "valid_start": "2019-01-01",
+        "test_start": "2019-10-01",
+        "normalisation": "unit",
+    },
+}
+"""Settings of published VIL benchmarks: PreDiff's SEVIR-LR (7 -> 6 frames, 128 pixels, 10 minutes), CasCast (13 -> 12,
+384 pixels, 5 minutes) and DiffCast (5 -> 20, 128 pixels, 5 minutes). docs/data.md says where they still differ."""
+
+
 class SevirSourceConfig(StrictConfig):
     """Which events to take and how to cut them."""
 
     root: str
     """Folder that holds CATALOG.csv and data/."""
+    preset: Literal["sevir-lr", "cascast", "diffcast"] | None = None
+    """Windows, sizes, dates and normalisation of a published benchmark; other options given beside it override it."""
     image_type: Literal["vil", "ir069", "ir107", "vis"] = "vil"
     """Which of the event's image types to convert."""
     window_frames: Annotated[int, Field(ge=1)] = 15
@@ -56,6 +89,13 @@ class SevirSourceConfig(StrictConfig):
     log(1 + mm/h) for values that are stored as 255 log(1 + mm/h) / log 101."""
     events_per_shard: Annotated[int, Field(ge=1)] = 16
     """Events whose windows make one shard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") in PRESETS:
+            return {**PRESETS[given["preset"]], **given}
+        return given
 
     @model_validator(mode="after")
     def _times_are_ordered(self) -> "SevirSourceConfig":
@@ -91,7 +131,7 @@ class SevirEvent:
     """Pixels along H and W."""
 
 
-class SevirSource:
+class SevirSource(Source):
     """Reads windows of events."""
 
     name = "sevir"
@@ -152,6 +192,21 @@ class SevirSource:
     def details(self) -> dict[str, Any]:
         """Minutes between two frames of a sample."""
         return {"frame_interval_minutes": 5 * self.config.time_stride}
+
+    def summary(self, tasks: list[ShardTask]) -> list[str]:
+        """Dates, windows and events of each split."""
+        lines = []
+        starts = [*self.config.split_starts(), ("", None)]
+        for (split, begin), (_, end) in pairwise(starts):
+            items = [item for task in tasks if task.split == split for item in task.items]
+            windows = sum(len(window_starts) for _, _, _, window_starts in items)
+            since = "the beginning" if begin == datetime.min else f"{begin:%Y-%m-%d %H:%M}"
+            until = "the end" if end is None else f"{end:%Y-%m-%d %H:%M}"
+            lines.append(
+                f"{split}: {windows} windows of {self.config.window_frames} frames at {5 * self.config.time_stride} "
+                f"minutes from {len(items)} events, {since} to {until}"
+            )
+        return lines
 
     def _span_frames(self) -> int:
         """Stored frames from a window's first to its last, inclusive."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
@@ -90,7 +90,7 @@ class WindowRange:
         return range(self.first, self.last + 1, self.step)
 
 
-class TimeseriesSource:
+class TimeseriesSource(Source):
     """Cuts windows."""
 
     name = "timeseries"
@@ -143,10 +143,6 @@ class TimeseriesSource:
             if self.config.scaling == "mean"
             else "as in the file",
         )
-
-    def normalisation(self) -> None:
-        """Mean and standard deviation of each variate over the training split."""
-        return
 
     def details(self) -> dict[str, Any]:
         """The resolved protocol."""

@@ -1,12 +1,12 @@
 """Source ``turbulence``: trajectories of simulated two-dimensional turbulence."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask
+from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.turbulence import TurbulenceConfig, simulate
@@ -36,7 +36,7 @@ class TurbulenceSourceConfig(StrictConfig):
     """The flow itself."""
 
 
-class TurbulenceSource:
+class TurbulenceSource(Source):
     """Simulates the runs of one shard at a time."""
 
     name = "turbulence"
@@ -95,11 +95,3 @@ class TurbulenceSource:
             allowed_augmentations=("periodic_shift", "flip", "rotate"),
             vector_channels=(0, 1),
         )
-
-    def normalisation(self) -> None:
-        """Mean and standard deviation of the training split."""
-        return
-
-    def details(self) -> dict[str, Any]:
-        """Nothing beyond the options."""
-        return {}
