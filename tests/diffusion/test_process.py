@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dydiff_dist.diffusion import DynamicalDiffusion, frame_mix
+from dydiff_dist.diffusion import DynamicalDiffusion, frame_mix, frame_unmix
 from dydiff_dist.diffusion.dynamics import mixing_matrix
 from dydiff_kernels import NoiseCounter, Stream, normal
 
@@ -217,6 +217,28 @@ def test_equal_timesteps_per_frame_are_one_timestep(prediction, dependent):
     for one, many in zip(d.add_noise(x, t, noise), d.add_noise(x, per_frame[0], noise), strict=True):
         assert torch.equal(one, many)
     assert torch.equal(d.step(x, t, t_prev, noise)[0], d.step(x, *per_frame, noise)[0])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_clean_frames_stay_whatever_the_network_says(prediction):
+    d = DynamicalDiffusion(prediction=prediction)
+    x, noise = draw((2, 4, (3,)), 0)
+    timesteps, before = torch.tensor([[-1, -1, 500, 800]] * 2), torch.tensor([[-1, -1, 400, 700]] * 2)
+    z, _ = d.add_noise(x, timesteps, noise)
+    z_prev, x0_hat = d.step(z, timesteps, before, 10 * noise)
+    torch.testing.assert_close(x0_hat[:, :2], x[:, :2], rtol=0, atol=1e-12)
+    unmixed = frame_unmix(z_prev, d.gamma_bar[700].expand(2))
+    torch.testing.assert_close(unmixed[:, :2], x[:, :2], rtol=0, atol=1e-12)
+
+
+def test_one_operator_per_sequence_that_of_its_noisiest_frame():
+    d = DynamicalDiffusion(gamma_ratio=0.9)
+    x, noise = draw((2, 3, ()), 0)
+    timesteps = torch.tensor([[-1, 900, 100], [50, 30, 700]])
+    z, _ = d.add_noise(x, timesteps, noise)
+    alpha_bar = torch.cat((torch.ones(1, dtype=torch.float64), d.alpha_bar))[timesteps + 1]
+    u = alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * noise
+    torch.testing.assert_close(z, frame_mix(u, d.gamma_bar[[900, 700]]), rtol=0, atol=1e-14)
 
 
 # -- history, noise, input --------------------------------------------------------------------------------------------
