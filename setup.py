@@ -67,6 +67,7 @@ setup(
         "av",
         "pillow",
         "matplotlib",
+        "scipy",
         "scoringrules",
         "torchmetrics",
         "tqdm",
@@ -74,6 +75,6 @@ setup(
     extras_require={
         "gpu": ["xformers>=0.0.35"],
         "zarr": ["zarr>=3"],
-        "dev": ["pytest", "hypothesis", "ruff", "ninja"],
+        "dev": ["pytest", "hypothesis", "ruff", "ninja", "scikit-image"],
     },
 )

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from dydiff_dist.errors import run_command
-from dydiff_dist.evaluation.report import format_table
+from dydiff_dist.evaluation.choice import SUITES
+from dydiff_dist.evaluation.rain import PRESETS
+from dydiff_dist.evaluation.report import format_more_scores, format_table
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification, write_evaluation
 
@@ -19,10 +21,12 @@ def main() -> int:
     out = Path(arguments.out or Path(arguments.forecasts) / "scores")
     verification = Verification.open(arguments.forecasts, arguments.shards, arguments.cases)
     climatology = verification.climatology(arguments.climatology, arguments.seed) if arguments.climatology else None
+    suites = verification.choose_suites(arguments.scores, arguments.preset)
     with CaseProgress("score", len(verification.numbers)) as progress:
-        evaluation = verification.evaluate(climatology, arguments.climatology_members, progress.advance)
+        evaluation = verification.evaluate(climatology, arguments.climatology_members, suites, progress.advance)
     if evaluation.num_cases:
         print(format_table(evaluation))
+        print(format_more_scores(evaluation))
         for name in list(evaluation.tables)[1:]:
             print(
                 f"CRPS is {evaluation.skill(name):.3f} of {name}'s, over all lead times, {evaluation.num_cases} cases"
@@ -44,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--climatology-members", type=int, metavar="M", help="members of that ensemble (the forecast's)"
     )
+    parser.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="published protocol of the rain scores")
     parser.add_argument("--seed", type=int, default=0, help="of the climatological ensemble (0)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all that were forecast)")
     parser.add_argument("--pictures", type=int, nargs="*", default=[0], metavar="I", help="cases to picture (0)")

@@ -112,9 +112,14 @@ def field_style(
     def first_channel(frames: np.ndarray) -> np.ndarray:
         return frames[..., 0, :, :]
 
-    if num_channels == 1 and any(word in f"{name} {units}".lower() for word in _RAIN_WORDS):
+    if num_channels == 1 and looks_like_rain(channels, units):
         return FieldStyle(name.upper() if len(name) <= 4 else name, first_channel, _RAIN, diverging=False)
     return FieldStyle(name, first_channel, matplotlib.colormaps["magma"], diverging=False)
+
+
+def looks_like_rain(channels: tuple[str, ...], units: str) -> bool:
+    """Whether names or units speak of rain or radar."""
+    return any(word in " ".join((*channels, units)).lower() for word in _RAIN_WORDS)
 
 
 def error_colormap() -> Colormap:

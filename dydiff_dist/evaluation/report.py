@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, Evaluation
-from dydiff_dist.evaluation.scores import spread_skill_ratio
 
 _SCORES = ("crps", "mse")
 _LABELS = {FORECAST: "ours", PERSISTENCE: "persist", CLIMATOLOGY: "climat"}
@@ -26,18 +25,31 @@ def format_table(evaluation: Evaluation) -> str:
     return _align([header, *rows, ["all", *_cells(overall, names)]], groups=[score.upper() for score in _SCORES])
 
 
+def format_more_scores(evaluation: Evaluation) -> str:
+    """All scores over all lead times, a line each, ours beside the baselines; undefined ones as "-"."""
+    names = list(evaluation.tables)
+    overall = {name: evaluation.overall(name) for name in names}
+    rows = [["over all lead times", *(_LABELS[name] for name in names)]]
+    for suite in evaluation.suites:
+        for score in suite.scores:
+            values = [float(overall[name][score]) for name in names]
+            if not np.isnan(values[0]):
+                rows.append([score, *("-" if np.isnan(value) else _number(value) for value in values)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
+    return "\n".join("  ".join(cells) for cells in lines)
+
+
 def summary(evaluation: Evaluation) -> dict:
-    """Everything as JSON types: protocol, cases, errors, scores by lead time and overall with 95 % intervals."""
-    scores: dict[str, dict] = {}
-    for name, table in evaluation.tables.items():
-        scores[name] = {score: _score_summary(table, score) for score in table.names if table.values(score).ndim == 2}
-        scores[name]["spread_skill_ratio"] = _spread_skill(evaluation, name)
-    baselines = [name for name in evaluation.tables if name != FORECAST]
+    """Everything as JSON types: protocol, cases, errors, scores and profiles by lead time and overall."""
+    forecasters = list(evaluation.tables) if evaluation.num_cases else []
+    baselines = [name for name in forecasters if name != FORECAST]
     return {
         "protocol": {**evaluation.protocol, "num_cases": evaluation.num_cases},
         "errors": {str(case): message for case, message in sorted(evaluation.errors.items())},
         "skill": {score: {name: evaluation.skill(name, score) for name in baselines} for score in _SCORES},
-        "scores": scores,
+        "scores": {name: _scores_of(evaluation, name) for name in forecasters},
+        "profiles": {name: _profiles_of(evaluation, name) for name in forecasters},
     }
 
 
@@ -49,24 +61,45 @@ def write_summary(evaluation: Evaluation, path: Path) -> dict:
     return content
 
 
-def _score_summary(table, score: str) -> dict:
-    lower, upper = table.interval(score)
+def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[str]:
+    """What differs between the protocols of two summaries, one line each; runs may differ in model and number of cases.
+
+    Two results with any difference here are not to be compared.
+    """
+    found = []
+    for key in sorted({*first, *second}):
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += protocol_differences(one, other, f"{prefix}{key}.")
+        elif one != other and prefix + key not in _NOT_PROTOCOL:
+            found.append(f"{prefix}{key}: {one!r} and {other!r}")
+    return found
+
+
+_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision")
+"""What a comparison is between, or where things lie."""
+
+
+def _scores_of(evaluation: Evaluation, name: str) -> dict:
+    by_lead, overall, intervals = evaluation.by_lead(name), evaluation.overall(name), evaluation.intervals(name)
     return {
-        "overall": table.overall(score),
-        "by_lead": table.by_lead(score).tolist(),
-        "interval_95": [lower.tolist(), upper.tolist()],
+        score: {
+            "overall": float(overall[score]),
+            "by_lead": by_lead[score].tolist(),
+            "interval_95": [bound.tolist() for bound in intervals[score]],
+        }
+        for suite in evaluation.suites
+        for score in suite.scores
     }
 
 
-def _spread_skill(evaluation: Evaluation, name: str) -> dict:
-    """√(variance / MSE) of sums over cases, not a mean of ratios."""
-    table = evaluation.tables[name]
-    num_members = evaluation.protocol["num_members"]
-    if name != FORECAST:
-        return {"overall": None, "by_lead": None}
-    by_lead = spread_skill_ratio(table.by_lead("variance"), table.by_lead("mse"), num_members)
-    overall = spread_skill_ratio(table.overall("variance"), table.overall("mse"), num_members)
-    return {"overall": float(overall), "by_lead": by_lead.tolist()}
+def _profiles_of(evaluation: Evaluation, name: str) -> dict:
+    by_lead, overall = evaluation.by_lead(name), evaluation.overall(name)
+    return {
+        profile: {"overall": overall[profile].tolist(), "by_lead": by_lead[profile].tolist()}
+        for suite in evaluation.suites
+        for profile in suite.profiles
+    }
 
 
 def _cells(values: dict, names: list[str]) -> list[str]:

@@ -74,6 +74,11 @@ class ScoreTable:
         """Percentile bootstrap over cases at every lead time: (lower, upper), each (S,); 1000 draws, seed 0."""
         return bootstrap_interval(self.values(name), level)
 
+    def bootstrap_means(self) -> dict[str, np.ndarray]:
+        """Means of all scores over resampled cases, (1000, S, …)."""
+        weights = bootstrap_weights(len(self.cases))
+        return {name: np.einsum("dc,c...->d...", weights, self.values(name)) for name in self.names}
+
 
 def exact_sum(values: np.ndarray) -> np.ndarray:
     """Sum over the first axis, each rounded once; NaN where a summand is NaN."""
@@ -88,8 +93,12 @@ def exact_mean(values: np.ndarray) -> np.ndarray:
 
 def bootstrap_interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap of the mean over the first axis (cases are resampled whole): (lower, upper)."""
-    draws = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP_DRAWS, len(values)))
-    weights = np.stack([np.bincount(draw, minlength=len(values)) for draw in draws]) / len(values)
-    means = np.einsum("dc,c...->d...", weights, values)
+    means = np.einsum("dc,c...->d...", bootstrap_weights(len(values)), values)
     tail = (1 - level) / 2
     return np.quantile(means, tail, axis=0), np.quantile(means, 1 - tail, axis=0)
+
+
+def bootstrap_weights(num_cases: int) -> np.ndarray:
+    """(1000, num_cases): the share of each case in each draw, the same for every score."""
+    draws = np.random.default_rng(0).integers(num_cases, size=(BOOTSTRAP_DRAWS, num_cases))
+    return np.stack([np.bincount(draw, minlength=num_cases) for draw in draws]) / num_cases

@@ -1,13 +1,15 @@
 """Scoring a folder of forecasts against the shards they were made from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.baselines import Climatology
+from dydiff_dist.evaluation.choice import choose_suites
 from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
 from dydiff_dist.evaluation.report import write_summary
+from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.forecasting.cases import CaseReader
 from dydiff_dist.forecasting.store import ForecastStore
 
@@ -82,9 +84,13 @@ class Verification:
         return Climatology(training.frames, len(training), seed)
 
     def evaluate(
-        self, climatology: Climatology | None = None, num_climatology_members: int | None = None, on_case=None
+        self,
+        climatology: Climatology | None = None,
+        num_climatology_members: int | None = None,
+        suites: Sequence[Suite] = (),
+        on_case: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Scores all cases; ``on_case`` is called after each."""
+        """Scores all cases; ``on_case`` is called after each. ``suites`` as ``choose_suites`` makes them."""
 
         def watched() -> Iterator[ForecastCase]:
             for case in self.cases():
@@ -92,9 +98,26 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        evaluation = evaluate(watched(), climatology, num_climatology_members)
+        evaluation = evaluate(watched(), climatology, num_climatology_members, suites)
         evaluation.protocol |= self._protocol()
         return evaluation
+
+    def choose_suites(self, names: Sequence[str] | None = None, preset: str = "default") -> list[Suite]:
+        """Score suites by name (None: all that fit the data), with a rain preset.
+
+        Raises:
+            ValueError: an unknown name, or one that the data don't fit.
+        """
+        schema, data = self.reader.shards.schema, self.reader.data
+        height, width = data.crop_size or schema.shape[1:]
+        return choose_suites(
+            names,
+            preset=preset,
+            num_history_frames=data.num_history_frames,
+            shape_SCHW=(data.num_future_frames, schema.shape[0], height, width),
+            schema=schema.model_dump(),
+            periodic="periodic_shift" in schema.allowed_augmentations and data.crop_size is None,
+        )
 
     def _protocol(self) -> dict:
         request = self.store.request

@@ -1,0 +1,180 @@
+"""Scores of what a field looks like: spectra, divergence, image similarity.
+
+Letters: M members, S lead times, C channels, H W height and width, K wavenumbers.
+"""
+
+import numpy as np
+
+from dydiff_dist.evaluation.suites import Suite, Terms
+
+
+def power_spectrum(frames: np.ndarray, periodic: bool) -> np.ndarray:
+    """Power by radial wavenumber, (..., C, H, W) -> (..., K), summed over channels.
+
+    P(k) = ½ Σ |x̂(k)|² over the shell round(|k|) = k, k = 0..K-1, K = min(H, W) // 2 + 1, with x̂ normalised so that the
+    sum over all wavenumbers is ½ the mean square of the frame: of a velocity, the kinetic energy spectrum. Wavenumbers
+    count waves per frame edge. Frames that don't wrap around are first freed of their mean and tapered by a Hann
+    window, whose mean square is divided out.
+    """
+    height, width = frames.shape[-2:]
+    frames = frames.astype(np.float64)
+    if not periodic:
+        window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
+        frames = (frames - frames.mean(axis=(-2, -1), keepdims=True)) * window / np.sqrt(np.square(window).mean())
+    power = 0.5 * np.square(np.abs(np.fft.fft2(frames, norm="forward"))).sum(axis=-3)
+    shell = np.rint(np.hypot(*np.meshgrid(_waves(height), _waves(width), indexing="ij"))).astype(int).ravel()
+    num_shells = min(height, width) // 2 + 1
+    members_of = (shell[:, None] == np.arange(num_shells)).astype(np.float64)
+    return power.reshape(*power.shape[:-2], -1) @ members_of
+
+
+def divergence_and_gradient(
+    frames: np.ndarray, along_w: int, along_h: int, periodic: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squares of ∂u/∂x + ∂v/∂y and of all four velocity derivatives, (..., C, H, W) -> two (...).
+
+    Derivatives are spectral where the field wraps around and central differences elsewhere, per pixel spacing.
+    """
+    slope = _spectral_slope if periodic else lambda field, axis: np.gradient(field, axis=axis)
+    u, v = (frames[..., channel, :, :].astype(np.float64) for channel in (along_w, along_h))
+    u_x, u_y, v_x, v_y = slope(u, -1), slope(u, -2), slope(v, -1), slope(v, -2)
+
+    def mean_square(values: np.ndarray) -> np.ndarray:
+        return np.square(values).mean(axis=(-2, -1))
+
+    return mean_square(u_x + v_y), sum(mean_square(slope) for slope in (u_x, u_y, v_x, v_y))
+
+
+def spectrum_suite(periodic: bool) -> Suite:
+    """Power spectra of members, ensemble mean and truth, and the members' distance from the truth in decibels."""
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        return {
+            "spectrum_members": power_spectrum(members, periodic).mean(axis=0),
+            "spectrum_mean": power_spectrum(members.mean(axis=0, dtype=np.float64), periodic),
+            "spectrum_truth": power_spectrum(truth, periodic),
+        }
+
+    def derive(terms: Terms) -> Terms:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = 10 * np.log10(terms["spectrum_members"] / terms["spectrum_truth"])
+        distance = np.sqrt(np.square(ratio[..., 1:]).mean(axis=-1))
+        return dict(terms) | {"log_spectral_distance_db": np.where(np.isfinite(distance), distance, np.nan)}
+
+    return Suite(
+        "spectrum",
+        measure,
+        derive,
+        ("log_spectral_distance_db",),
+        ("spectrum_members", "spectrum_mean", "spectrum_truth"),
+        protocol={
+            "spectrum": "half the power in shells round(|k|), summed over channels, averaged over members and cases",
+            "taper": "none (periodic)" if periodic else "Hann",
+            "log_spectral_distance_db": "root mean square over k >= 1 of 10 log10(members / truth)",
+        },
+    )
+
+
+def flow_suite(along_w: int, along_h: int, periodic: bool) -> Suite:
+    """Relative divergence of the members and of the truth: 0 for an incompressible flow, 1/√2 for independent noise."""
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        terms: Terms = {}
+        for name, frames in (("members", members), ("truth", truth[None])):
+            divergence, gradient = divergence_and_gradient(frames, along_w, along_h, periodic)
+            terms[f"divergence_{name}"], terms[f"gradient_{name}"] = divergence.mean(axis=0), gradient.mean(axis=0)
+        return terms
+
+    def derive(terms: Terms) -> Terms:
+        def relative(name: str) -> np.ndarray:
+            gradient = terms[f"gradient_{name}"]
+            return np.sqrt(terms[f"divergence_{name}"] / np.where(gradient > 0, gradient, np.nan))
+
+        return {"relative_divergence": relative("members"), "relative_divergence_truth": relative("truth")}
+
+    return Suite(
+        "flow",
+        measure,
+        derive,
+        ("relative_divergence", "relative_divergence_truth"),
+        protocol={
+            "relative_divergence": "rms divergence over rms of all velocity derivatives",
+            "derivatives": "spectral" if periodic else "central differences",
+        },
+    )
+
+
+def image_suite(data_range: float) -> Suite:
+    """PSNR and SSIM through torchmetrics: averaged over members, and of the member with the best clip.
+
+    Args:
+        data_range: largest minus smallest possible value; forecasts are clipped to 0..data_range.
+    """
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        clipped = np.clip(members, 0, data_range)
+        terms: Terms = {}
+        for name, score in (("psnr", psnr), ("ssim", ssim)):
+            by_member = np.stack([score(member, truth, data_range) for member in clipped])
+            terms[name] = by_member.mean(axis=0)
+            terms[f"{name}_best_member"] = by_member[by_member.mean(axis=1).argmax()]
+        return terms
+
+    return Suite(
+        "image",
+        measure,
+        _unchanged,
+        ("psnr", "psnr_best_member", "ssim", "ssim_best_member"),
+        protocol={
+            "data_range": data_range,
+            "psnr": "per frame over all channels, then averaged; a perfect frame counts as 100 dB",
+            "ssim": "Gaussian window 11, sigma 1.5, K 0.01 and 0.03, whole windows only, per frame, then averaged",
+            "members": "averaged over members; best_member takes the member with the best mean over lead times",
+        },
+    )
+
+
+def psnr(frames_SCHW: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
+    """10 log10(data_range² / MSE) per frame in dB, (S,) float64, at most 100."""
+    mse = np.square(frames_SCHW.astype(np.float64) - truth_SCHW).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return np.minimum(10 * np.log10(data_range**2 / mse), 100.0)
+
+
+def ssim(frames_SCHW: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
+    """Structural similarity (Wang et al. 2004) per frame, (S,) float64, over windows of 11 that lie inside the frame.
+
+    Raises:
+        ValueError: frames below 11x11.
+    """
+    # imported here: torchmetrics takes seconds to import and most evaluations don't need it
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(truth_SCHW.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs frames of at least 11x11, they are {truth_SCHW.shape[-2:]}; leave 'image' out")
+    frames, truth = (torch.from_numpy(np.ascontiguousarray(x, np.float64)) for x in (frames_SCHW, truth_SCHW))
+    _, similarity = structural_similarity_index_measure(
+        frames, truth, data_range=data_range, reduction="none", return_full_image=True
+    )
+    return similarity[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy()
+
+
+def _unchanged(terms: Terms) -> Terms:
+    return dict(terms)
+
+
+def _waves(size: int) -> np.ndarray:
+    """Integer wavenumbers of an FFT of ``size``."""
+    return np.fft.fftfreq(size, 1 / size)
+
+
+def _spectral_slope(field: np.ndarray, axis: int) -> np.ndarray:
+    """Derivative of a periodic field along an axis, per pixel; the Nyquist wave, which has no slope, gives none."""
+    size = field.shape[axis]
+    waves = 2j * np.pi * np.fft.rfftfreq(size)
+    if size % 2 == 0:
+        waves[-1] = 0
+    shape = [1] * field.ndim
+    shape[axis] = len(waves)
+    return np.fft.irfft(np.fft.rfft(field, axis=axis) * waves.reshape(shape), n=size, axis=axis)

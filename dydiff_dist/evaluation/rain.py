@@ -1,0 +1,208 @@
+"""Scores of rain and radar forecasts: events above thresholds, and how near they are.
+
+With hits h, misses m, false alarms f and correct negatives c at a threshold:
+CSI = h/(h+m+f), POD = h/(h+m), FAR = f/(h+f), bias = (h+f)/(h+m),
+HSS = 2 (h c - m f) / ((h+m)(m+c) + (h+f)(f+c)).
+Undefined scores (no event anywhere) are NaN, null in the JSON, and never averaged away: how many cases hold events is
+reported. Letters: M members, S lead times, T thresholds, W windows.
+"""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from pydantic import model_validator
+from scipy.ndimage import uniform_filter
+
+from dydiff_dist.evaluation.suites import Suite, Terms, pool_blocks
+from dydiff_dist.strict_config import StrictConfig
+
+SEVIR_THRESHOLDS = (16.0, 74.0, 133.0, 160.0, 181.0, 219.0)
+
+
+class RainProtocol(StrictConfig):
+    """Everything that changes a rain score."""
+
+    name: str = "default"
+    thresholds: tuple[float, ...] = SEVIR_THRESHOLDS
+    """Of events, in stored units."""
+    rule: Literal[">=", ">"] = ">="
+    """When a value counts as an event."""
+    forecast: Literal["mean", "members"] = "mean"
+    """Threshold the ensemble mean, or every member, with counts pooled over members."""
+    lead_times: Literal["pooled", "averaged"] = "pooled"
+    """Overall scores: from counts over all lead times, or the mean of the scores by lead time."""
+    integer_range: tuple[int, int] | None = None
+    """Clip forecasts to this range and cut off their fractions first, as for 8-bit values; None leaves them."""
+    pools: tuple[int, ...] = (4, 16)
+    """Windows of CSI after max-pooling, in pixels."""
+    fss_windows: tuple[int, ...] = (5, 17)
+    """Windows of the fractions skill score, odd, in pixels."""
+    undefined: Literal["left_out", "zero"] = "left_out"
+    """A threshold without any event: left out of the mean over thresholds, or counted as 0."""
+    frames: tuple[int, int] | None = None
+    """(history, future) that the published protocol asks for; None takes any."""
+    size: tuple[int, int] | None = None
+    """(H, W) that the published protocol asks for; None takes any."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RainProtocol":
+        if not self.thresholds or list(self.thresholds) != sorted(set(self.thresholds)):
+            raise ValueError(f"thresholds {self.thresholds} must ascend and there must be at least one")
+        if any(window % 2 == 0 or window < 1 for window in self.fss_windows):
+            raise ValueError(f"fss_windows {self.fss_windows} must be odd, so that a window has a centre")
+        return self
+
+    def check_data(self, num_history: int, shape_SCHW: tuple[int, ...]) -> None:
+        """Raises a one-line ``ValueError`` if these forecasts are not what the protocol is for."""
+        frames, size = (num_history, shape_SCHW[0]), tuple(shape_SCHW[-2:])
+        if shape_SCHW[1] != 1:
+            raise ValueError(f"rain scores are of one channel, the forecasts have {shape_SCHW[1]}; leave 'rain' out")
+        if (self.frames or frames) != frames or (self.size or size) != size:
+            wanted = f"{self.frames[0]} -> {self.frames[1]} frames of {self.size[0]}x{self.size[1]}"
+            raise ValueError(
+                f"preset {self.name!r} is for {wanted}, these forecasts are {frames[0]} -> {frames[1]} of "
+                f"{size[0]}x{size[1]}; take the preset 'default'"
+            )
+
+
+PRESETS = {
+    "default": RainProtocol(),
+    "sevir-lr": RainProtocol(name="sevir-lr", undefined="zero", frames=(7, 6), size=(128, 128)),
+    "cascast": RainProtocol(name="cascast", undefined="zero", frames=(13, 12), size=(384, 384)),
+    "diffcast": RainProtocol(
+        name="diffcast",
+        lead_times="averaged",
+        integer_range=(0, 255),
+        undefined="zero",
+        frames=(5, 20),
+        size=(128, 128),
+    ),
+}
+"""Protocols of published numbers; docs/evaluation.md says where each comes from and what of it is certain."""
+
+
+def contingency_counts(forecast: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -> np.ndarray:
+    """Hits, misses, false alarms and correct negatives, (S, T, 4) float64.
+
+    Args:
+        forecast: (F, S, H, W), F forecasts whose counts are pooled.
+        truth: (S, H, W).
+        protocol: gives thresholds and the rule.
+    """
+    exceeds = np.greater_equal if protocol.rule == ">=" else np.greater
+    counts = np.empty((len(truth), len(protocol.thresholds), 4))
+    for index, threshold in enumerate(protocol.thresholds):
+        predicted, observed = exceeds(forecast, threshold), exceeds(truth, threshold)[None]
+        hits = (predicted & observed).sum(axis=(0, 2, 3))
+        num_observed = observed.sum(axis=(0, 2, 3)) * len(forecast)
+        num_predicted = predicted.sum(axis=(0, 2, 3))
+        num_pixels = forecast[:, 0].size
+        misses, false_alarms = num_observed - hits, num_predicted - hits
+        negatives = num_pixels - hits - misses - false_alarms
+        counts[:, index] = np.stack((hits, misses, false_alarms, negatives), axis=-1)
+    return counts
+
+
+def event_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """csi, pod, far, bias and hss of counts (..., 4); NaN where there is nothing to score."""
+    h, m, f, c = (counts[..., index] for index in range(4))
+    return {
+        "csi": _ratio(h, h + m + f),
+        "pod": _ratio(h, h + m),
+        "far": _ratio(f, h + f),
+        "bias": _ratio(h + f, h + m),
+        "hss": _ratio(2 * (h * c - m * f), (h + m) * (m + c) + (h + f) * (f + c)),
+    }
+
+
+def fss_terms(forecast: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -> tuple[np.ndarray, np.ndarray]:
+    """Fractions skill score (Roberts & Lean 2008, eqs. 5-7) as (error, reference), each (S, T, W).
+
+    FSS = 1 - error / reference. Fractions are those of events in a window around each pixel; outside the frame there
+    are none.
+    """
+    exceeds = np.greater_equal if protocol.rule == ">=" else np.greater
+    shape = (len(truth), len(protocol.thresholds), len(protocol.fss_windows))
+    error, reference = np.empty(shape), np.empty(shape)
+    for t, threshold in enumerate(protocol.thresholds):
+        predicted, observed = (exceeds(x, threshold).astype(np.float64) for x in (forecast, truth[None]))
+        for w, window in enumerate(protocol.fss_windows):
+            p, o = (_fractions(x, window) for x in (predicted, observed))
+            error[:, t, w] = np.square(p - o).mean(axis=(0, 2, 3))
+            reference[:, t, w] = np.square(p).mean(axis=(0, 2, 3)) + np.square(o).mean(axis=(0, 2, 3))
+    return error, reference
+
+
+def rain_suite(protocol: RainProtocol) -> Suite:
+    """CSI, POD, FAR, bias, HSS by threshold, CSI after max-pooling, FSS, and the mean of each CSI over thresholds."""
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        forecast, observed = _fields(members, truth, protocol)
+        terms = {"counts_pool1": contingency_counts(forecast, observed, protocol)}
+        for pool in protocol.pools:
+            pooled = (pool_blocks(x, pool, np.max) for x in (forecast, observed))
+            terms[f"counts_pool{pool}"] = contingency_counts(*pooled, protocol)
+        terms["fss_error"], terms["fss_reference"] = fss_terms(forecast, observed, protocol)
+        terms["has_event"] = (terms["counts_pool1"][..., :2].sum(axis=-1) > 0).astype(np.float64)
+        return terms
+
+    def derive(terms: Terms) -> Terms:
+        derived: Terms = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no defined score is NaN, as it should be
+            for name, values in event_scores(terms["counts_pool1"]).items():
+                _spread_over_thresholds(derived, name, values, protocol)
+            for pool in protocol.pools:
+                csi = event_scores(terms[f"counts_pool{pool}"])["csi"]
+                _spread_over_thresholds(derived, f"csi_pool{pool}", csi, protocol)
+            fss = 1 - _ratio(terms["fss_error"], terms["fss_reference"])
+            for w, window in enumerate(protocol.fss_windows):
+                _spread_over_thresholds(derived, f"fss_window{window}", fss[..., w], protocol)
+        for index, threshold in enumerate(protocol.thresholds):
+            derived[f"share_with_event_{threshold:g}"] = terms["has_event"][..., index]
+        return derived
+
+    shapes = {f"counts_pool{pool}": (1, len(protocol.thresholds), 4) for pool in (1, *protocol.pools)}
+    windows = (1, len(protocol.thresholds), len(protocol.fss_windows))
+    shapes |= {"fss_error": windows, "fss_reference": windows, "has_event": windows[:2]}
+    names = tuple(derive({name: np.zeros(shape) for name, shape in shapes.items()}))
+    return Suite(
+        "rain",
+        measure,
+        derive,
+        names,
+        overall=protocol.lead_times,
+        protocol=protocol.model_dump(mode="json")
+        | {
+            "aggregation": "counts over all pixels and cases first, ratios after",
+            "pooling": "maximum over whole blocks",
+        },
+    )
+
+
+def _fields(members: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -> tuple[np.ndarray, np.ndarray]:
+    """What is thresholded: (F, S, H, W) and (S, H, W)."""
+    forecast = members[:, :, 0].astype(np.float64)
+    if protocol.forecast == "mean":
+        forecast = forecast.mean(axis=0, keepdims=True)
+    if protocol.integer_range is not None:
+        forecast = np.floor(np.clip(forecast, *protocol.integer_range))
+    return forecast, truth[:, 0].astype(np.float64)
+
+
+def _spread_over_thresholds(derived: Terms, name: str, values: np.ndarray, protocol: RainProtocol) -> None:
+    """Enters a score (..., T) threshold by threshold, and its mean over thresholds."""
+    if protocol.undefined == "zero":
+        values = np.nan_to_num(values, nan=0.0)
+    for index, threshold in enumerate(protocol.thresholds):
+        derived[f"{name}_{threshold:g}"] = values[..., index]
+    derived[f"{name}_mean"] = np.nanmean(values, axis=-1)
+
+
+def _fractions(events: np.ndarray, window: int) -> np.ndarray:
+    return uniform_filter(events, size=(1, 1, window, window), mode="constant")
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)

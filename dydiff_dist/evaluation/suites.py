@@ -1,0 +1,109 @@
+"""Sets of scores that belong together: what each case contributes, and what follows from the sum over cases.
+
+A suite *measures* additive terms of one case and *derives* scores from their means over cases. So a ratio such as CSI
+is one of sums, never a mean of ratios, and every aggregate, also of a bootstrap draw or of several processes, is exact.
+Letters: M members, S lead times, C channels, H W height and width, K entries of a profile.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from dydiff_dist.evaluation import scores
+
+Terms = dict[str, np.ndarray]
+Measure = Callable[[np.ndarray, np.ndarray], Terms]
+"""(members (M, S, C, H, W), truth (S, C, H, W)) -> terms of one case by name, (S, …)."""
+Derive = Callable[[Terms], Terms]
+"""Means of terms over cases, (…, S, K) with any leading axes -> scores (…, S) and profiles (…, S, K)."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Scores that are measured together."""
+
+    name: str
+    measure: Measure
+    derive: Derive
+    scores: tuple[str, ...]
+    """Names of the scores, each one number per lead time."""
+    profiles: tuple[str, ...] = ()
+    """Names of the profiles, each K numbers per lead time."""
+    overall: Literal["pooled", "averaged"] = "pooled"
+    """Over lead times: scores of the terms' means, or means of the scores by lead time."""
+    protocol: dict = field(default_factory=dict)
+    """How the scores are made, for the record."""
+
+
+def base_suite() -> Suite:
+    """CRPS (ensemble and fair), MSE and MAE of the ensemble mean, spread and skill."""
+
+    def derive(terms: Terms) -> Terms:
+        ratio = np.sqrt(terms["corrected_variance"] / np.where(terms["mse"] > 0, terms["mse"], np.nan))
+        return {name: terms[name] for name in ("crps", "crps_fair", "mse", "mae")} | {
+            "spread": np.sqrt(terms["variance"]),
+            "spread_skill_ratio": ratio,
+        }
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        terms = scores.case_scores(members, truth)
+        num_members = len(members)
+        return terms | {"corrected_variance": (num_members + 1) / num_members * terms["variance"]}
+
+    protocol = {
+        "crps": "ensemble CRPS E|X-y| - 1/2 E|X-X'|, second term over M^2 pairs; crps_fair over M(M-1) pairs",
+        "mse": "of the ensemble mean; for the climatology, of the mean training frame",
+        "spread_skill_ratio": "sqrt((M+1)/M variance / MSE), both averaged first; variance divided by M-1",
+    }
+    names = ("crps", "crps_fair", "mse", "mae", "spread", "spread_skill_ratio")
+    return Suite("base", measure, derive, names, protocol=protocol)
+
+
+def ensemble_suite(pools: tuple[int, ...] = (2, 4, 8, 16), max_members_energy: int = 64) -> Suite:
+    """CRPS after pooling, energy score, rank histogram.
+
+    Args:
+        pools: edges of the pooling windows, in pixels; those above the frame are left out.
+        max_members_energy: the energy score compares all pairs of at most so many members.
+    """
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        terms = {
+            "energy_score": scores.energy_score(members[:max_members_energy], truth),
+            "rank_counts": scores.rank_counts(members, truth),
+        }
+        for pool in pools:
+            fits = min(truth.shape[-2:]) >= pool
+            for kind, reduce in (("avg", np.mean), ("max", np.max)):
+                pooled = (pool_blocks(x, pool, reduce) for x in (members, truth))
+                terms[f"crps_{kind}_pool{pool}"] = scores.crps(*pooled)[0] if fits else np.full(len(truth), np.nan)
+        return terms
+
+    names = tuple(f"crps_{kind}_pool{pool}" for pool in pools for kind in ("avg", "max"))
+
+    def derive(terms: Terms) -> Terms:
+        counts = terms["rank_counts"]
+        frequency = counts / counts.sum(axis=-1, keepdims=True)
+        num_ranks = counts.shape[-1]
+        deviation = np.abs(frequency - 1 / num_ranks).sum(axis=-1) / (2 * (1 - 1 / num_ranks))
+        derived = {name: terms[name] for name in ("energy_score", *names)}
+        return derived | {"rank_histogram": frequency, "rank_deviation": deviation}
+
+    protocol = {
+        "energy_score": f"fair, root mean square norm over channels and pixels, first {max_members_energy} members",
+        "rank_histogram": "share of pixels whose truth has r members below it, ties shared equally",
+        "rank_deviation": "half the absolute deviation from flat over its largest value: 0 flat, 1 one rank only",
+        "pooled_crps": "ensemble CRPS of members and truth pooled in whole blocks of pixels",
+    }
+    return Suite(
+        "ensemble", measure, derive, ("energy_score", "rank_deviation", *names), ("rank_histogram",), protocol=protocol
+    )
+
+
+def pool_blocks(values: np.ndarray, pool: int, reduce: Callable) -> np.ndarray:
+    """``reduce`` over whole blocks of ``pool`` x ``pool`` pixels: (..., H, W) -> (..., H // pool, W // pool)."""
+    height, width = (size // pool * pool for size in values.shape[-2:])
+    blocks = values[..., :height, :width].reshape(*values.shape[:-2], height // pool, pool, width // pool, pool)
+    return reduce(blocks, axis=(-3, -1))

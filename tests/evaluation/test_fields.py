@@ -1,0 +1,172 @@
+"""Spectra, divergence, image similarity and ensemble suites against independent calculations."""
+
+import numpy as np
+import pytest
+
+from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
+from dydiff_dist.evaluation.choice import SUITES, choose_suites
+from dydiff_dist.evaluation.fields import (
+    divergence_and_gradient,
+    flow_suite,
+    image_suite,
+    power_spectrum,
+    psnr,
+    spectrum_suite,
+    ssim,
+)
+from dydiff_dist.evaluation.report import format_more_scores, protocol_differences
+from dydiff_dist.evaluation.suites import ensemble_suite, pool_blocks
+
+
+def _plane_wave(k_h: int, k_w: int, size: int = 32) -> np.ndarray:
+    rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    return np.cos(2 * np.pi * (k_h * rows + k_w * columns) / size)
+
+
+def _case(num_channels: int = 2, size: int = 16, num_members: int = 4, number: int = 0) -> ForecastCase:
+    rng = np.random.default_rng(number)
+    frames = [rng.uniform(0, 255, (*n, num_channels, size, size)) for n in ((2,), (3,), (num_members, 3))]
+    return ForecastCase(number, f"k{number}", *frames)
+
+
+def test_a_plane_wave_has_its_energy_at_its_wavenumber() -> None:
+    spectrum = power_spectrum(np.stack([_plane_wave(3, 4), np.zeros((32, 32))]), periodic=True)
+    wanted = np.zeros(17)
+    wanted[5] = 0.25  # half the mean square, which is one half
+    np.testing.assert_allclose(spectrum, wanted, atol=1e-15)
+
+
+def test_the_spectrum_sums_to_half_the_mean_square_of_a_band_limited_field() -> None:
+    rng = np.random.default_rng(0)
+    field = sum(rng.normal() * _plane_wave(*rng.integers(-7, 8, 2)) for _ in range(20)) + 3.0
+    total = power_spectrum(field[None], periodic=True).sum()
+    assert total == pytest.approx(0.5 * (field**2).mean(), rel=1e-12)
+
+
+def test_the_taper_keeps_the_power_of_noise_and_hides_the_frame_edge() -> None:
+    noise = np.random.default_rng(0).normal(size=(200, 1, 32, 32))
+    ratio = power_spectrum(noise, False).mean(axis=0)[2:] / power_spectrum(noise, True).mean(axis=0)[2:]
+    # 200 frames: a shell of at least 12 waves has 2 % standard error
+    np.testing.assert_allclose(ratio, 1, atol=0.1)
+    ramp = np.broadcast_to(np.arange(32.0), (1, 32, 32))
+    assert power_spectrum(ramp, False)[8:].sum() < 1e-2 * power_spectrum(ramp, True)[8:].sum()
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_a_stream_function_gives_no_divergence_and_a_potential_gives_nothing_else(periodic: bool) -> None:
+    k = 2 * np.pi * 2 / 64
+    rows, columns = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    rotating = np.stack([np.cos(k * columns) * np.sin(k * rows), -np.sin(k * columns) * np.cos(k * rows)])
+    spreading = np.stack([np.sin(k * columns), np.zeros((64, 64))])
+    divergence, gradient = divergence_and_gradient(rotating, 0, 1, periodic)
+    # central differences of both terms have the same error inside, one-sided ones at the edge do not
+    assert divergence < (1e-28 if periodic else 1e-2) * gradient
+    divergence, gradient = divergence_and_gradient(spreading, 0, 1, periodic)
+    assert divergence == pytest.approx(gradient, rel=1e-12)
+    # d/dx sin(kx) has mean square k²/2; central differences lose (k²/6) of the slope
+    assert divergence == pytest.approx(k**2 / 2, rel=1e-12 if periodic else 0.03)
+
+
+def test_blurring_shows_in_the_spectrum_of_the_mean_but_not_of_the_members() -> None:
+    overall = evaluate([_case(number=n) for n in range(8)], suites=[spectrum_suite(True)]).overall("forecast")
+    high = slice(3, 8)
+    np.testing.assert_allclose(overall["spectrum_members"][high] / overall["spectrum_truth"][high], 1, atol=0.2)
+    np.testing.assert_allclose(overall["spectrum_mean"][high] / overall["spectrum_members"][high], 1 / 4, atol=0.05)
+    assert overall["log_spectral_distance_db"] < 1
+
+
+def test_relative_divergence_of_independent_noise_is_one_over_root_two() -> None:
+    overall = evaluate([_case(size=64)], suites=[flow_suite(0, 1, True)]).overall("forecast")
+    assert overall["relative_divergence"] == pytest.approx(np.sqrt(0.5), rel=0.02)  # 49,152 pixels
+
+
+def test_psnr_and_ssim_equal_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 255, (3, 3, 32, 40))
+    frames = np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255)
+    ours_psnr, ours_ssim = psnr(frames, truth, 255.0), ssim(frames, truth, 255.0)
+    for lead in range(3):
+        wanted = metrics.peak_signal_noise_ratio(truth[lead], frames[lead], data_range=255.0)
+        assert ours_psnr[lead] == pytest.approx(wanted, rel=1e-12)
+        wanted = metrics.structural_similarity(
+            truth[lead],
+            frames[lead],
+            data_range=255.0,
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        assert ours_ssim[lead] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_image_scores_of_members_and_of_the_best_of_them() -> None:
+    case = _case(num_channels=3)
+    members = np.stack([case.truth, case.truth + 10.0, case.truth + 300.0])
+    evaluation = evaluate([ForecastCase(0, "k", case.history, case.truth, members)], suites=[image_suite(255.0)])
+    overall = evaluation.overall("forecast")
+    assert overall["psnr_best_member"] == 100 and overall["ssim_best_member"] == pytest.approx(1)
+    assert overall["psnr"] < 60
+    with pytest.raises(ValueError, match="SSIM needs frames of at least 11x11"):
+        ssim(case.truth[..., :8, :8], case.truth[..., :8, :8], 255.0)
+
+
+def test_pooled_crps_equals_crps_of_pooled_fields() -> None:
+    cases = [_case(number=n) for n in range(3)]
+    overall = evaluate(cases, suites=[ensemble_suite(pools=(4, 32))]).overall("forecast")
+    pooled = [
+        ForecastCase(c.number, c.key, *(pool_blocks(x, 4, np.max) for x in (c.history, c.truth, c.members)))
+        for c in cases
+    ]
+    assert overall["crps_max_pool4"] == pytest.approx(float(evaluate(pooled).overall("forecast")["crps"]), rel=1e-12)
+    assert np.isnan(overall["crps_avg_pool32"])
+
+
+def test_the_rank_histogram_is_flat_for_an_exchangeable_ensemble_and_not_for_a_narrow_one() -> None:
+    cases = [_case(size=32, number=n) for n in range(4)]
+    overall = evaluate(cases, suites=[ensemble_suite()]).overall("forecast")
+    np.testing.assert_allclose(overall["rank_histogram"], 1 / 5, atol=0.01)  # 24,576 pixels: standard error 0.0026
+    narrow = [ForecastCase(c.number, c.key, c.history, c.truth, 127 + c.members * 1e-3) for c in cases]
+    narrow_overall = evaluate(narrow, suites=[ensemble_suite()]).overall("forecast")
+    assert overall["rank_deviation"] < 0.02 < 0.5 < narrow_overall["rank_deviation"] <= 1
+
+
+SCHEMA = {"dtype": "float32", "channels": ("vil",), "units": "", "vector_channels": None}
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "schema", "wanted"),
+    [
+        (1, SCHEMA, ["ensemble", "spectrum", "rain"]),
+        (2, SCHEMA | {"channels": ("u", "v"), "vector_channels": (0, 1)}, ["ensemble", "spectrum", "flow"]),
+        (3, SCHEMA | {"dtype": "uint8", "channels": ("red", "green", "blue")}, ["ensemble", "spectrum", "image"]),
+        (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "spectrum"]),
+    ],
+)
+def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:
+    options = {"preset": "default", "num_history_frames": 2, "shape_SCHW": (3, num_channels, 16, 16), "periodic": False}
+    assert [suite.name for suite in choose_suites(None, schema=schema, **options)] == wanted
+    with pytest.raises(ValueError, match=f"unknown scores 'fvd'; there are {', '.join(SUITES)}"):
+        choose_suites(["fvd"], schema=schema, **options)
+
+
+def test_every_score_is_written_with_protocol_and_interval(tmp_path) -> None:
+    suites = [ensemble_suite(), spectrum_suite(False), flow_suite(0, 1, False)]
+    evaluation = evaluate([_case(number=n) for n in range(3)], suites=suites)
+    record = write_summary(evaluation, tmp_path / "scores.json")
+    for suite in suites:
+        assert record["protocol"]["scores"][suite.name] == suite.protocol
+        for score in suite.scores:
+            assert len(record["scores"]["forecast"][score]["by_lead"]) == 3
+            assert len(record["scores"]["forecast"][score]["interval_95"]) == 2
+        for profile in suite.profiles:
+            assert len(record["profiles"]["forecast"][profile]["by_lead"]) == 3
+    assert "relative_divergence" in format_more_scores(evaluation)
+
+
+def test_differences_between_protocols_are_named() -> None:
+    first = evaluate([_case()], suites=[ensemble_suite()]).protocol | {"model": "a"}
+    second = evaluate([_case(num_members=3)], suites=[ensemble_suite()]).protocol | {"model": "b"}
+    assert protocol_differences(first, first) == []
+    assert protocol_differences(first, second) == ["num_members: 4 and 3"]
