@@ -17,13 +17,14 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-
 
 def build(folder: Path) -> Path:
     """Builds the package with the sanitizers under ``folder`` and returns where to import it from."""
-    environment = {**os.environ, "CFLAGS": FLAGS, "LDFLAGS": FLAGS}
+    environment = {**os.environ, "CFLAGS": FLAGS, "CXXFLAGS": FLAGS, "LDFLAGS": FLAGS}
     library = folder / "lib"
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)]
     command += ["build", "--build-base", str(folder), "--build-lib", str(library)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    if not list((library / "dydiff_kernels").glob("_cpu*.so")):
-        raise SystemExit("error: the extension was not built; this needs GCC with libasan and libubsan")
+    extensions = [path.read_bytes() for path in (library / "dydiff_kernels").glob("_cpu*.so")]
+    if not extensions or b"__asan_init" not in extensions[0]:
+        raise SystemExit("error: no instrumented extension was built; this needs GCC with libasan and libubsan")
     return library
 
 
@@ -47,7 +48,8 @@ def main() -> None:
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "PYTHONMALLOC": "malloc",
         }
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "tests/kernels"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "tests/kernels"]
+        command += ["-p", "no:cacheprovider", "--capture=sys"]  # a sanitizer writes to the process, not to Python
         probe = "import dydiff_kernels, sys; print('testing', dydiff_kernels.__file__)"
         subprocess.run([sys.executable, "-c", probe], cwd=folder, env=environment, check=True)
         sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=environment).returncode)
