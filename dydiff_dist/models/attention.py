@@ -110,8 +110,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.backend, self.causal = num_heads, backend, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.norm_q = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
+        self.norm_k = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
         self.project = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

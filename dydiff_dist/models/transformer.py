@@ -40,7 +40,8 @@ class ModulatedBranch(nn.Module):
     def forward(self, x_BSND: Tensor, condition_BSND: Tensor, apply: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``condition`` broadcasts over x; ``apply`` folds the token axes as the layer needs them."""
         shift, scale, gate = self.modulation(condition_BSND).chunk(3, dim=-1)
-        return x_BSND + gate * apply(self.layer, torch.addcmul(shift, self.norm(x_BSND), 1 + scale))
+        branch = apply(self.layer, torch.addcmul(shift, self.norm(x_BSND), 1 + scale))
+        return torch.addcmul(x_BSND, gate, branch)
 
 
 class Block(nn.Module):
