@@ -22,6 +22,7 @@ from dydiff_kernels.checks import (
 )
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.dtypes import compute_dtype
+from dydiff_kernels.memory import new_result
 from dydiff_kernels.noise.reference import draw_noise
 
 
@@ -169,7 +170,7 @@ def _allocate(request: AddNoiseRequest, out: NoisedLatents | None) -> NoisedLate
     def room(name: str) -> torch.Tensor:
         given = getattr(out, name)
         if given is None:
-            return torch.empty(request.latents.shape, dtype=request.dtype, device=request.latents.device)
+            return new_result(request.latents.shape, request.dtype, request.latents.device)
         check_output("add_noise", f"out.{name}", given, request.latents, request.dtype)
         return given
 

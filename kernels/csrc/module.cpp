@@ -3,6 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "args.h"
 #include "dispatch.h"
 
@@ -20,6 +25,17 @@ void normal(const NoiseKey& noise, int64_t batch, int64_t per_sample, uintptr_t 
 void frame_filter(int kind, const Shape& shape, uintptr_t coefficients, const FrameView& x, const FrameView& out,
                   int threads) {
     kernels().frame_filter(FrameFilter(kind), shape, floats(coefficients), x, out, threads);
+}
+
+// Asks Linux for huge pages in memory that is about to be written for the first time. Advice: failure changes nothing.
+void advise_huge_pages(uintptr_t data, int64_t bytes) {
+#ifdef __linux__
+    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (data + page - 1) / page * page, end = (data + uintptr_t(bytes)) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
 }
 
 void add_noise(const AddNoiseArgs& args, int threads) { kernels().add_noise(args, threads); }
@@ -95,6 +111,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isa", [] { return std::string(kernels().isa); });
     m.def("available_isas", &available_isas);
     m.def("set_isa", &set_isa);
+    m.def("advise_huge_pages", &advise_huge_pages);
     m.def("normal", &normal, released);
     m.def("frame_filter", &frame_filter, released);
     m.def("add_noise", &add_noise, released);

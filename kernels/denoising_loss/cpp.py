@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dydiff_kernels import native
+from dydiff_kernels.memory import new_result
 
 if TYPE_CHECKING:
     from dydiff_kernels.denoising_loss import CounterTarget
@@ -22,7 +23,7 @@ def loss_forward(output: torch.Tensor, target: "torch.Tensor | CounterTarget", w
 
 def loss_backward(output: torch.Tensor, target: "torch.Tensor | CounterTarget", weights: torch.Tensor) -> torch.Tensor:
     """2 w_bs (output - target), (B, S, *rest) in the dtype of ``output``."""
-    grad = torch.empty_like(output, memory_format=torch.contiguous_format)
+    grad = new_result(output.shape, output.dtype, output.device)
     args, alive = _loss_args(output, target, weights)
     args.grad = native.frame_view(grad)
     native.cpp_module().loss_backward(args, native.num_threads())

@@ -21,6 +21,7 @@ from dydiff_kernels.checks import (
 )
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.dtypes import compute_dtype, per_sample
+from dydiff_kernels.memory import new_result
 from dydiff_kernels.noise.reference import draw_noise
 from dydiff_kernels.reverse_step import cpp, reference
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
@@ -166,7 +167,7 @@ def _allocate(z: torch.Tensor, return_x0: bool, out: ReverseStep | None) -> Reve
     def room(name: str) -> torch.Tensor:
         given = getattr(out, name)
         if given is None:
-            return torch.empty(z.shape, dtype=z.dtype, device=z.device)
+            return new_result(z.shape, z.dtype, z.device)
         check_output("reverse_step", f"out.{name}", given, z, z.dtype)
         return given
 
