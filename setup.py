@@ -51,6 +51,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["dydiff_dist", "dydiff_dist.*"]), *kernel_packages],
     package_dir={"dydiff_kernels": "kernels"},
+    package_data={"dydiff_dist.evaluation": ["report_page/*"]},
     ext_modules=[cpu_extension],
     cmdclass={"build_ext": OptionalBuildExt},
     install_requires=[

@@ -88,6 +88,8 @@ def ensemble_suite(pools: tuple[int, ...] = (2, 4, 8, 16), max_members_energy: i
         frequency = counts / counts.sum(axis=-1, keepdims=True)
         num_ranks = counts.shape[-1]
         deviation = np.abs(frequency - 1 / num_ranks).sum(axis=-1) / (2 * (1 - 1 / num_ranks))
+        if num_ranks == 2:  # a single member, no ensemble
+            deviation = np.full_like(deviation, np.nan)
         derived = {name: terms[name] for name in ("energy_score", *names)}
         return derived | {"rank_histogram": frequency, "rank_deviation": deviation}
 

@@ -6,7 +6,7 @@ ForecastRun(model, shards, out).run()       a whole set of cases into a folder
 Verification.open(folder).evaluate()        scores of such a folder; write_evaluation writes them with pictures
 """
 
-from dydiff_dist.forecasting.cases import Case, CaseReader
+from dydiff_dist.forecasting.cases import Case, CaseReader, forecast_case
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, load_forecaster, save_model
 from dydiff_dist.forecasting.forecaster import Forecaster
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingConfig",
     "Verification",
     "find_model",
+    "forecast_case",
     "load_forecaster",
     "save_model",
     "write_evaluation",

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dydiff_dist.data.augment import SampleTransform, check_against_schema
+from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
-from dydiff_dist.data.manifest import MANIFEST_NAME
+from dydiff_dist.data.manifest import document_bytes
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.colors import FieldStyle, field_style
+from dydiff_dist.evaluation.evaluate import ForecastCase
+from dydiff_dist.forecasting.exported import read_description
+from dydiff_dist.forecasting.forecaster import Forecaster
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,16 @@ class CaseReader:
         self.shards = shards
         self.data = data.model_copy(update={"augmentation": AugmentationConfig()})
         check_against_schema(self.data, shards.schema, str(shards.folder))
-        # shift 0 and scale 1 leave stored units: integers come back as they were, so thresholds on them are exact
-        channels = shards.schema.shape[0]
-        self._cut = SampleTransform(self.data, shards.schema, (0.0,) * channels, (1.0,) * channels, training=False)
 
     @classmethod
     def open(cls, folder: str | Path, data: DataConfig) -> "CaseReader":
         """The reader of the shards in ``folder``."""
         return cls(ShardSet.open(folder), data)
+
+    @classmethod
+    def for_model(cls, model: str | Path, folder: str | Path) -> "CaseReader":
+        """The reader of the shards in ``folder``, cut as the model (a run's or a model's folder) takes them."""
+        return cls.open(folder, read_description(model)[0].data)
 
     def __len__(self) -> int:
         """Cases in the shards."""
@@ -56,7 +61,7 @@ class CaseReader:
     @property
     def sha256(self) -> str:
         """Of the shards' manifest, which holds the checksums of all else."""
-        return hashlib.sha256((self.shards.folder / MANIFEST_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(document_bytes(self.shards.manifest)).hexdigest()
 
     def style(self) -> FieldStyle:
         """How these frames are shown."""
@@ -73,7 +78,7 @@ class CaseReader:
     def frames(self, number: int) -> np.ndarray:
         """All frames of a case, (S_h + S_f, C, H, W) float32."""
         sample = self.shards.read(self.shards.address(number))
-        return self._cut(sample.frames, None, 0, number)[0].numpy()
+        return self._cut(sample.frames)
 
     def read(self, number: int) -> Case:
         """A case by its number in the shards.
@@ -82,15 +87,20 @@ class CaseReader:
             DamagedSampleError: naming shard and key.
         """
         sample = self.shards.read(self.shards.address(number))
-        frames, actions = self._cut(sample.frames, sample.actions, 0, number)
-        num_history = self.data.num_history_frames
-        return Case(
-            number=number,
-            key=sample.key,
-            history=frames[:num_history].numpy(),
-            truth=frames[num_history:].numpy(),
-            actions=None if actions is None else actions.numpy(),
-        )
+        frames, num_history = self._cut(sample.frames), self.data.num_history_frames
+        actions = None
+        if sample.actions is not None:
+            actions = sample.actions[: self.data.num_frames].astype(np.float32)
+            actions[0] = 0  # it leads from a frame that is not there
+        return Case(number, sample.key, frames[:num_history], frames[num_history:], actions)
+
+    def _cut(self, frames_SCHW: np.ndarray) -> np.ndarray:
+        """First frames, centre crop, float32 but not normalised: integers stay exact, and so do thresholds on them."""
+        data = self.data
+        frames = frames_SCHW[: (data.num_frames - 1) * data.frame_stride + 1 : data.frame_stride]
+        height, width = data.crop_size or frames.shape[2:]
+        top, left = (frames.shape[2] - height) // 2, (frames.shape[3] - width) // 2
+        return frames[:, :, top : top + height, left : left + width].astype(np.float32)
 
 
 def stack_cases(cases: list[Case]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -100,3 +110,20 @@ def stack_cases(cases: list[Case]) -> tuple[torch.Tensor, torch.Tensor | None, t
     if cases[0].actions is not None:
         actions = torch.from_numpy(np.stack([case.actions for case in cases]))
     return history, actions, torch.tensor([case.number for case in cases])
+
+
+def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, seed: int = 0) -> ForecastCase:
+    """An ensemble forecast of one case beside its truth: for scores, pictures and animations.
+
+    It is the same ensemble that ``tools/forecast.py`` writes for this case, seed and number of frames.
+    """
+    history, actions, case_index = stack_cases([case])
+    members = forecaster.forecast(
+        history,
+        actions=actions,
+        case_index=case_index,
+        num_members=num_members,
+        seed=seed,
+        num_frames=len(case.truth),
+    )
+    return ForecastCase(case.number, case.key, case.history, case.truth, members[0].numpy())

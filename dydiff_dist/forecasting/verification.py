@@ -7,7 +7,8 @@ from pathlib import Path
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.baselines import Climatology
 from dydiff_dist.evaluation.choice import choose_suites
-from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
+from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, ForecastCase, evaluate
+from dydiff_dist.evaluation.html_report import ReportRun, write_report, write_strips
 from dydiff_dist.evaluation.report import write_summary
 from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.forecasting.cases import CaseReader
@@ -135,22 +136,37 @@ class Verification:
 
 
 def write_evaluation(
-    verification: Verification, evaluation: Evaluation, out: str | Path, picture_cases: tuple[int, ...] = (0,)
+    verification: Verification,
+    evaluation: Evaluation,
+    out: str | Path,
+    picture_cases: tuple[int, ...] = (0,),
+    num_report_cases: int = 4,
 ) -> list[Path]:
-    """Writes scores.json, the curves, and picture and animation of some cases; returns the paths.
+    """Writes scores.json, report.html, the curves, and picture and animation of some cases; returns the paths.
 
-    ``picture_cases`` counts within the cases that were scored; those that are not there are left out.
+    Args:
+        verification: the forecasts that were scored.
+        evaluation: their scores.
+        out: folder, created where needed.
+        picture_cases: count within the cases that were scored; those that are not there are left out.
+        num_report_cases: cases animated in the report, evenly spaced.
     """
     out = Path(out)
     write_summary(evaluation, out / "scores.json")
     written = [out / "scores.json"]
-    if evaluation.num_cases == 0:
+    scored = sorted(evaluation.tables[FORECAST].cases)
+    if not scored:
         return written
+    style = verification.reader.style()
+    count = min(num_report_cases, len(scored))
+    shown = [scored[index * len(scored) // count] for index in range(count)]
+    write_strips([verification.case(number) for number in shown], style, out)
+    label = Path(verification.store.request.model).resolve().parent.name
+    written.append(write_report([ReportRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
-    scored = sorted(evaluation.tables["forecast"].cases)
     for position in picture_cases:
         if position < len(scored):
-            case, style = verification.case(scored[position]), verification.reader.style()
+            case = verification.case(scored[position])
             stem = f"forecast_{case.number:06d}"
             written.append(figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"))
             written.append(figures.forecast_animation(case, style, out / f"{stem}.gif"))

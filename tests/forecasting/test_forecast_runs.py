@@ -106,6 +106,7 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
     assert [path.name for path in written] == [
         "scores.json",
+        "report.html",
         "scores.png",
         "forecast_000001.png",
         "forecast_000001.gif",
@@ -117,7 +118,7 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     assert record["skill"]["crps"]["persistence"] == pytest.approx(
         record["scores"]["forecast"]["crps"]["overall"] / direct, rel=1e-6
     )
-    with Image.open(written[3]) as animation:
+    with Image.open(written[4]) as animation:
         assert animation.n_frames == 7
 
 

@@ -1,0 +1,183 @@
+"""One self-contained HTML page of scores and animated cases, for one run or several side by side.
+
+The page holds everything itself: no network, no server, any browser. What it needs is written beside the scores:
+``scores.json``, and ``cases/`` with a strip of frames (PNG, frames from left to right) per case and row.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dydiff_dist.evaluation.colors import FieldStyle
+from dydiff_dist.evaluation.evaluate import ForecastCase
+from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
+from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
+
+MAX_FRAME_PIXELS = 160
+"""Wider frames are shrunk, to keep the page small."""
+NUM_MEMBERS_SHOWN = 2
+CASES_NAME, STRIPS_NAME = "cases", "strips.json"
+_PAGE = "report_page"
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """One run in a report."""
+
+    label: str
+    folder: Path
+    """Where ``write_evaluation`` wrote its scores and strips."""
+
+    def summary(self) -> dict:
+        """Its scores.
+
+        Raises:
+            FileNotFoundError: no scores there.
+            ValueError: a damaged file.
+        """
+        return _read_json(self.folder / "scores.json")
+
+    def cases(self) -> list[dict]:
+        """Its animated cases as ``write_strips`` wrote them; none if it wrote none."""
+        path = self.folder / CASES_NAME / STRIPS_NAME
+        return _read_json(path) if path.is_file() else []
+
+
+def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> Path:
+    """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``."""
+    target = folder / CASES_NAME
+    target.mkdir(parents=True, exist_ok=True)
+    records = []
+    for case in cases:
+        rows = {"truth": case.truth, "ensemble mean": case.members.mean(axis=0)}
+        rows |= {f"member {m + 1}": case.members[m] for m in range(min(NUM_MEMBERS_SHOWN, len(case.members)))}
+        shown = {label: style.show(np.concatenate([case.history, future])) for label, future in rows.items()}
+        limits = style.limits(shown["truth"])
+        record = {"number": case.number, "key": case.key, "num_given": len(case.history), "rows": []}
+        for label, fields in shown.items():
+            frames = [_shrunk(frame) for frame in style.rgb(fields, limits)]
+            name = f"case_{case.number:06d}_{label.replace(' ', '_')}.png"
+            Image.fromarray(np.concatenate(frames, axis=1)).save(target / name, optimize=True)
+            record["rows"].append({"label": label, "file": name})
+            record |= {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
+        records.append(record)
+    path = target / STRIPS_NAME
+    path.write_text(json.dumps(records, indent=1) + "\n")
+    return path
+
+
+def write_report(runs: list[ReportRun], path: str | Path, title: str = "Forecast report") -> Path:
+    """Writes the page.
+
+    Args:
+        runs: one or several; baselines are the first one's.
+        path: of the HTML file.
+        title: of the page.
+
+    Raises:
+        FileNotFoundError, ValueError: scores that are missing, damaged or empty, or a label given twice.
+    """
+    labels = [run.label for run in runs]
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"two runs are called {max(labels, key=labels.count)!r}; give each its own label")
+    summaries = [run.summary() for run in runs]
+    for run, summary in zip(runs, summaries, strict=True):
+        if not summary["scores"]:
+            raise ValueError(f"{run.folder / 'scores.json'} holds no scored case; see its errors")
+    payload = {
+        "title": title,
+        "runs": [{"label": label, "summary": summary} for label, summary in zip(labels, summaries, strict=True)],
+        "cases": _merged_cases(runs),
+        "groups": _groups(summaries),
+        "warnings": _warnings(labels, summaries),
+    }
+    page = files("dydiff_dist.evaluation") / _PAGE
+    text = (page / "page.html").read_text()
+    # "<" could end the script element early; as an escape it means the same to JSON
+    data = json.dumps(payload, allow_nan=False).replace("<", "\\u003c")
+    for mark, content in (
+        ("/*STYLE*/", (page / "style.css").read_text()),
+        ("/*SCRIPT*/", (page / "report.js").read_text()),
+        ("/*DATA*/", data),
+    ):
+        text = text.replace(mark, content, 1)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def _merged_cases(runs: list[ReportRun]) -> list[dict]:
+    """Cases that every run has, with the truth once and each run's own rows."""
+    by_run = [{(case["number"], case["key"]): case for case in run.cases()} for run in runs]
+    merged = []
+    for identity, first in by_run[0].items():
+        others = [cases.get(identity) for cases in by_run]
+        if any(other is None or other["num_frames"] != first["num_frames"] for other in others):
+            continue
+        rows = []
+        for run, case in zip(runs, others, strict=True):
+            for row in case["rows"]:
+                if row["label"] == "truth" and rows:
+                    continue
+                is_own = row["label"] != "truth" and len(runs) > 1
+                label = f"{run.label}: {row['label']}" if is_own else row["label"]
+                rows.append({"label": label, "src": _data_uri(run.folder / CASES_NAME / row["file"])})
+        merged.append({**first, "rows": rows})
+    return merged
+
+
+def _groups(summaries: list[dict]) -> dict[str, list[str]]:
+    """Names of scores under the title of their suite, in a fixed order."""
+    present = {name for summary in summaries for name in summary["scores"]["forecast"]}
+    known = {
+        "Ensemble": (*base_suite().scores, *ensemble_suite().scores),
+        "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
+        "Images": image_suite(255.0).scores,
+    }
+    groups = {title: [name for name in names if name in present] for title, names in known.items()}
+    named = {name for names in groups.values() for name in names}
+    rain = [name for name in summaries[0]["scores"]["forecast"] if name not in named]
+    return {title: names for title, names in (groups | {"Rain": rain}).items() if names}
+
+
+def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:
+    """What a reader must know before comparing: protocols that differ, cases that were not scored."""
+    warnings = []
+    for label, summary in zip(labels, summaries, strict=True):
+        differences = protocol_differences(summaries[0]["protocol"], summary["protocol"])
+        if differences:
+            warnings.append(
+                f"{labels[0]} and {label} were not scored alike, their numbers don't compare: {'; '.join(differences)}"
+            )
+        if summary["errors"]:
+            warnings.append(f"{label}: {len(summary['errors'])} cases could not be scored and are in no number")
+    return warnings
+
+
+def _shrunk(frame: np.ndarray) -> np.ndarray:
+    """The frame at no more than ``MAX_FRAME_PIXELS`` wide."""
+    height, width = frame.shape[:2]
+    if width <= MAX_FRAME_PIXELS:
+        return frame
+    size = (MAX_FRAME_PIXELS, round(height * MAX_FRAME_PIXELS / width))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _read_json(path: Path):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; run tools/evaluate.py first")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error.msg}); run tools/evaluate.py again") from None

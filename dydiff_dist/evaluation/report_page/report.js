@@ -1,0 +1,296 @@
+"use strict";
+/* Draws the report from the JSON in #data. Text is only ever set through textContent. */
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const HIGHER_IS_BETTER = /^(psnr|ssim|csi|pod|hss|fss)/;
+const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth)/;
+
+function element(tag, parent, text, className) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  if (parent) parent.append(node);
+  return node;
+}
+
+function shape(tag, parent, attributes, text) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+function format(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+/* Every line of every chart: the runs' forecasts, then the first run's baselines. */
+function forecasters() {
+  const runs = data.runs.map((run, index) => ({
+    label: run.label, color: `var(--run${index % 4})`, dash: "", summary: run.summary, name: "forecast", isRun: true,
+  }));
+  const first = data.runs[0].summary;
+  const baselines = Object.keys(first.scores).filter((name) => name !== "forecast").map((name) => ({
+    label: name, color: `var(--${name})`, dash: name === "persistence" ? "6 4" : "2 4", summary: first, name,
+  }));
+  return [...runs, ...baselines];
+}
+const LINES = forecasters();
+const scoresOf = (line) => line.summary.scores[line.name] || {};
+
+/* -- charts ------------------------------------------------------------------------------------------------------ */
+
+function ticks(low, high, count) {
+  const raw = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const found = [];
+  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) found.push(Number(t.toPrecision(12)));
+  return found;
+}
+
+function legend(parent, series) {
+  const row = element("div", parent, undefined, "legend");
+  for (const line of series) {
+    const item = element("span", row);
+    const mark = element("i", item);
+    mark.style.borderTopColor = line.color;
+    if (line.dash) mark.style.borderTopStyle = line.dash.startsWith("2") ? "dotted" : "dashed";
+    item.append(line.label);
+  }
+}
+
+/* A line chart as wide as its parent. series: {label, color, dash, values, lower?, upper?}; x: positions. */
+function lineChart(parent, { x, series, xLabel, log = false, bars = false, marker = null, zero = false }) {
+  parent.replaceChildren();
+  legend(parent, series);
+  const width = Math.max(260, parent.clientWidth - 16), height = 270;
+  const box = { left: 58, right: width - 12, top: 8, bottom: height - 40 };
+  const svg = shape("svg", parent, { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": series.map((s) => s.label).join(", ") + " by " + xLabel });
+  const known = series.flatMap((s) => [...s.values, ...(s.lower || []), ...(s.upper || [])])
+    .filter((v) => v !== null && Number.isFinite(v) && (!log || v > 0));
+  if (!known.length) { shape("text", svg, { x: width / 2, y: height / 2, "text-anchor": "middle" }, "nothing to show"); return; }
+  const scale = log ? Math.log10 : (v) => v;
+  let low = Math.min(...known.map(scale)), high = Math.max(...known.map(scale));
+  if (log) { low = Math.max(low, high - 10); } else if (zero || low > 0 && low < 0.5 * high) low = Math.min(0, low);
+  if (high === low) { high += Math.abs(high) * 0.1 || 1; low -= Math.abs(low) * 0.1; }
+  if (!log) high += (high - low) * 0.04;
+  const xLow = x[0] - (bars ? 0.5 : 0), xHigh = x[x.length - 1] + (bars ? 0.5 : 0);
+  const toX = (v) => box.left + (v - xLow) / (xHigh - xLow || 1) * (box.right - box.left);
+  const toY = (v) => box.bottom - (Math.max(scale(v), low) - low) / (high - low) * (box.bottom - box.top);
+
+  const yTicks = log ? ticks(low, high, 5).filter(Number.isInteger) : ticks(low, high, 5);
+  for (const tick of yTicks) {
+    const y = toY(log ? 10 ** tick : tick);
+    shape("line", svg, { x1: box.left, x2: box.right, y1: y, y2: y, class: "grid" });
+    shape("text", svg, { x: box.left - 8, y: y + 4, "text-anchor": "end" }, log ? `1e${tick}` : format(tick));
+  }
+  const stride = Math.max(1, Math.ceil(x.length / Math.floor((box.right - box.left) / 42)));
+  x.forEach((v, index) => {
+    if (index % stride === 0) shape("text", svg, { x: toX(v), y: box.bottom + 18, "text-anchor": "middle" }, v);
+  });
+  shape("text", svg, { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel);
+  if (marker !== null) shape("line", svg, { x1: toX(marker), x2: toX(marker), y1: box.top, y2: box.bottom, stroke: "var(--faint)", "stroke-dasharray": "3 3" });
+
+  series.forEach((line, number) => {
+    const drawn = x.map((v, index) => [v, line.values[index], index])
+      .filter(([, v]) => v !== null && Number.isFinite(v) && (!log || v > 0));
+    if (bars) {
+      const space = (box.right - box.left) / x.length, thick = space * 0.8 / series.length;
+      for (const [v, value] of drawn) {
+        const left = toX(v) - space * 0.4 + number * thick;
+        shape("rect", svg, { x: left, width: Math.max(1, thick - 1), y: toY(value), height: Math.max(0, box.bottom - toY(value)), fill: line.color, opacity: 0.85 });
+      }
+      return;
+    }
+    if (line.lower) {
+      const up = drawn.map(([v, , i]) => `${toX(v)},${toY(line.upper[i] ?? line.values[i])}`);
+      const down = drawn.map(([v, , i]) => `${toX(v)},${toY(line.lower[i] ?? line.values[i])}`).reverse();
+      shape("polygon", svg, { points: [...up, ...down].join(" "), fill: line.color, opacity: 0.16 });
+    }
+    shape("polyline", svg, { points: drawn.map(([v, value]) => `${toX(v)},${toY(value)}`).join(" "), fill: "none", stroke: line.color, "stroke-width": 2.2, "stroke-dasharray": line.dash || "none", "stroke-linejoin": "round" });
+    if (drawn.length === 1) shape("circle", svg, { cx: toX(drawn[0][0]), cy: toY(drawn[0][1]), r: 4, fill: line.color });
+  });
+  addTip(parent, svg, { x, series, xLabel, width, toX, inverse: (px) => xLow + (px - box.left) / (box.right - box.left) * (xHigh - xLow) });
+}
+
+function addTip(parent, svg, { x, series, xLabel, width, toX, inverse }) {
+  const tip = element("div", parent, undefined, "tip");
+  svg.addEventListener("pointermove", (event) => {
+    const bounds = svg.getBoundingClientRect();
+    const position = inverse((event.clientX - bounds.left) * width / bounds.width);
+    const nearest = x.reduce((best, v, index) => Math.abs(v - position) < Math.abs(x[best] - position) ? index : best, 0);
+    tip.textContent = [`${xLabel} ${x[nearest]}`, ...series.map((s) => `${s.label}: ${format(s.values[nearest])}`)].join("\n");
+    tip.style.visibility = "visible";
+    const left = svg.offsetLeft + toX(x[nearest]) * bounds.width / width;
+    tip.style.top = "40px";
+    tip.style.left = `${Math.max(4, Math.min(left + 12, parent.clientWidth - tip.offsetWidth - 4))}px`;
+  });
+  svg.addEventListener("pointerleave", () => { tip.style.visibility = "hidden"; });
+}
+
+/* -- sections ---------------------------------------------------------------------------------------------------- */
+
+function drawHeader() {
+  const protocol = data.runs[0].summary.protocol;
+  byId("title").textContent = data.title;
+  document.title = data.title;
+  const members = [...new Set(data.runs.map((run) => run.summary.protocol.num_members))].join(" and ");
+  byId("subtitle").textContent = `${protocol.num_cases} cases, ${members} members, ${data.runs[0].summary.scores.forecast.crps.by_lead.length} forecast frames after ${protocol.num_history_frames} given ones`;
+  for (const text of data.warnings) element("p", byId("warnings"), text);
+  for (const run of data.runs) {
+    const prefix = data.runs.length > 1 ? `${run.label}: ` : "";
+    const tile = (value, text) => { const box = element("div", byId("tiles"), undefined, "tile"); element("b", box, value); element("span", box, prefix + text); };
+    tile(format(run.summary.scores.forecast.crps.overall), "CRPS");
+    for (const [name, ratio] of Object.entries(run.summary.skill.crps)) tile(ratio === null ? "–" : ratio.toFixed(3), `of the CRPS of ${name}`);
+    const spread = run.summary.scores.forecast.spread_skill_ratio;
+    if (spread && spread.overall !== null) tile(spread.overall.toFixed(2), "spread over error (1 is ideal)");
+  }
+}
+
+const images = new Map();
+function imageOf(source) {
+  if (!images.has(source)) {
+    const image = new Image();
+    image.addEventListener("load", drawFrame);
+    image.src = source;
+    images.set(source, image);
+  }
+  return images.get(source);
+}
+
+const currentCase = () => data.cases[Number(byId("case").value)];
+
+function showCase() {
+  const shown = currentCase();
+  byId("panels").replaceChildren();
+  for (const row of shown.rows) {
+    const figure = element("figure", byId("panels"));
+    element("figcaption", figure, row.label).title = row.label;
+    const canvas = element("canvas", figure);
+    canvas.width = shown.width;
+    canvas.height = shown.height;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", row.label);
+  }
+  byId("lead").max = shown.num_frames - 1;
+  byId("lead").value = Math.min(shown.num_frames - 1, Math.max(Number(byId("lead").value), 0));
+  drawFrame();
+}
+
+function drawFrame() {
+  if (!data.cases.length) return;
+  const shown = currentCase(), frame = Number(byId("lead").value), lead = frame - shown.num_given + 1;
+  byId("lead-label").textContent = lead > 0 ? `forecast +${lead}` : `given ${lead}`;
+  [...byId("panels").querySelectorAll("canvas")].forEach((canvas, index) => {
+    const image = imageOf(shown.rows[index].src);
+    if (image.complete && image.naturalWidth) canvas.getContext("2d").drawImage(image, frame * shown.width, 0, shown.width, shown.height, 0, 0, shown.width, shown.height);
+  });
+}
+
+let timer = null;
+function togglePlay() {
+  const button = byId("play");
+  if (timer) { clearInterval(timer); timer = null; }
+  else timer = setInterval(() => { byId("lead").value = (Number(byId("lead").value) + 1) % currentCase().num_frames; drawFrame(); drawCurve(); }, 260);
+  button.textContent = timer ? "Pause" : "Play";
+  button.setAttribute("aria-pressed", String(Boolean(timer)));
+}
+
+function drawCurve() {
+  const score = byId("score").value;
+  const series = LINES.filter((line) => scoresOf(line)[score] && scoresOf(line)[score].overall !== null).map((line) => {
+    const found = scoresOf(line)[score];
+    return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
+  });
+  const count = series.length ? series[0].values.length : 0;
+  const lead = data.cases.length ? Number(byId("lead").value) - currentCase().num_given + 1 : 0;
+  const x = Array.from({ length: count }, (_, index) => index + 1);
+  lineChart(byId("curve"), { x, series, xLabel: "lead time (frames)", marker: lead > 0 ? lead : null });
+  const table = byId("lead-table");
+  table.replaceChildren();
+  const head = element("tr", table);
+  for (const label of ["lead", ...series.map((s) => s.label)]) element("th", head, label);
+  x.forEach((lead, index) => { const row = element("tr", table); element("td", row, `+${lead}`); for (const s of series) element("td", row, format(s.values[index])); });
+}
+
+function profile(line, name) {
+  const found = (line.summary.profiles[line.name] || {})[name];
+  return found ? found.overall : null;
+}
+
+function drawProfiles() {
+  const ranked = LINES.filter((line) => line.isRun && profile(line, "rank_histogram")).map((line) => ({ ...line, values: profile(line, "rank_histogram") }));
+  if (ranked.length) {
+    const count = Math.max(...ranked.map((line) => line.values.length));
+    lineChart(byId("ranks"), { x: Array.from({ length: count }, (_, i) => i), series: ranked, xLabel: "members below the truth", bars: true, zero: true });
+  }
+  byId("ranks").parentElement.hidden = !ranked.length;
+  const runs = LINES.filter((line) => line.isRun && profile(line, "spectrum_members"));
+  if (runs.length) {
+    const lines = runs.flatMap((line) => [
+      { ...line, label: `${line.label}: members`, values: profile(line, "spectrum_members").slice(1) },
+      { ...line, label: `${line.label}: ensemble mean`, dash: "6 4", values: profile(line, "spectrum_mean").slice(1) },
+    ]);
+    const truth = { label: "truth", color: "var(--truth)", dash: "", values: profile(runs[0], "spectrum_truth").slice(1) };
+    lineChart(byId("spectrum"), { x: truth.values.map((_, i) => i + 1), series: [truth, ...lines], xLabel: "wavenumber", log: true });
+  }
+  byId("spectrum").parentElement.hidden = !runs.length;
+}
+
+function drawScoreTable() {
+  const table = byId("score-table");
+  const head = element("tr", table);
+  for (const label of ["", ...LINES.map((line) => line.label)]) element("th", head, label);
+  for (const [group, names] of Object.entries(data.groups)) {
+    const present = names.filter((name) => LINES.some((line) => scoresOf(line)[name] && scoresOf(line)[name].overall !== null));
+    if (!present.length) continue;
+    element("td", element("tr", table, undefined, "group"), group);
+    for (const name of present) {
+      const row = element("tr", table);
+      const higher = HIGHER_IS_BETTER.test(name);
+      element("td", row, higher ? `${name} ↑` : name);
+      const values = LINES.map((line) => scoresOf(line)[name] ? scoresOf(line)[name].overall : null);
+      const known = values.filter((v) => v !== null);
+      const best = NO_ORDER.test(name) ? null : higher ? Math.max(...known) : Math.min(...known);
+      for (const value of values) element(value !== null && value === best ? "th" : "td", row, format(value)).style.color = "var(--ink)";
+    }
+  }
+}
+
+function drawProtocols() {
+  for (const run of data.runs) {
+    const details = element("details", byId("protocols"));
+    element("summary", details, run.label);
+    element("pre", details, JSON.stringify(run.summary.protocol, null, 2));
+    const errors = Object.values(run.summary.errors);
+    if (errors.length) element("pre", details, `not scored:\n${errors.join("\n")}`);
+  }
+}
+
+function start() {
+  drawHeader();
+  data.cases.forEach((shown, index) => { element("option", byId("case"), shown.key).value = index; });
+  byId("cases-section").hidden = !data.cases.length;
+  for (const [group, names] of Object.entries(data.groups)) {
+    const box = element("optgroup", byId("score"));
+    box.label = group;
+    for (const name of names) if (scoresOf(LINES[0])[name] && scoresOf(LINES[0])[name].overall !== null) element("option", box, name).value = name;
+  }
+  byId("case").addEventListener("change", showCase);
+  byId("lead").addEventListener("input", () => { drawFrame(); drawCurve(); });
+  byId("play").addEventListener("click", togglePlay);
+  byId("score").addEventListener("change", drawCurve);
+  window.addEventListener("resize", () => { drawCurve(); drawProfiles(); });
+  if (data.cases.length) { byId("lead").value = data.cases[0].num_frames; showCase(); byId("lead").value = Math.floor((data.cases[0].num_frames + data.cases[0].num_given) / 2); drawFrame(); }
+  drawCurve();
+  drawProfiles();
+  drawScoreTable();
+  drawProtocols();
+}
+start();

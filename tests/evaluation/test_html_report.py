@@ -1,0 +1,129 @@
+"""The report page: what it holds, and that a browser draws it without network, on a phone and in the dark."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
+from dydiff_dist.evaluation.colors import field_style
+from dydiff_dist.evaluation.fields import spectrum_suite
+from dydiff_dist.evaluation.html_report import ReportRun, write_report, write_strips
+from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
+from dydiff_dist.evaluation.suites import ensemble_suite
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ReportRun:
+    """A run of three cases of rain, 4 + 5 frames of 24x20."""
+    rng = np.random.default_rng(seed)
+
+    def case(number: int) -> ForecastCase:
+        truth = np.random.default_rng(number).uniform(0, 200, (5, 1, 24, 20))
+        members = truth + rng.normal(0, 30, (num_members, *truth.shape))
+        return ForecastCase(number, f"event <{number}> & more", truth[:4], truth, members)
+
+    cases = [case(number) for number in range(3)]
+    suites = [ensemble_suite(pools=(2,)), spectrum_suite(False), rain_suite(RainProtocol(thresholds=(74.0, 230.0)))]
+    write_summary(evaluate(cases, suites=suites), folder / "scores.json")
+    write_strips(cases, field_style(1, channels=("vil",)), folder)
+    return ReportRun(f"run {seed}", folder)
+
+
+def _payload(page: Path) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.S)[1])
+
+
+def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
+    page = write_report([_scored(tmp_path)], tmp_path / "report.html", "A title")
+    text = page.read_text()
+    assert not re.search(r'(src|href)\s*=\s*["\'](https?:)?//|url\(|@import|fetch\(', text)
+    payload = _payload(page)
+    assert payload["runs"][0]["summary"] == json.loads((tmp_path / "scores.json").read_text())
+    assert [case["key"] for case in payload["cases"]] == [f"event <{number}> & more" for number in range(3)]
+    assert [row["label"] for row in payload["cases"][0]["rows"]] == ["truth", "ensemble mean", "member 1", "member 2"]
+    assert set(payload["groups"]) == {"Ensemble", "Fields", "Rain"}
+
+
+def test_strips_hold_the_frames_from_left_to_right(tmp_path) -> None:
+    _scored(tmp_path)
+    record = json.loads((tmp_path / "cases" / "strips.json").read_text())[0]
+    assert (record["num_given"], record["num_frames"], record["width"], record["height"]) == (4, 9, 20, 24)
+    with Image.open(tmp_path / "cases" / record["rows"][0]["file"]) as strip:
+        pixels = np.asarray(strip)
+    assert pixels.shape == (24, 9 * 20, 3)
+    np.testing.assert_array_equal(
+        pixels[:, :20], pixels[:, 80:100]
+    )  # first given frame and first truth frame are equal
+
+
+def test_several_runs_share_the_truth_and_are_warned_about(tmp_path) -> None:
+    runs = [_scored(tmp_path / "a"), _scored(tmp_path / "b", num_members=2, seed=1)]
+    payload = _payload(write_report(runs, tmp_path / "report.html"))
+    labels = [row["label"] for row in payload["cases"][0]["rows"]]
+    assert labels == ["truth", *(f"run 0: {row}" for row in ("ensemble mean", "member 1", "member 2"))] + [
+        f"run 1: {row}" for row in ("ensemble mean", "member 1", "member 2")
+    ]
+    assert payload["warnings"] == [
+        "run 0 and run 1 were not scored alike, their numbers don't compare: num_members: 3 and 2"
+    ]
+    with pytest.raises(ValueError, match="two runs are called 'run 0'"):
+        write_report([runs[0], runs[0]], tmp_path / "report.html")
+    with pytest.raises(FileNotFoundError, match=r"scores.json does not exist; run tools/evaluate.py first"):
+        write_report([ReportRun("c", tmp_path / "c")], tmp_path / "report.html")
+
+
+PROBE = """<script>
+window.addEventListener("load", () => setTimeout(() => {
+  const canvas = [...document.querySelectorAll("#panels canvas")];
+  const pixels = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+  const lit = canvas.filter((c) => pixels(c).some((v, i) => i % 4 < 3 && v > 60));
+  document.body.dataset.probe = JSON.stringify({
+    panels: canvas.length, lit: lit.length, lines: document.querySelectorAll("#curve polyline").length,
+    bars: document.querySelectorAll("#ranks rect").length, rows: document.querySelectorAll("#score-table tr").length,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    background: getComputedStyle(document.body).backgroundColor, width: innerWidth,
+  });
+}, 300));
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium; Debian: apt-get install chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
+    page = write_report([_scored(tmp_path / "a"), _scored(tmp_path / "b", seed=1)], tmp_path / "report.html")
+    page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    # a browser's own window is never as narrow as a phone, a frame in it is
+    (tmp_path / "phone.html").write_text(f'<iframe src="{page.name}" style="width:375px;height:800px"></iframe>')
+    wide = _probe(page, dark)
+    assert wide["panels"] == wide["lit"] == 7
+    assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20
+    assert wide["overflow"] <= 0
+    assert wide["background"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
+    narrow = _probe(tmp_path / "phone.html", dark)
+    assert narrow["width"] == 375 and narrow["overflow"] <= 0 and narrow["lit"] == 7
+
+
+def _probe(page: Path, dark: bool) -> dict:
+    """What the page found out about itself, once drawn."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
+    options += ["--allow-file-access-from-files", "--disable-web-security", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    if dark:
+        options.append("--blink-settings=preferredColorScheme=0")
+    if page.name == "phone.html":
+        text = page.read_text()
+        # copies the frame's findings to the outer page, which is the one that is printed
+        copy = "document.body.dataset.probe = frames[0].document.body.dataset.probe"
+        page.write_text(f"{text}<script>setTimeout(() => {{ {copy} }}, 2000)</script>")
+    command = [BROWSER, *options, "--window-size=1100,900", f"--user-data-dir={page.parent / 'profile'}", page.as_uri()]
+    dump = subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
+    found = re.search(r'data-probe="([^"]*)"', dump)
+    assert found, dump[-2000:]
+    return json.loads(found[1].replace("&quot;", '"'))
