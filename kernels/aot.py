@@ -113,9 +113,12 @@ def cases() -> list[Case]:
     ]  # fmt: skip
 
 
-def compile_case(case: Case, storage: str, arch: int):
-    """The compiled kernel, specialised as a launch with frames of a multiple of 16 elements specialises it."""
-    constants = {**case.constants, "BLOCK": MAX_BLOCK}
+def compile_case(case: Case, storage: str, arch: int, **other_constants):
+    """The compiled kernel, specialised as a launch with frames of a multiple of 16 elements specialises it.
+
+    ``other_constants`` replace compile-time constants or fix sizes (a launch fixes those that are 1).
+    """
+    constants = {**case.constants, "BLOCK": MAX_BLOCK, **other_constants}
     signature, attributes = {}, {}
     for position, name in enumerate(case.kernel.arg_names):
         if name in constants:

@@ -50,6 +50,7 @@ def _add_noise_kernel(
     start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
     r = start + tl.arange(0, BLOCK)
     mask = r < R
+    frame_size = tl.cast(R, tl.int64)
     row = table_ptr + 6 * b
     signal, spread, keep, carry = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5)
@@ -57,7 +58,7 @@ def _add_noise_kernel(
     mixed = tl.zeros([BLOCK], tl.float32)
     for s in range(S):
         offset = (b * S + s) * R + r
-        first = s * R.to(tl.int64) + start
+        first = s * frame_size + start
         x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if logvar_ptr is not None:
             n = noise_block(

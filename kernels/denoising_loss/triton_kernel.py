@@ -38,6 +38,7 @@ def _denoising_loss_kernel(
     b = (tl.program_id(0) // num_blocks).to(tl.int64)
     start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
     r = start + tl.arange(0, BLOCK)
+    frame_size = tl.cast(R, tl.int64)
     if target_ptr is None:
         keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
         index = tl.load(noise_index_ptr + b)
@@ -48,7 +49,7 @@ def _denoising_loss_kernel(
         weight = tl.load(weights_ptr + b * S + s)
         mask = r < tl.where(weight != 0.0, R, 0)  # masked frames are not read, whatever they hold
         if target_ptr is None:
-            first = s * R.to(tl.int64) + start
+            first = s * frame_size + start
             noise = draw_normals(index, noise_key0, noise_key1, noise_step, noise_stream, first, BLOCK, ALIGNED)
             target = mix_frame(s, keep, carry, noise, target)
         else:

@@ -53,6 +53,7 @@ def _reverse_step_kernel(
     start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
     r = start + tl.arange(0, BLOCK)
     mask = r < R
+    frame_size = tl.cast(R, tl.int64)
     row = table_ptr + 11 * b
     guidance, from_z, from_output = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     keep, carry, next_keep, next_carry = tl.load(row + 3), tl.load(row + 4), tl.load(row + 9), tl.load(row + 10)
@@ -86,7 +87,7 @@ def _reverse_step_kernel(
         if (noise_ptr is not None) or (noise_index_ptr is not None):
             total += sigma * noise_block(
                 noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
-                b, offset, s * R.to(tl.int64) + start, mask, BLOCK, ALIGNED,
+                b, offset, s * frame_size + start, mask, BLOCK, ALIGNED,
             )  # fmt: skip
         if DEPENDENT:
             next_mixed = mix_frame(s, next_keep, next_carry, total, next_mixed)

@@ -1,7 +1,7 @@
 """Runs the kernel tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer.
 
 ``python tests/kernels/sanitize.py [pytest arguments]`` builds the package into a temporary folder, puts it before the
-installed one and loads the sanitizers' run-time libraries first. Tensors come from malloc, so reading or writing one byte
+installed one and loads the sanitizers' run-time libraries first. Tensors come from malloc, so touching one byte
 beyond a tensor ends the run. Needs GCC; takes about two minutes.
 """
 

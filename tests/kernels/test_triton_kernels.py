@@ -69,6 +69,18 @@ def test_every_kernel_compiles_without_spills_or_scalar_access(case, storage, ar
     check(case, storage, arch)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", aot.cases(), ids=lambda case: case.name)
+def test_launches_of_size_one_and_ragged_frames_compile(case):
+    """Sizes of 1 become compile-time constants in a launch, which the interpreter does not show."""
+    names = case.kernel.arg_names
+    ones = {name: 1 for name in ("S", "R", "history_frames") if name in names}
+    ragged = {"ALIGNED": False} if "ALIGNED" in names else {}
+    for constants in (ones | ragged, ragged):
+        compiled = aot.compile_case(case, "fp32", 90, **constants)
+        assert aot._register_usage(compiled.asm["cubin"])[1] == 0
+
+
 def test_table_is_complete():
     expected = {
         (case.name, storage, f"sm_{arch}")
