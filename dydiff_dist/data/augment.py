@@ -67,34 +67,50 @@ class SampleTransform:
     scale: tuple[float, ...]
     training: bool
 
-    def __call__(
-        self, frames: np.ndarray, actions: np.ndarray | None, seed: int, position: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Frames (S, C, H, W) float32 in network units and actions (S, A) float32 or None.
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """(S, C, H, W) of what comes out."""
+        height, width = self.config.crop_size or self.schema.shape[1:]
+        return self.config.num_frames, self.schema.shape[0], height, width
 
-        In evaluation the first frames and the centre crop are taken and nothing is random.
+    def draw(self, seed: int, positions: list[int]) -> np.ndarray | None:
+        """Uniforms in (0, 1] of each sample, (B, len(Draw)); None where nothing is random."""
+        config = self.config
+        augmented = any(config.augmentation.model_dump().values())
+        if not self.training or not (augmented or config.crop_size or self._spare_frames()):
+            return None
+        counter = NoiseCounter(seed, torch.tensor(positions), 0, Stream.AUGMENTATION)
+        return uniform(counter, len(Draw)).double().numpy()
+
+    def write_frames(self, frames_SCHW: np.ndarray, draws: np.ndarray | None, out_SCHW: np.ndarray) -> None:
+        """Puts a stored sample's frames into ``out_SCHW``, float32 of ``frame_shape``, in network units.
+
+        ``draws`` are the sample's uniforms; None takes the first frames and the centre, unchanged.
         """
-        draws = self._draws(seed, position)
         start = self._start_frame(draws)
         stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
-        cut = self._crop(frames[start : stop : self.config.frame_stride], draws)
-        frames_SCHW = self._augment(self._to_network_units(cut), draws)
-        if actions is None:
-            return frames_SCHW.contiguous(), None
-        actions_SA = torch.from_numpy(actions[start:stop].astype(np.float32))
-        # The action into the first frame leads from a frame that is not there.
-        actions_SA[0] = 0
-        return frames_SCHW.contiguous(), actions_SA
+        cut = self._crop(frames_SCHW[start : stop : self.config.frame_stride], draws)
+        shift = np.asarray(self.shift, np.float32)[:, None, None]
+        scale = np.asarray(self.scale, np.float32)[:, None, None]
+        augmented = draws is not None and any(self.config.augmentation.model_dump().values())
+        normal = np.empty_like(out_SCHW) if augmented else out_SCHW
+        np.subtract(cut, shift, out=normal, casting="unsafe")
+        normal /= scale
+        if augmented:
+            out_SCHW[...] = self._augment(normal, draws)
 
-    def _draws(self, seed: int, position: int) -> np.ndarray | None:
-        if not self.training:
-            return None
-        counter = NoiseCounter(seed, torch.tensor([position]), 0, Stream.AUGMENTATION)
-        return uniform(counter, len(Draw))[0].double().numpy()
+    def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
+        """Puts the actions of the same frames into ``out_SA``, (S, A) float32."""
+        start = self._start_frame(draws)
+        out_SA[...] = actions_SA[start : start + self.config.num_frames]
+        # The action into the first frame leads from a frame that is not there.
+        out_SA[0] = 0
+
+    def _spare_frames(self) -> int:
+        return self.schema.num_frames - ((self.config.num_frames - 1) * self.config.frame_stride + 1)
 
     def _start_frame(self, draws: np.ndarray | None) -> int:
-        spare = self.schema.num_frames - ((self.config.num_frames - 1) * self.config.frame_stride + 1)
-        return 0 if draws is None else _choose(draws[Draw.START_FRAME], spare + 1)
+        return 0 if draws is None else _choose(draws[Draw.START_FRAME], self._spare_frames() + 1)
 
     def _crop(self, frames_SCHW: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
         if self.config.crop_size is None:
@@ -106,26 +122,19 @@ class SampleTransform:
             top, left = _choose(draws[Draw.CROP_TOP], spare_h + 1), _choose(draws[Draw.CROP_LEFT], spare_w + 1)
         return frames_SCHW[:, :, top : top + height, left : left + width]
 
-    def _to_network_units(self, frames_SCHW: np.ndarray) -> torch.Tensor:
-        shift = np.asarray(self.shift, np.float32)[:, None, None]
-        scale = np.asarray(self.scale, np.float32)[:, None, None]
-        return torch.from_numpy((frames_SCHW.astype(np.float32) - shift) / scale)
-
-    def _augment(self, frames_SCHW: torch.Tensor, draws: np.ndarray | None) -> torch.Tensor:
-        if draws is None:
-            return frames_SCHW
+    def _augment(self, frames_SCHW: np.ndarray, draws: np.ndarray) -> np.ndarray:
         wanted = self.config.augmentation
         if wanted.periodic_shift:
             _, _, height, width = frames_SCHW.shape
             shifts = (_choose(draws[Draw.SHIFT_H], height), _choose(draws[Draw.SHIFT_W], width))
-            frames_SCHW = frames_SCHW.roll(shifts, (2, 3))
+            frames_SCHW = np.roll(frames_SCHW, shifts, (2, 3))
         along_w, along_h = self.schema.vector_channels or (None, None)
         if wanted.flip and draws[Draw.FLIP_H] <= 0.5:
             frames_SCHW = _mirror(frames_SCHW, 2, along_h)
         if wanted.flip and draws[Draw.FLIP_W] <= 0.5:
             frames_SCHW = _mirror(frames_SCHW, 3, along_w)
         if wanted.rotate and draws[Draw.SWAP_HW] <= 0.5:
-            frames_SCHW = frames_SCHW.transpose(2, 3)
+            frames_SCHW = frames_SCHW.swapaxes(2, 3)
             if along_w is not None:
                 frames_SCHW = _swap_channels(frames_SCHW, along_w, along_h)
         return frames_SCHW
@@ -136,15 +145,15 @@ def _choose(draw: float, count: int) -> int:
     return min(int(draw * count), count - 1)
 
 
-def _mirror(frames_SCHW: torch.Tensor, axis: int, vector_channel: int | None) -> torch.Tensor:
-    """Mirrors along ``axis``; the vector component along that axis changes sign."""
-    mirrored = frames_SCHW.flip(axis)
+def _mirror(frames_SCHW: np.ndarray, axis: int, vector_channel: int | None) -> np.ndarray:
+    """Mirrors along ``axis``; the vector component along that axis changes sign, in place."""
+    mirrored = np.flip(frames_SCHW, axis)
     if vector_channel is not None:
         mirrored[:, vector_channel] *= -1
     return mirrored
 
 
-def _swap_channels(frames_SCHW: torch.Tensor, first: int, second: int) -> torch.Tensor:
+def _swap_channels(frames_SCHW: np.ndarray, first: int, second: int) -> np.ndarray:
     order = list(range(frames_SCHW.shape[1]))
     order[first], order[second] = order[second], order[first]
     return frames_SCHW[:, order]

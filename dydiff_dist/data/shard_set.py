@@ -1,17 +1,22 @@
-"""Reading a folder of shards: validated at opening, then any sample by number, checked against its checksum."""
+"""Reading a folder of shards: validated at opening, then any sample by number, checked against its checksum.
+
+Shards are ordinary webdataset tar files. webdataset reads them from front to back; here samples are fetched one by one,
+by the byte ranges of the index, so that ranks and workers read what is theirs and nothing else.
+"""
 
 import hashlib
 import io
 import logging
+import tarfile
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import base_plus_ext
 
 from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
@@ -20,11 +25,10 @@ from dydiff_dist.data.manifest import (
     ShardEntry,
     ShardIndex,
     document_bytes,
-    file_sha256,
     parse_document,
-    read_document,
 )
 from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, Sample, index_path, scan_shard
+from dydiff_dist.data.stores import LocalStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,9 @@ Check = Literal["none", "size", "sha256"]
 
 MAX_OPEN_INDICES = 256
 """Shard indices held in memory; one of 1000 samples takes about 100 KB."""
+
+CHECK_PIECE_BYTES = 2**24
+"""Bytes read at once to verify a shard."""
 
 
 class DamagedSampleError(ValueError):
@@ -47,12 +54,13 @@ class SampleAddress:
 
 
 class ShardSet:
-    """A folder of shards with its manifest. Picklable: file handles and indices are opened where they are used."""
+    """A folder of shards with its manifest. Picklable, for worker processes."""
 
-    def __init__(self, folder: Path, manifest: Manifest):
-        self.folder = folder
+    def __init__(self, store: Store, manifest: Manifest):
+        self.store = store
         self.manifest = manifest
         self._first_sample = np.concatenate([[0], np.cumsum([entry.num_samples for entry in manifest.shards])])
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
 
     @classmethod
     def open(cls, path: str | Path, check: Check = "size") -> "ShardSet":
@@ -67,42 +75,52 @@ class ShardSet:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"shard folder {folder} does not exist; make it with tools/make_shards.py")
-        if not (folder / MANIFEST_NAME).exists():
-            inside = [child.name for child in sorted(folder.iterdir()) if (child / MANIFEST_NAME).exists()]
-            hint = f"did you mean {folder / inside[0]}?" if inside else "run tools/make_shards.py to its end"
-            raise FileNotFoundError(f"{folder} has no {MANIFEST_NAME}; {hint}")
-        shards = cls(folder, read_document(folder / MANIFEST_NAME, Manifest))
+        store = LocalStore(Path(path))
+        if not store.exists():
+            raise FileNotFoundError(f"shard folder {path} does not exist; make it with tools/make_shards.py")
+        try:
+            data = store.read(MANIFEST_NAME)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} has no {MANIFEST_NAME}; {_hint_for_folder(Path(path))}") from None
+        shards = cls(store, parse_document(data, Manifest, store.where(MANIFEST_NAME)))
         if check != "none":
-            for entry in shards.manifest.shards:
-                shards.check_shard(entry, check)
+            for number in range(len(shards.manifest.shards)):
+                shards.check_shard(number, check)
         return shards
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_indices": OrderedDict()}
 
     def __len__(self) -> int:
         """Samples in all shards."""
         return self.manifest.num_samples
 
     @property
+    def folder(self) -> str:
+        """Where the shards lie, for messages."""
+        return self.store.where("").rstrip("/")
+
+    @property
     def schema(self) -> FrameSchema:
         """What a sample holds."""
         return self.manifest.frames
 
-    def check_shard(self, entry: ShardEntry, check: Check) -> None:
+    def check_shard(self, number: int, check: Check) -> None:
         """Raises a one-line error if the shard is missing, truncated or altered."""
-        path = self.folder / entry.name
-        if not path.exists():
-            raise FileNotFoundError(f"shard {path} is missing; restore it or run tools/make_shards.py again")
-        size = path.stat().st_size
+        entry = self.manifest.shards[number]
+        where = self.store.where(entry.name)
+        try:
+            size = self.store.size(entry.name)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"shard {where} is missing; restore it or run tools/make_shards.py again") from None
         if size != entry.bytes:
             kind = "truncated" if size < entry.bytes else "longer than written"
             raise ValueError(
-                f"shard {path} is {kind}: {size} bytes, the manifest says {entry.bytes}"
-                f"{self._first_missing(entry, size)}; restore it or run tools/make_shards.py again"
+                f"shard {where} is {kind}: {size} bytes, the manifest says {entry.bytes}"
+                f"{self._first_missing(number, size)}; restore it or run tools/make_shards.py again"
             )
-        if check == "sha256" and file_sha256(path) != entry.sha256:
-            raise ValueError(f"shard {path} was altered: its SHA-256 differs from the manifest's; restore it")
+        if check == "sha256" and self._sha256(entry) != entry.sha256:
+            raise ValueError(f"shard {where} was altered: its SHA-256 differs from the manifest's; restore it")
 
     def address(self, number: int) -> SampleAddress:
         """The address of sample ``number`` (0 ≤ number < len) in manifest order."""
@@ -110,24 +128,32 @@ class ShardSet:
         return SampleAddress(shard, number - int(self._first_sample[shard]))
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of a shard; ``DamagedSampleError`` if it is missing or altered."""
-        return _load_index(self.folder, self.manifest.shards[shard])
+        """The index of a shard; a missing or altered one is rebuilt from the tar if that gives what was written.
+
+        Raises ``DamagedSampleError`` if it does not.
+        """
+        index = self._indices.pop(shard, None) or self._load_index(self.manifest.shards[shard])
+        self._indices[shard] = index
+        if len(self._indices) > MAX_OPEN_INDICES:
+            self._indices.popitem(last=False)
+        return index
 
     def key(self, address: SampleAddress) -> str:
         """The key of a sample."""
         return self.index(address.shard).keys[address.item]
 
     def read(self, address: SampleAddress) -> Sample:
-        """Reads and checks one sample; ``DamagedSampleError`` names shard and key of a bad one."""
+        """Reads and checks one sample; ``DamagedSampleError`` names shard and key of a bad one.
+
+        The arrays are views of the bytes that were read: read-only.
+        """
         entry = self.manifest.shards[address.shard]
         index = self.index(address.shard)
         key = index.keys[address.item]
-        where = f"sample {key!r} of shard {self.folder / entry.name}"
+        where = f"sample {key!r} of shard {self.store.where(entry.name)}"
         offset, size = index.offsets[address.item], index.sizes[address.item]
         try:
-            with open(self.folder / entry.name, "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
+            data = self.store.read_range(entry.name, offset, size)
         except OSError as error:
             raise DamagedSampleError(f"{where} cannot be read: {error.strerror or error}") from None
         if len(data) != size:
@@ -136,57 +162,58 @@ class ShardSet:
             raise DamagedSampleError(f"{where} was altered: its CRC-32 differs from the index's")
         return decode_sample(data, key, self.schema, where)
 
-    def _first_missing(self, entry: ShardEntry, size: int) -> str:
+    def _first_missing(self, number: int, size: int) -> str:
         """Which sample a truncation hits first, for the message."""
         try:
-            index = _load_index(self.folder, entry)
+            index = self.index(number)
         except DamagedSampleError:
             return ""
-        lost = [
-            key
-            for key, start, length in zip(index.keys, index.offsets, index.sizes, strict=True)
-            if start + length > size
-        ]
+        ranges = zip(index.keys, index.offsets, index.sizes, strict=True)
+        lost = [key for key, start, length in ranges if start + length > size]
         return f", sample {lost[0]!r} and {len(lost) - 1} after it are lost" if lost else ""
 
-
-@lru_cache(maxsize=MAX_OPEN_INDICES)
-def _load_index(folder: Path, entry: ShardEntry) -> ShardIndex:
-    """The index of a shard. A missing or altered one is rebuilt from the tar if that gives what was written."""
-    path = index_path(folder / entry.name)
-    try:
-        data = path.read_bytes()
-        problem = "was altered: its SHA-256 differs from the manifest's"
-    except OSError as error:
-        data = b""
-        problem = f"cannot be read: {error.strerror or error}"
-    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-        data = _rebuilt_index(folder / entry.name)
+    def _load_index(self, entry: ShardEntry) -> ShardIndex:
+        name = index_path(Path(entry.name)).name
+        where = self.store.where(name)
+        try:
+            data = self.store.read(name)
+            problem = "was altered: its SHA-256 differs from the manifest's"
+        except OSError as error:
+            data = b""
+            problem = f"cannot be read: {error.strerror or error}"
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-            raise DamagedSampleError(f"index {path} {problem}, and the shard does not give it back: it is damaged too")
-        logger.warning("index %s %s; rebuilt from the shard", path, problem)
-    index = parse_document(data, ShardIndex, str(path))
-    if len(index.keys) != entry.num_samples:
-        raise DamagedSampleError(f"index {path} lists {len(index.keys)} samples, the manifest {entry.num_samples}")
-    return index
+            data = self._rebuilt_index(entry)
+            if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+                raise DamagedSampleError(
+                    f"index {where} {problem}, and the shard does not give it back: it is damaged too"
+                )
+            logger.warning("index %s %s; rebuilt from the shard", where, problem)
+        index = parse_document(data, ShardIndex, where)
+        if len(index.keys) != entry.num_samples:
+            raise DamagedSampleError(f"index {where} lists {len(index.keys)} samples, the manifest {entry.num_samples}")
+        return index
 
+    def _rebuilt_index(self, entry: ShardEntry) -> bytes:
+        """The index file's bytes as they must have been, or nothing where the shard cannot be scanned."""
+        try:
+            return document_bytes(scan_shard(entry.name, self.store.read(entry.name)))
+        except Exception:  # whatever tarfile raises on damaged headers: the caller names the shard
+            return b""
 
-def _rebuilt_index(shard: Path) -> bytes:
-    """The index file's bytes as they must have been, or nothing where the shard cannot be scanned."""
-    try:
-        return document_bytes(scan_shard(shard))
-    except Exception:  # whatever tarfile raises on damaged headers: the caller names the shard
-        return b""
+    def _sha256(self, entry: ShardEntry) -> str:
+        """SHA-256 of a shard, read in pieces."""
+        digest = hashlib.sha256()
+        for offset in range(0, entry.bytes, CHECK_PIECE_BYTES):
+            digest.update(self.store.read_range(entry.name, offset, CHECK_PIECE_BYTES))
+        return digest.hexdigest()
 
 
 def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sample:
     """Parses the tar members of one sample and checks them against the schema; ``where`` starts every error."""
     try:
-        members = dict(_single_sample(data))
-    except Exception as error:  # tarfile raises many kinds on damaged headers; all mean the same here
+        members = tar_members(data, key)
+    except (tarfile.TarError, ValueError) as error:
         raise DamagedSampleError(f"{where} is not a readable tar member: {error}") from None
-    if members.get("__key__") != key:
-        raise DamagedSampleError(f"{where} is stored under another key, {members.get('__key__')!r}")
     frames = _decode_array(members, FRAMES_MEMBER, where)
     expected = (schema.num_frames, *schema.shape)
     if frames.shape != expected or frames.dtype != np.dtype(schema.dtype):
@@ -201,24 +228,62 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sam
                 f"{where} has actions {actions.shape}, the manifest says {(schema.num_frames, schema.num_actions)}"
             )
     for name, array in (("frames", frames), ("actions", actions)):
-        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array is not None and not _all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
     return Sample(key, frames, actions)
 
 
-def _single_sample(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The members of a tar stretch that holds one sample, parsed by webdataset."""
-    files = tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])
-    samples = list(group_by_keys(files))
-    if len(samples) != 1:
-        raise ValueError(f"{len(samples)} samples where one is expected")
-    return iter(samples[0].items())
+def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
+    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
+    view = memoryview(data)
+    members = {}
+    position = 0
+    while position < len(data):
+        header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        stored_key, suffix = base_plus_ext(header.name)
+        if stored_key != key:
+            raise ValueError(f"it is stored under another key, {stored_key!r}")
+        start = position + tarfile.BLOCKSIZE
+        members[suffix] = view[start : start + header.size]
+        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return members
 
 
-def _decode_array(members: dict, name: str, where: str) -> np.ndarray:
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite. A finite sum proves it in one pass; one that overflows leaves it open."""
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
+
+
+def _decode_array(members: dict[str, memoryview], name: str, where: str) -> np.ndarray:
+    """A member in npy format as a view of its bytes."""
     if name not in members:
         raise DamagedSampleError(f"{where} lacks its member {name}")
+    data = members[name]
     try:
-        return np.lib.format.read_array(io.BytesIO(members[name]), allow_pickle=False)
+        header_bytes = 10 + int.from_bytes(data[8:10], "little")
+        shape, dtype = _npy_header(bytes(data[:header_bytes]))
+        return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
     except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
         raise DamagedSampleError(f"{where} has an unreadable {name}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an npy file of format 1.0 in C order, which is what shards hold."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if version != (1, 0) or fortran_order or dtype.hasobject:
+        raise ValueError(
+            f"npy version {version}, {dtype}, Fortran order {fortran_order}; expected 1.0, plain numbers, C order"
+        )
+    return shape, dtype
+
+
+def _hint_for_folder(folder: Path) -> str:
+    """What the user may have meant by a folder without a manifest."""
+    inside = [child.name for child in sorted(folder.iterdir()) if (child / MANIFEST_NAME).exists()]
+    return f"did you mean {folder / inside[0]}?" if inside else "run tools/make_shards.py to its end"

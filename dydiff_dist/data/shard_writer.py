@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
@@ -82,7 +82,8 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
         writer.close()
         file.flush()
         os.fsync(file.fileno())
-    index_data = document_bytes(_build_index(tar_path.name, temporary, keys, offsets, end))
+    with open(temporary, "rb") as file:
+        index_data = document_bytes(_build_index(tar_path.name, file, keys, offsets, end))
     entry = ShardEntry(
         name=tar_path.name,
         num_samples=len(keys),
@@ -95,25 +96,28 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
     return entry, moments
 
 
-def scan_shard(path: Path) -> ShardIndex:
-    """The index of a shard that lost it, from the tar file alone; the errors are tarfile's."""
+def scan_shard(name: str, data: bytes) -> ShardIndex:
+    """The index of a shard that lost it, from the tar file's bytes alone; the errors are tarfile's."""
     keys: list[str] = []
     offsets: list[int] = []
     end = 0
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for info in tar:
             key, _ = base_plus_ext(info.name)
             if not keys or key != keys[-1]:
                 keys.append(key)
                 offsets.append(info.offset)
             end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return _build_index(path.name, path, keys, offsets, end)
+    return _build_index(name, io.BytesIO(data), keys, offsets, end)
 
 
-def _build_index(name: str, file: Path, keys: list[str], offsets: list[int], end: int) -> ShardIndex:
+def _build_index(name: str, file: BinaryIO, keys: list[str], offsets: list[int], end: int) -> ShardIndex:
     """The index of samples that start at ``offsets``; the last one ends at ``end``."""
     sizes = [after - before for before, after in zip(offsets, [*offsets[1:], end], strict=True)]
-    checksums = _range_checksums(file, offsets, sizes)
+    checksums = []
+    for offset, size in zip(offsets, sizes, strict=True):
+        file.seek(offset)
+        checksums.append(zlib.crc32(file.read(size)))
     return ShardIndex(name=name, keys=tuple(keys), offsets=tuple(offsets), sizes=tuple(sizes), crc32=tuple(checksums))
 
 
@@ -127,13 +131,3 @@ def _members(sample: Sample) -> dict[str, Any]:
     if sample.meta:
         members[META_MEMBER] = json.dumps(sample.meta, sort_keys=True).encode()
     return members
-
-
-def _range_checksums(path: Path, offsets: list[int], sizes: list[int]) -> list[int]:
-    """CRC-32 of each sample's byte range."""
-    checksums = []
-    with open(path, "rb") as file:
-        for offset, size in zip(offsets, sizes, strict=True):
-            file.seek(offset)
-            checksums.append(zlib.crc32(file.read(size)))
-    return checksums

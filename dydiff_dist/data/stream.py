@@ -10,19 +10,22 @@ the next epoch.
 
 import itertools
 import logging
+import math
 import multiprocessing
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dydiff_dist.data.augment import SampleTransform, check_against_schema
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.plan import ShufflePlan
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
+from dydiff_dist.data.shard_writer import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,8 @@ MIN_SAMPLES_TO_JUDGE = 100
 """Samples seen before the rate of damaged ones may stop a run."""
 
 Batch = dict[str, Any]
-Item = tuple[torch.Tensor, torch.Tensor | None, int, str, tuple[str, ...]]
-"""frames, actions, sample index, key, one message per damaged sample met on the way."""
+Loaded = tuple[Batch, list[str]] | DamagedSampleError
+"""What a worker hands over: a batch and a message per damaged sample, or the error that stops the run."""
 
 
 class TrainStream:
@@ -71,11 +74,11 @@ class TrainStream:
         """Damaged samples this rank met so far."""
         self._num_samples = 0
         self._positions = RankPositions(global_batch_size, micro_batch_size, rank, world_size, start_step)
-        self._dataset = TrainDataset(shards, config, seed)
+        self._reader = TrainReader(shards, config, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         """Micro-batches from ``start_step`` on, without end."""
-        loaded = _read_ahead(self._dataset, self._positions, self.config)
+        loaded = _read_ahead(self._reader, self._positions, self.config)
         while True:
             asked = time.perf_counter()
             batch, damage = next(loaded)
@@ -125,7 +128,7 @@ class EvalStream:
             list(range(first + batch * batch_size, first + (batch + 1) * batch_size))
             for batch in range(self.num_batches)
         ]
-        self._dataset = EvalDataset(shards, config)
+        self._reader = EvalReader(shards, config)
 
     def __len__(self) -> int:
         """Batches per rank."""
@@ -133,7 +136,7 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = [[number if number < self.num_samples else 0 for number in batch] for batch in self._batches]
-        loaded = _read_ahead(self._dataset, numbers, self.config)
+        loaded = _read_ahead(self._reader, numbers, self.config)
         for wanted, (batch, damage) in zip(self._batches, loaded, strict=True):
             for message in damage:
                 logger.warning("skipped: %s", message)
@@ -161,90 +164,108 @@ class RankPositions:
                 yield list(range(start, start + self.micro_batch_size))
 
 
-class TrainDataset(Dataset):
-    """Position in the global order -> sample, cut and augmented."""
+class BatchReader(Dataset):
+    """Reads one batch: a list of positions, or of sample numbers, to tensors. Subclasses say which sample is where."""
 
-    def __init__(self, shards: ShardSet, config: DataConfig, seed: int):
+    def __init__(self, shards: ShardSet, config: DataConfig, seed: int, training: bool):
         self.shards = shards
         self.config = config
         self.seed = seed
-        self.plan = ShufflePlan(shards.manifest, seed, config.shuffle_window_bytes)
-        self.transform = _transform(shards, config, training=True)
+        manifest = shards.manifest
+        self.transform = SampleTransform(config, manifest.frames, manifest.shift, manifest.scale, training)
 
-    def __getitem__(self, position: int) -> Item | DamagedSampleError:
-        """The sample, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
+    def __getitem__(self, positions: list[int]) -> Loaded:
+        """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
+        batch = self._empty_batch(positions)
+        draws = self.transform.draw(self.seed, positions)
         damage: list[str] = []
+        for row, position in enumerate(positions):
+            try:
+                sample = self._read(position, damage)
+            except DamagedSampleError as error:
+                return error
+            batch["key"].append("" if sample is None else sample.key)
+            if sample is not None:
+                self._fill(sample, None if draws is None else draws[row], batch, row)
+        return batch, damage
+
+    def _read(self, position: int, damage: list[str]) -> Sample | None:
+        """The sample, None for one to leave blank; messages about skipped ones go to ``damage``."""
+        raise NotImplementedError
+
+    def _fill(self, sample: Sample, draws: np.ndarray | None, batch: Batch, row: int) -> None:
+        """Puts a sample into a row of the batch."""
+        self.transform.write_frames(sample.frames, draws, batch["frames"][row].numpy())
+        if "actions" in batch:
+            self.transform.write_actions(sample.actions, draws, batch["actions"][row].numpy())
+
+    def _empty_batch(self, positions: list[int]) -> Batch:
+        batch: Batch = {
+            "frames": _zeros(len(positions), *self.transform.frame_shape),
+            "sample_index": torch.tensor(positions),
+            "key": [],
+        }
+        if self.shards.schema.num_actions:
+            batch["actions"] = _zeros(len(positions), self.config.num_frames, self.shards.schema.num_actions)
+        return batch
+
+
+class TrainReader(BatchReader):
+    """Positions of the global order; a damaged sample is replaced by a draw from all samples."""
+
+    def __init__(self, shards: ShardSet, config: DataConfig, seed: int):
+        super().__init__(shards, config, seed, training=True)
+        self.plan = ShufflePlan(shards.manifest, seed, config.shuffle_window_bytes)
+
+    def _read(self, position: int, damage: list[str]) -> Sample:
         address = self.plan.address(position)
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                sample = self.shards.read(address)
+                return self.shards.read(address)
             except DamagedSampleError as error:
                 if self.config.damaged_samples == "error":
-                    return error
+                    raise
                 damage.append(str(error))
                 address = self.shards.address(self.plan.replacement(position, attempt))
-                continue
-            frames, actions = self.transform(sample.frames, sample.actions, self.seed, position)
-            return frames, actions, position, sample.key, tuple(damage)
-        return DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
+        raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
 
 
-class EvalDataset(Dataset):
-    """Sample number -> sample in a fixed form. A skipped damaged sample comes as zeros with an empty key."""
+class EvalReader(BatchReader):
+    """Numbers in manifest order; a damaged sample is left blank."""
 
     def __init__(self, shards: ShardSet, config: DataConfig):
-        self.shards = shards
-        self.config = config
-        self.transform = _transform(shards, config, training=False)
+        super().__init__(shards, config, 0, training=False)
 
-    def __getitem__(self, number: int) -> Item | DamagedSampleError:
+    def _read(self, position: int, damage: list[str]) -> Sample | None:
         try:
-            sample = self.shards.read(self.shards.address(number))
+            return self.shards.read(self.shards.address(position))
         except DamagedSampleError as error:
             if self.config.damaged_samples == "error":
-                return error
-            return (*self._blank(), number, "", (str(error),))
-        frames, actions = self.transform(sample.frames, sample.actions, 0, number)
-        return frames, actions, number, sample.key, ()
-
-    def _blank(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        schema = self.shards.schema
-        height, width = self.config.crop_size or schema.shape[1:]
-        frames = torch.zeros(self.config.num_frames, schema.shape[0], height, width)
-        return frames, torch.zeros(self.config.num_frames, schema.num_actions) if schema.num_actions else None
+                raise
+            damage.append(str(error))
+            return None
 
 
-def collate(items: list[Item | DamagedSampleError]) -> tuple[Batch, list[str]] | DamagedSampleError:
-    """Stacks samples to a batch; the messages about damaged samples travel beside it, a fatal one instead of it."""
-    for item in items:
-        if isinstance(item, DamagedSampleError):
-            return item
-    frames, actions, sample_index, keys, damage = zip(*items, strict=True)
-    batch: Batch = {
-        "frames": torch.stack(frames),
-        "sample_index": torch.tensor(sample_index),
-        "key": list(keys),
-    }
-    if actions[0] is not None:
-        batch["actions"] = torch.stack(actions)
-    return batch, [message for messages in damage for message in messages]
-
-
-def _transform(shards: ShardSet, config: DataConfig, training: bool) -> SampleTransform:
-    manifest = shards.manifest
-    return SampleTransform(config, manifest.frames, manifest.shift, manifest.scale, training)
+def _zeros(*shape: int) -> torch.Tensor:
+    """A float32 tensor of zeros. In a worker it lies in shared memory from the start, which saves the copy there."""
+    if get_worker_info() is None:
+        return torch.zeros(shape)
+    num_elements = math.prod(shape)
+    shared = torch.UntypedStorage._new_shared(4 * num_elements, device="cpu")
+    return torch.empty(0).set_(shared, 0, shape)
 
 
 def _read_ahead(
-    dataset: Dataset, batches: Iterable[list[int]], config: DataConfig
+    reader: BatchReader, batches: Iterable[list[int]], config: DataConfig
 ) -> Iterator[tuple[Batch, list[str]]]:
     """Reads ``batches`` in order, in worker processes; raises the first fatal error in the caller's process."""
     workers = config.num_workers
     loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
+        reader,
+        batch_size=None,
+        sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         prefetch_factor=config.prefetch_batches if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=_init_worker if workers else None,
@@ -254,6 +275,11 @@ def _read_ahead(
         if isinstance(loaded, DamagedSampleError):
             raise loaded
         yield loaded
+
+
+def _as_it_is(loaded: Loaded) -> Loaded:
+    """The reader makes whole batches, so there is nothing to collate."""
+    return loaded
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numbered_source import numbered_sample
 
-from dydiff_dist.data import shard_set
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import index_path
 
@@ -55,7 +54,6 @@ def folder(make_shards):
 
 def read_all(folder, num_samples=9):
     """Each sample's frames, or the message of its loss."""
-    shard_set._load_index.cache_clear()
     shards = ShardSet.open(folder, check="none")
     found = []
     for number in range(num_samples):

@@ -1,0 +1,67 @@
+"""Where shards lie: byte ranges of named files in a folder.
+
+A store is picklable, so that worker processes can hold it; open files are each process's own.
+"""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+MAX_OPEN_FILES = 64
+"""Shards held open by one process; a shuffle window seldom spans more."""
+
+
+class Store(Protocol):
+    """Files by name. ``OSError`` stands for whatever kept a file from being read."""
+
+    def exists(self) -> bool:
+        """Whether the folder itself is there."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; ``FileNotFoundError`` if it is missing."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file; ``FileNotFoundError`` if it is missing."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset`` on, fewer where the file ends."""
+
+    def where(self, name: str) -> str:
+        """How to name a file to the user."""
+
+
+class LocalStore:
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "_open": OrderedDict()}
+
+    def exists(self) -> bool:
+        return self.folder.is_dir()
+
+    def size(self, name: str) -> int:
+        return (self.folder / name).stat().st_size
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return os.pread(self._file(name).fileno(), size, offset)
+
+    def where(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def _file(self, name: str) -> BinaryIO:
+        """The file, open; the one used longest ago is closed when too many are."""
+        file = self._open.pop(name, None)
+        if file is None:
+            file = open(self.folder / name, "rb", buffering=0)  # noqa: SIM115 - it stays open, see MAX_OPEN_FILES
+        self._open[name] = file
+        if len(self._open) > MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return file
