@@ -49,6 +49,9 @@ format: $(STAMP) ## let ruff mend what it can
 bench: $(STAMP) ## time the kernels on this machine
 	$(BIN)/python tools/bench_kernels.py
 
+sanitize: $(STAMP) ## the kernel tests under ASan and UBSan, some minutes
+	$(BIN)/python tests/kernels/sanitize.py
+
 constraints: $(STAMP) ## write the installed versions back to constraints.txt
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude dydiff_dist | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints.new
 	@mv constraints.new constraints.txt && git diff --stat constraints.txt
