@@ -12,9 +12,7 @@ TRAIN = ROOT / "dydiff_dist" / "train.py"
 def run(command: list, timeout: float = 240) -> subprocess.CompletedProcess:
     """A command from the repository root, its output captured."""
     words = [str(word) for word in command]
-    return subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment() | (variables or {})
-    )
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment())
 
 
 def environment() -> dict[str, str]:
