@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dydiff_dist.data.remote import RemoteConfig
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -22,7 +23,7 @@ class DataConfig(StrictConfig):
     """Which shards a run reads and how."""
 
     train: Annotated[str, Field(min_length=1)]
-    """Folder of the training shards (with manifest.json)."""
+    """Folder of the training shards (with manifest.json), or its URL (http, https, s3, …)."""
     valid: str | None = None
     """Folder of the shards for evaluation during training; None leaves it out."""
     num_history_frames: Annotated[int, Field(ge=1)] = 4
@@ -40,6 +41,8 @@ class DataConfig(StrictConfig):
     """A damaged sample stops the run, or is named in the log, counted, and replaced by another one."""
     max_damaged_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """With ``skip``: share of damaged samples above which the run stops all the same."""
+    remote: RemoteConfig = RemoteConfig()
+    """How shards behind a URL are read; folders of this machine need nothing of it."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes per rank that read ahead; 0 reads in the trainer's own process."""
     prefetch_batches: Annotated[int, Field(ge=1)] = 4

@@ -27,6 +27,7 @@ from dydiff_dist.data.manifest import (
     document_bytes,
     parse_document,
 )
+from dydiff_dist.data.remote import RemoteConfig, RemoteStore
 from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, Sample, index_path, scan_shard
 from dydiff_dist.data.stores import LocalStore, Store
 
@@ -63,25 +64,28 @@ class ShardSet:
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
 
     @classmethod
-    def open(cls, path: str | Path, check: Check = "size") -> "ShardSet":
+    def open(cls, path: str | Path, check: Check = "size", remote: RemoteConfig | None = None) -> "ShardSet":
         """Opens the shards in folder ``path``.
 
         Args:
-            path: folder that holds manifest.json and the shards.
+            path: folder that holds manifest.json and the shards, on this machine or as a URL (http, https, s3, …).
             check: what to verify of the shards now: nothing, their sizes, or their SHA-256 (reads everything). Samples
                 are checked against their own checksums when they are read, whatever stands here.
+            remote: how a URL is read; the defaults if left out.
 
         Raises:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
         """
-        store = LocalStore(Path(path))
+        store = RemoteStore(str(path), remote or RemoteConfig()) if "://" in str(path) else LocalStore(Path(path))
         if not store.exists():
             raise FileNotFoundError(f"shard folder {path} does not exist; make it with tools/make_shards.py")
         try:
             data = store.read(MANIFEST_NAME)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} has no {MANIFEST_NAME}; {_hint_for_folder(Path(path))}") from None
+        except OSError as error:
+            raise ValueError(f"{store.where(MANIFEST_NAME)} cannot be read: {_reason(error)}") from None
         shards = cls(store, parse_document(data, Manifest, store.where(MANIFEST_NAME)))
         if check != "none":
             for number in range(len(shards.manifest.shards)):
@@ -151,16 +155,26 @@ class ShardSet:
         index = self.index(address.shard)
         key = index.keys[address.item]
         where = f"sample {key!r} of shard {self.store.where(entry.name)}"
-        offset, size = index.offsets[address.item], index.sizes[address.item]
+        try:
+            data = self._checked_bytes(entry, index, address.item, where)
+        except DamagedSampleError:
+            if not self.store.forget(entry.name):
+                raise
+            data = self._checked_bytes(entry, index, address.item, where)
+        return decode_sample(data, key, self.schema, where)
+
+    def _checked_bytes(self, entry: ShardEntry, index: ShardIndex, item: int, where: str) -> bytes:
+        """The tar stretch of a sample, as long as it must be and with the right checksum."""
+        offset, size = index.offsets[item], index.sizes[item]
         try:
             data = self.store.read_range(entry.name, offset, size)
         except OSError as error:
-            raise DamagedSampleError(f"{where} cannot be read: {error.strerror or error}") from None
+            raise DamagedSampleError(f"{where} cannot be read: {_reason(error)}") from None
         if len(data) != size:
             raise DamagedSampleError(f"{where} is cut off: {len(data)} of {size} bytes at offset {offset}")
-        if zlib.crc32(data) != index.crc32[address.item]:
+        if zlib.crc32(data) != index.crc32[item]:
             raise DamagedSampleError(f"{where} was altered: its CRC-32 differs from the index's")
-        return decode_sample(data, key, self.schema, where)
+        return data
 
     def _first_missing(self, number: int, size: int) -> str:
         """Which sample a truncation hits first, for the message."""
@@ -180,7 +194,7 @@ class ShardSet:
             problem = "was altered: its SHA-256 differs from the manifest's"
         except OSError as error:
             data = b""
-            problem = f"cannot be read: {error.strerror or error}"
+            problem = f"cannot be read: {_reason(error)}"
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
             data = self._rebuilt_index(entry)
             if hashlib.sha256(data).hexdigest() != entry.index_sha256:
@@ -283,7 +297,14 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def _reason(error: OSError) -> str:
+    """What the system or the store says, without the path, which the message has already."""
+    return error.strerror or str(error)
+
+
 def _hint_for_folder(folder: Path) -> str:
     """What the user may have meant by a folder without a manifest."""
+    if not folder.is_dir():
+        return "is the URL that of a folder of shards?"
     inside = [child.name for child in sorted(folder.iterdir()) if (child / MANIFEST_NAME).exists()]
     return f"did you mean {folder / inside[0]}?" if inside else "run tools/make_shards.py to its end"

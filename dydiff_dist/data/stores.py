@@ -30,6 +30,9 @@ class Store(Protocol):
     def where(self, name: str) -> str:
         """How to name a file to the user."""
 
+    def forget(self, name: str) -> bool:
+        """Whether a second read of a damaged file may give something else; drops what was kept of it."""
+
 
 class LocalStore:
     """A folder of this machine."""
@@ -55,6 +58,9 @@ class LocalStore:
 
     def where(self, name: str) -> str:
         return str(self.folder / name)
+
+    def forget(self, name: str) -> bool:
+        return False
 
     def _file(self, name: str) -> BinaryIO:
         """The file, open; the one used longest ago is closed when too many are."""
