@@ -6,9 +6,10 @@ from typing import Any
 from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import PRESETS, rain_suite
+from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import Suite, ensemble_suite
 
-SUITES = ("ensemble", "spectrum", "flow", "rain", "image")
+SUITES = ("ensemble", "spectrum", "flow", "rain", "image", "series")
 
 
 def choose_suites(
@@ -35,12 +36,14 @@ def choose_suites(
     """
     num_channels, vector = shape_SCHW[1], schema["vector_channels"]
     is_image = schema["dtype"] == "uint8" and num_channels in (1, 3)
+    is_series = tuple(shape_SCHW[-2:]) == (1, 1)
     fits = {
         "ensemble": True,
-        "spectrum": True,
+        "spectrum": not is_series,
         "flow": vector is not None,
         "rain": num_channels == 1 and looks_like_rain(tuple(schema["channels"]), schema["units"]),
         "image": is_image and min(shape_SCHW[-2:]) >= 11,
+        "series": is_series,
     }
     wanted = [name for name in SUITES if fits[name]] if names is None else names
     unknown = [name for name in wanted if name not in SUITES]
@@ -50,6 +53,8 @@ def choose_suites(
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
     if "flow" in wanted and vector is None:
         raise ValueError("flow scores need vector_channels in the shards' manifest; leave 'flow' out")
+    if "series" in wanted and not is_series:
+        raise ValueError(f"series scores are of frames of one pixel, these have {shape_SCHW[-2:]}; leave 'series' out")
     if "rain" in wanted:
         PRESETS[preset].check_data(num_history_frames, shape_SCHW)
     make = {
@@ -58,5 +63,6 @@ def choose_suites(
         "flow": lambda: flow_suite(*vector, periodic),
         "rain": lambda: rain_suite(PRESETS[preset]),
         "image": lambda: image_suite(255.0),
+        "series": series_suite,
     }
     return [make[name]() for name in wanted]

@@ -161,6 +161,28 @@ def _common_palette(images: list[Image.Image]) -> Image.Image:
     return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
 
 
+def series_figure(case: ForecastCase, channels: tuple[str, ...] = (), max_channels: int = 8) -> Figure:
+    """Time series, frames of one pixel: truth, median and the 50 % and 90 % bands of the members, a panel a channel."""
+    history, truth, members = (x[..., 0, 0] for x in (case.history, case.truth, case.members))
+    count = min(truth.shape[1], max_channels)
+    rows = -(-count // 2)
+    figure = Figure(figsize=(11, 0.7 + 2.1 * rows), facecolor=BACKGROUND, layout="constrained")
+    given, leads = np.arange(1 - len(history), 1), np.arange(1, len(truth) + 1)
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for channel, axis in enumerate(panels[:count]):
+        for low, high, alpha in ((0.05, 0.95, 0.18), (0.25, 0.75, 0.32)):
+            band = np.quantile(members[..., channel], (low, high), axis=0)
+            axis.fill_between(leads, *band, color=colors.OURS, alpha=alpha, linewidth=0)
+        axis.plot(leads, np.median(members[..., channel], axis=0), color=colors.OURS, linewidth=2, label="median")
+        actual = np.concatenate([history[:, channel], truth[:, channel]])
+        axis.plot(np.concatenate([given, leads]), actual, color=INK, linewidth=1.3, label="truth")
+        axis.axvline(0.5, color=FAINT_INK, linewidth=0.8, linestyle=":")
+        _style_axis(axis, channels[channel] if channel < len(channels) else f"channel {channel}", from_zero=False)
+    for axis in panels[count:]:
+        axis.set_visible(False)
+    return figure
+
+
 def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse")) -> Figure:
     """Scores by lead time, one panel a score: this model and its baselines, with 95 % bootstrap bands over cases."""
     titles = {"crps": "CRPS", "mse": "MSE of the ensemble mean"}
@@ -176,11 +198,12 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
     return figure
 
 
-def _style_axis(axis, title: str) -> None:
+def _style_axis(axis, title: str, from_zero: bool = True) -> None:
     axis.set_facecolor(BACKGROUND)
     axis.set_title(title, color=INK, fontsize=13, loc="left", pad=10)
     axis.set_xlabel("lead time (frames)", color=FAINT_INK, fontsize=11)
-    axis.set_ylim(bottom=0)
+    if from_zero:
+        axis.set_ylim(bottom=0)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.02)
     axis.tick_params(colors=FAINT_INK, labelsize=10)

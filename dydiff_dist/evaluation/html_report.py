@@ -17,6 +17,7 @@ from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.evaluate import ForecastCase
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
 
 MAX_FRAME_PIXELS = 160
@@ -140,6 +141,7 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
         "Ensemble": (*base_suite().scores, *ensemble_suite().scores),
         "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
         "Images": image_suite(255.0).scores,
+        "Series": series_suite().scores,
     }
     groups = {title: [name for name in names if name in present] for title, names in known.items()}
     named = {name for names in groups.values() for name in names}

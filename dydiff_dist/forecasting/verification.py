@@ -70,6 +70,11 @@ class Verification:
         """All cases, one at a time."""
         return (self.case(number) for number in self.numbers)
 
+    @property
+    def frames_are_images(self) -> bool:
+        """Whether frames have an extent; those of time series are one pixel."""
+        return self.reader.shards.schema.shape[1:] != (1, 1)
+
     def climatology(self, folder: str | Path, seed: int = 0) -> Climatology:
         """The climatology of the training shards in ``folder``, cut as the forecasts are.
 
@@ -157,17 +162,27 @@ def write_evaluation(
     scored = sorted(evaluation.tables[FORECAST].cases)
     if not scored:
         return written
-    style = verification.reader.style()
     count = min(num_report_cases, len(scored))
-    shown = [scored[index * len(scored) // count] for index in range(count)]
-    write_strips([verification.case(number) for number in shown], style, out)
+    shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
+    if verification.frames_are_images:
+        write_strips(shown, verification.reader.style(), out)
     label = Path(verification.store.request.model).resolve().parent.name
     written.append(write_report([ReportRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
     for position in picture_cases:
         if position < len(scored):
-            case = verification.case(scored[position])
-            stem = f"forecast_{case.number:06d}"
-            written.append(figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"))
-            written.append(figures.forecast_animation(case, style, out / f"{stem}.gif"))
+            written += _write_pictures(verification, verification.case(scored[position]), out)
     return written
+
+
+def _write_pictures(verification: Verification, case: ForecastCase, out: Path) -> list[Path]:
+    """Picture and animation of one case; of time series, a picture only."""
+    stem = f"forecast_{case.number:06d}"
+    if not verification.frames_are_images:
+        channels = verification.reader.shards.schema.channels
+        return [figures.save_figure(figures.series_figure(case, channels), out / f"{stem}.png")]
+    style = verification.reader.style()
+    return [
+        figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"),
+        figures.forecast_animation(case, style, out / f"{stem}.gif"),
+    ]
