@@ -178,6 +178,7 @@ def series_figure(case: ForecastCase, channels: tuple[str, ...] = (), max_channe
         axis.plot(np.concatenate([given, leads]), actual, color=INK, linewidth=1.3, label="truth")
         axis.axvline(0.5, color=FAINT_INK, linewidth=0.8, linestyle=":")
         _style_axis(axis, channels[channel] if channel < len(channels) else f"channel {channel}", from_zero=False)
+    panels[0].legend(frameon=False, labelcolor=INK, fontsize=10)
     for axis in panels[count:]:
         axis.set_visible(False)
     return figure
@@ -195,6 +196,7 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
             axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)
             axis.plot(leads, by_lead, line, color=color, linewidth=width, label=label)
         _style_axis(axis, titles.get(score, score))
+        axis.legend(frameon=False, labelcolor=INK, fontsize=11)
     return figure
 
 
@@ -211,7 +213,6 @@ def _style_axis(axis, title: str, from_zero: bool = True) -> None:
     for side, spine in axis.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#30363d")
-    axis.legend(frameon=False, labelcolor=INK, fontsize=11)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:

@@ -5,6 +5,7 @@ side. Letters: M members, S lead times, C channels, H W height and width.
 """
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -72,7 +73,8 @@ class ForecastStore:
                 )
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{REQUEST_NAME}.partial"
+        # several processes may create the folder at once: each writes its own file, and the contents are the same
+        partial = folder / f".{REQUEST_NAME}.{os.getpid()}.partial"
         partial.write_text(json.dumps(request.model_dump(mode="json"), indent=1) + "\n")
         partial.replace(path)
         return cls(folder, request)

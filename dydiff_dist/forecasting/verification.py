@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.baselines import Climatology
 from dydiff_dist.evaluation.choice import choose_suites
@@ -11,6 +13,7 @@ from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, ForecastCase, 
 from dydiff_dist.evaluation.html_report import ReportRun, write_report, write_strips
 from dydiff_dist.evaluation.report import write_summary
 from dydiff_dist.evaluation.suites import Suite
+from dydiff_dist.evaluation.table import ScoreTable
 from dydiff_dist.forecasting.cases import CaseReader
 from dydiff_dist.forecasting.store import ForecastStore
 
@@ -66,10 +69,6 @@ class Verification:
             )
         return ForecastCase(number, key, case.history, case.truth, members)
 
-    def cases(self) -> Iterator[ForecastCase]:
-        """All cases, one at a time."""
-        return (self.case(number) for number in self.numbers)
-
     @property
     def frames_are_images(self) -> bool:
         """Whether frames have an extent; those of time series are one pixel."""
@@ -96,15 +95,27 @@ class Verification:
         suites: Sequence[Suite] = (),
         on_case: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """Scores all cases; ``on_case`` is called after each. ``suites`` as ``choose_suites`` makes them."""
+        """Scores this process's share of the cases and returns the scores of all, the same on any number of processes.
+
+        Collective where ``torch.distributed`` runs: process r of W takes every W-th case from the r-th on.
+
+        Args:
+            climatology: None leaves that baseline out.
+            num_climatology_members: None is as many as the forecast has.
+            suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
+            on_case: called after each of this process's cases.
+        """
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
         def watched() -> Iterator[ForecastCase]:
-            for case in self.cases():
-                yield case
+            for number in self.numbers[rank::world_size]:
+                yield self.case(number)
                 if on_case is not None:
                     on_case()
 
         evaluation = evaluate(watched(), climatology, num_climatology_members, suites)
+        if world_size > 1:
+            evaluation = _gathered(evaluation, world_size)
         evaluation.protocol |= self._protocol()
         return evaluation
 
@@ -138,6 +149,16 @@ class Verification:
             "frame_stride": request.data.frame_stride,
             "crop_size": request.data.crop_size,
         }
+
+
+def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
+    """The scores of all processes on each of them."""
+    parts: list = [None] * world_size
+    dist.all_gather_object(parts, (evaluation.tables, evaluation.protocol))
+    tables = {name: ScoreTable().merge(part[name] for part, _ in parts) for name in evaluation.tables}
+    # a process without a case knows less of the protocol
+    protocol = {key: value for _, known in reversed(parts) for key, value in known.items()}
+    return Evaluation(tables, protocol, evaluation.suites)
 
 
 def write_evaluation(

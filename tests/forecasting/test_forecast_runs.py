@@ -113,7 +113,7 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     ]
     record = json.loads(written[0].read_text())
     assert record["protocol"]["num_cases"] == 5 and record["protocol"]["climatology"]["num_trajectories"] == 8
-    direct = np.mean([np.abs(c.truth - c.history[-1]).mean() for c in verification.cases()])
+    direct = np.mean([np.abs(c.truth - c.history[-1]).mean() for c in map(verification.case, verification.numbers)])
     assert record["scores"]["persistence"]["crps"]["overall"] == pytest.approx(direct, rel=1e-6)
     assert record["skill"]["crps"]["persistence"] == pytest.approx(
         record["scores"]["forecast"]["crps"]["overall"] / direct, rel=1e-6
@@ -170,3 +170,14 @@ def test_a_forecast_with_nan_fails_the_command_line_by_name(forecasts, tmp_path)
     assert scored.returncode == 1
     assert f"not scored: case 2 ({key}): 1 of 6144 values of the forecast are NaN or infinite" in scored.stderr
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["protocol"]["num_cases"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_scores_on_two_processes_equal_those_on_one_to_the_last_bit(flow_shards, forecasts, tmp_path) -> None:
+    options = ("tools/evaluate.py", forecasts, "--climatology", flow_shards / "train", "--pictures", "--out")
+    one = _command(*options, tmp_path / "one")
+    two = _command("-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", *options, tmp_path / "two")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert (tmp_path / "one" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
+    assert two.stdout.count("over all lead times, 5 cases") == 2  # one process speaks, of two baselines
