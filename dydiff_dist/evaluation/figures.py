@@ -6,6 +6,7 @@ Letters: M members, S lead times, C channels, H W height and width.
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,6 +15,8 @@ from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, FieldStyle
 from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, Evaluation, ForecastCase
 
 MAX_COLUMNS = 6
+_PENDING = "#21262d"
+_COLORMAP_LEVELS = 72
 _LINES = {
     FORECAST: ("this model", colors.OURS, "-", 2.4),
     PERSISTENCE: ("persistence", colors.PERSISTENCE, "--", 1.6),
@@ -94,19 +97,20 @@ def _label_row(axis, label: str) -> None:
 
 
 def forecast_animation(
-    case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 256, frame_ms: int = 220
+    case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 160, frame_ms: int = 220
 ) -> Path:
     """Writes a looping GIF: truth, one member and the ensemble mean side by side, through history and lead times."""
-    members = case.members
-    panels = {"truth": case.truth, "a member": members[0], "ensemble mean": members.mean(axis=0)}
+    panels = {"truth": case.truth, "a member": case.members[0], "ensemble mean": case.members.mean(axis=0)}
     shown = {
         label: style.show(np.concatenate([case.history, future]).astype(np.float32)) for label, future in panels.items()
     }
     limits = style.limits(shown["truth"])
-    rgb = {label: style.rgb(fields, limits) for label, fields in shown.items()}
     num_given, num_frames = len(case.history), len(case.history) + len(case.truth)
-    images = [_animation_frame(rgb, frame, num_given, num_frames, panel_pixels) for frame in range(num_frames)]
-    palette = _common_palette(images)
+    images = []
+    for frame in range(num_frames):
+        pictures = {label: _enlarged(fields[frame], style, limits, panel_pixels) for label, fields in shown.items()}
+        images.append(_animation_frame(pictures, frame, num_given, num_frames))
+    palette = _palette(style, images)
     indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [frame_ms] * (num_frames - 1) + [4 * frame_ms]
     path = Path(path)
@@ -115,30 +119,31 @@ def forecast_animation(
     return path
 
 
-def _animation_frame(
-    rgb: dict[str, np.ndarray], frame: int, num_given: int, num_frames: int, panel_pixels: int
-) -> Image.Image:
+def _enlarged(field: np.ndarray, style: FieldStyle, limits: tuple[float, float], width: int) -> Image.Image:
+    """One shown frame, (H, W) or (H, W, 3), at this width. Quantities are enlarged before they are coloured."""
+    size = (width, round(width * field.shape[0] / field.shape[1]))
+    if style.scalar is None:
+        return Image.fromarray(style.rgb(field, limits)).resize(size, Image.Resampling.BICUBIC)
+    smooth = np.asarray(Image.fromarray(field.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return Image.fromarray(style.rgb(smooth, limits))
+
+
+def _animation_frame(pictures: dict[str, Image.Image], frame: int, num_given: int, num_frames: int) -> Image.Image:
     """One frame: panels with their names, and a bar below that tells given frames from forecast ones."""
-    gap, head, foot = 8, 34, 30
-    height, width = next(iter(rgb.values())).shape[1:3]
-    panel_height = round(panel_pixels * height / width)
-    canvas = Image.new("RGB", (len(rgb) * (panel_pixels + gap) + gap, head + panel_height + foot), BACKGROUND)
+    gap, head, foot, caption_width = 8, 28, 28, 92
+    width, height = next(iter(pictures.values())).size
+    canvas = Image.new("RGB", (len(pictures) * (width + gap) + gap, head + height + foot), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(16)
-    for index, (label, fields) in enumerate(rgb.items()):
-        left = gap + index * (panel_pixels + gap)
-        panel = Image.fromarray(fields[frame]).resize((panel_pixels, panel_height), Image.Resampling.BICUBIC)
-        canvas.paste(panel, (left, head))
-        draw.text((left + 2, 8), label, fill=INK, font=font)
+    font = ImageFont.load_default(14)
+    for index, (label, picture) in enumerate(pictures.items()):
+        left = gap + index * (width + gap)
+        canvas.paste(picture, (left, head))
+        draw.text((left + 1, 6), label, fill=INK, font=font)
     is_given = frame < num_given
     text = "given" if is_given else f"forecast +{frame - num_given + 1}"
-    draw.text(
-        (canvas.width - gap - draw.textlength(text, font), 8),
-        text,
-        font=font,
-        fill=FAINT_INK if is_given else colors.OURS,
-    )
-    _progress_bar(draw, frame, num_given, num_frames, (gap, head + panel_height + 12, canvas.width - gap))
+    color = FAINT_INK if is_given else colors.OURS
+    draw.text((canvas.width - gap - draw.textlength(text, font), head + height + 6), text, font=font, fill=color)
+    _progress_bar(draw, frame, num_given, num_frames, (gap, head + height + 11, canvas.width - gap - caption_width))
     return canvas
 
 
@@ -149,16 +154,26 @@ def _progress_bar(
     left, top, right = place
     step = (right - left) / num_frames
     for tick in range(num_frames):
-        color = "#21262d" if tick > frame else (FAINT_INK if tick < num_given else colors.OURS)
+        color = _PENDING if tick > frame else (FAINT_INK if tick < num_given else colors.OURS)
         draw.rounded_rectangle((left + tick * step, top, left + (tick + 1) * step - 3, top + 6), radius=3, fill=color)
 
 
-def _common_palette(images: list[Image.Image]) -> Image.Image:
-    """One palette for all frames, so that colours don't flicker."""
-    strip = Image.new("RGB", (images[0].width, images[0].height * min(len(images), 6)))
-    for row, index in enumerate(_spaced(len(images), 6)):
-        strip.paste(images[index], (0, row * images[0].height))
-    return strip.quantize(256, method=Image.Quantize.MEDIANCUT)
+def _palette(style: FieldStyle, images: list[Image.Image]) -> Image.Image:
+    """One palette for all frames, so that colours don't flicker: of the colour map and the writing, or of the images.
+
+    Few levels of the colour map keep the file small: neighbouring pixels share them.
+    """
+    if style.scalar is None:
+        strip = Image.new("RGB", (images[0].width, images[0].height * min(len(images), 6)))
+        for row, index in enumerate(_spaced(len(images), 6)):
+            strip.paste(images[index], (0, row * images[0].height))
+        return strip.quantize(200, method=Image.Quantize.MEDIANCUT)
+    levels = style.colormap(np.linspace(0, 1, _COLORMAP_LEVELS))[:, :3]
+    ramps = [np.linspace(to_rgb(BACKGROUND), to_rgb(color), 7) for color in (INK, FAINT_INK, colors.OURS)]
+    entries = np.round(np.concatenate([levels, *ramps, [to_rgb(_PENDING)]]) * 255).astype(np.uint8)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(entries.tobytes())
+    return palette
 
 
 def series_figure(case: ForecastCase, channels: tuple[str, ...] = (), max_channels: int = 8) -> Figure:

@@ -1,0 +1,87 @@
+"""Pictures: the shown quantity, its colours, and files of the right form."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dydiff_dist.evaluation import Climatology, ForecastCase, evaluate
+from dydiff_dist.evaluation.colors import field_style, vorticity
+from dydiff_dist.evaluation.figures import forecast_animation, forecast_figure, save_figure, score_figure
+
+
+def _case(num_channels: int = 2, num_members: int = 3) -> ForecastCase:
+    rng = np.random.default_rng(0)
+    shapes = ((2,), (5,), (num_members, 5))
+    return ForecastCase(3, "k3", *(rng.uniform(0, 255, (*shape, num_channels, 16, 24)) for shape in shapes))
+
+
+STYLES = {
+    "velocity": (2, {"vector_channels": (0, 1), "periodic": True}),
+    "images": (3, {"dtype": "uint8"}),
+    "rain": (1, {"channels": ("vil",)}),
+    "other": (4, {"channels": ("temperature", "b", "c", "d")}),
+}
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_vorticity_of_solid_rotation_is_twice_its_rate(periodic: bool) -> None:
+    rows, columns = np.meshgrid(np.arange(9.0), np.arange(9.0), indexing="ij")
+    rotation = np.stack([-0.3 * rows, 0.3 * columns])  # u along W, v along H
+    inner = vorticity(rotation, 0, 1, periodic)[2:-2, 2:-2]
+    np.testing.assert_allclose(inner, 0.6, rtol=1e-12)
+    np.testing.assert_allclose(vorticity(rotation[::-1], 1, 0, periodic)[2:-2, 2:-2], 0.6, rtol=1e-12)
+
+
+def test_periodic_vorticity_sees_no_edge() -> None:
+    wave = np.sin(2 * np.pi * np.arange(32) / 32)
+    frame = np.stack([np.zeros((32, 32)), np.broadcast_to(wave, (32, 32))])
+    shifted = vorticity(np.roll(frame, 5, axis=2), 0, 1, True)
+    np.testing.assert_allclose(shifted, np.roll(vorticity(frame, 0, 1, True), 5, axis=1), atol=1e-15)
+
+
+def test_styles_follow_what_the_shards_say() -> None:
+    quantities = {name: field_style(count, **facts).quantity for name, (count, facts) in STYLES.items()}
+    assert quantities == {"velocity": "vorticity", "images": "colour", "rain": "VIL", "other": "temperature"}
+
+
+def test_images_keep_their_colours_and_are_clipped() -> None:
+    style = field_style(3, dtype="uint8")
+    frame = np.array([0.0, 128.0, 300.0]).reshape(3, 1, 1)
+    assert style.rgb(style.show(frame), style.limits(frame)).tolist() == [[[0, 128, 255]]]
+
+
+def test_a_constant_field_has_limits() -> None:
+    style = field_style(1, channels=("vil",))
+    low, high = style.limits(np.zeros((4, 4)))
+    assert low < high
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_picture_and_animation(name: str, tmp_path) -> None:
+    num_channels, facts = STYLES[name]
+    case, style = _case(num_channels), field_style(num_channels, **facts)
+    with Image.open(save_figure(forecast_figure(case, style), tmp_path / "f.png")) as picture:
+        assert picture.width > picture.height / 2
+    with Image.open(forecast_animation(case, style, tmp_path / "f.gif", panel_pixels=96)) as animation:
+        assert animation.n_frames == 7 and animation.info["loop"] == 0
+        assert animation.size == (3 * 96 + 4 * 8, 28 + 64 + 28)
+        animation.seek(6)
+        assert animation.info["duration"] == 880  # it rests on the last frame
+
+
+def test_a_forecast_of_one_member_and_one_frame_can_be_pictured(tmp_path) -> None:
+    case = _case(num_members=1)
+    short = ForecastCase(0, "k", case.history, case.truth[:1], case.members[:, :1])
+    figure = forecast_figure(short, field_style(2, vector_channels=(0, 1)))
+    assert save_figure(figure, tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_curves_show_every_forecaster(tmp_path) -> None:
+    climatology = Climatology(lambda number: _case().truth, 4)
+    figure = score_figure(evaluate([_case()], climatology))
+    assert [len(axis.lines) for axis in figure.axes] == [3, 3]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "this model",
+        "persistence",
+        "climatology",
+    ]
