@@ -42,8 +42,7 @@ class ForecastRun:
 
         Args:
             model: a model's or a run's folder.
-            shards: folder of the cases.
-            out: folder of the forecasts, new or from an earlier, stopped run of the same request.
+            shards, out: folders of the cases and of the forecasts; ``out`` may hold a stopped run of the same request.
             num_members: M.
             num_cases: the first so many cases; None is all.
             num_frames: frames to forecast; None is the model's own number, more are rolled out.
@@ -52,12 +51,14 @@ class ForecastRun:
             precision: "fp32" or "bf16", the network's storage.
             device: where the network runs; None takes a GPU if there is one.
             batch: members that pass through the network together.
-            rank: this process among ``world_size``; each takes every world_size-th case.
-            world_size: processes that share the cases.
+            rank, world_size: this process among those that share the cases; each takes every world_size-th.
 
         Raises:
             ValueError, FileNotFoundError: one line with what doesn't fit.
         """
+        _check_counts(num_members=num_members, num_frames=num_frames, batch=batch)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
         description, weights_sha256 = read_description(model)
         data = description.data
         if num_frames is not None:
@@ -65,8 +66,7 @@ class ForecastRun:
         self.reader = CaseReader(ShardSet.open(shards), data)
         self._check_schema(description.data_schema, model)
         self.sampling = _replaced(description.sampling, sampling or {})
-        self.num_cases = self._checked_count(num_cases)
-        self.num_members = num_members
+        self.num_cases, self.num_members = self._checked_count(num_cases), num_members
         request = ForecastRequest(
             model=str(find_model(model)),
             weights_sha256=weights_sha256,
@@ -79,20 +79,16 @@ class ForecastRun:
             precision=precision,
             frames=self.reader.shards.schema,
         )
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.forecaster: Forecaster = load_forecaster(
-            model,
-            device=device,
-            sampling=self.sampling,
-            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-            max_batch=batch,
+            model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch
         )
         self.store = ForecastStore.create(out, request)
+        self._cases_at_once = max(1, batch // num_members)
         mine = range(rank, self.num_cases, world_size)
-        done = set(self.store.cases())
-        self.missing: list[int] = [number for number in mine if number not in done]
+        self.missing: list[int] = sorted(set(mine) - set(self.store.cases()))
         """Cases that this process has yet to forecast."""
         self.num_reused = len(mine) - len(self.missing)
-        self._cases_at_once = max(1, batch // num_members)
 
     def run(self, on_cases: OnCases | None = None) -> None:
         """Forecasts the missing cases; ``on_cases`` hears of each batch that is written."""
@@ -135,6 +131,13 @@ class ForecastRun:
                 f"{len(self.reader)}"
             )
         return num_cases or len(self.reader)
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Each count is at least 1, or None where it was not asked for."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; ask for at least 1")
 
 
 def _replaced(sampling: SamplingConfig, fields: dict) -> SamplingConfig:

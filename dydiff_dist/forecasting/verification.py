@@ -47,6 +47,8 @@ class Verification:
             raise ValueError(
                 f"{forecasts} was made from other shards ({request.shards}) than {reader.shards.folder}; give those"
             )
+        if num_cases is not None and num_cases < 1:
+            raise ValueError(f"num_cases is {num_cases}; score at least 1")
         wanted = range(num_cases) if num_cases is not None else store.cases()
         have = set(store.cases())
         missing = [number for number in wanted if number not in have]
@@ -105,6 +107,8 @@ class Verification:
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
             on_case: called after each of this process's cases.
         """
+        if num_climatology_members is not None and num_climatology_members < 1:
+            raise ValueError(f"num_climatology_members is {num_climatology_members}; take at least 1")
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
         def watched() -> Iterator[ForecastCase]:
@@ -191,7 +195,7 @@ def write_evaluation(
     written.append(write_report([ReportRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
     for position in picture_cases:
-        if position < len(scored):
+        if 0 <= position < len(scored):
             written += _write_pictures(verification, verification.case(scored[position]), out)
     return written
 

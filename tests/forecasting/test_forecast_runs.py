@@ -71,12 +71,20 @@ def test_a_folder_holds_one_request(flow_model, flow_shards, forecasts) -> None:
 
 
 def test_errors_before_the_first_forecast(flow_model, flow_shards, tmp_path) -> None:
+    for name in ("num_members", "num_frames", "batch"):
+        with _expect(ValueError, f"{name} is 0; ask for at least 1"):
+            _run(flow_model, flow_shards, tmp_path, **{name: 0})
+    with _expect(ValueError, "seed is -1; choose 0 to 2**64 - 1"):
+        _run(flow_model, flow_shards, tmp_path, seed=-1)
+    with _expect(ValueError, "num_future_frames = 13 at stride 1 needs 13 frames"):
+        _run(flow_model, flow_shards, tmp_path, num_frames=10)
     with _expect(ValueError, "6 cases were asked for"):
         _run(flow_model, flow_shards, tmp_path, num_cases=6)
     with _expect(ValueError, "sampling: unknown key 'steps'; did you mean 'num_steps'?"):
         _run(flow_model, flow_shards, tmp_path, sampling={"steps": 6})
     with _expect(FileNotFoundError, "no model in"):
         _run(tmp_path, flow_shards, tmp_path)
+    assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
 def test_damaged_models_are_refused(flow_model, tmp_path) -> None:
@@ -125,6 +133,8 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
 def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -> None:
     with _expect(ValueError, "was made from other shards"):
         Verification.open(forecasts, flow_shards / "train")
+    with _expect(ValueError, "num_cases is 0; score at least 1"):
+        Verification.open(forecasts, num_cases=0)
     with _expect(ValueError, "lacks case 5 and 0 more of 6; run tools/forecast.py to its end"):
         Verification.open(forecasts, num_cases=6)
     store = ForecastStore.open(forecasts)
