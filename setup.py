@@ -34,7 +34,10 @@ cpu_extension = Pybind11Extension(
     sources=sorted(glob("kernels/csrc/*.cpp")),
     depends=sorted(glob("kernels/csrc/*.h")),
     cxx_std=17,
-    extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"],
+    extra_compile_args=[
+        *("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"),
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 warns about its own AVX-512 header
+    ],
     extra_link_args=["-fopenmp"],
     optional=True,  # an editable install copies the result to kernels/ only if there is one
 )

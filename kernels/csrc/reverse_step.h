@@ -40,13 +40,19 @@ inline void predict_row(bool first_frame, const ReverseStepCoefficients& k, cons
     }
 }
 
-// sum = a·u + b·x̂ with u = D_γ⁻¹ z
-inline void combine_row(bool first_frame, const ReverseStepCoefficients& k, const float* __restrict z,
-                        const float* __restrict x0, float* __restrict z_before, float* __restrict sum, int64_t n) {
+// next = D_γ' of a·u + b·x̂ + c·x̂_prev + σ·n with u = D_γ⁻¹ z, in one loop; `prev` and `noise` are read where the flags say.
+template <bool HAS_PREV, bool HAS_NOISE>
+void dependent_row(bool first_frame, const ReverseStepCoefficients& k, const float* __restrict z,
+                   const float* __restrict x0, const float* __restrict prev, const float* __restrict noise,
+                   float* __restrict z_before, float* __restrict next, int64_t n) {
     const float scale = first_frame ? 1.0f : 1.0f / k.keep, carry = first_frame ? 0.0f : k.carry;
+    const float next_keep = first_frame ? 1.0f : k.next_keep, next_carry = first_frame ? 0.0f : k.next_carry;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-        sum[i] = k.a * ((z[i] - carry * z_before[i]) * scale) + k.b * x0[i];
+        float sum = k.a * ((z[i] - carry * z_before[i]) * scale) + k.b * x0[i];
+        if (HAS_PREV) sum += k.c * prev[i];
+        if (HAS_NOISE) sum += k.sigma * noise[i];
+        next[i] = next_keep * sum + next_carry * next[i];
         z_before[i] = z[i];
     }
 }
@@ -62,16 +68,21 @@ inline void independent_row(const ReverseStepCoefficients& k, const float* __res
     for (int64_t i = 0; i < n; ++i) sum[i] = k.a * z[i] + k.b * next_mixed[i] + k.c * mixed[i];
 }
 
-// z' of a frame without noise being mixed in yet: the sum that σ·n is added to.
-inline void sum_row(const ReverseStepArgs& args, bool first_frame, const ReverseStepCoefficients& k, const float* z,
-                    const float* x0, ReverseStepState& state, float* sum, int64_t n) {
+// z' of a frame; `prev` and `noise` are null where there are none. The result points into `state` or is `sum`.
+inline const float* next_row(const ReverseStepArgs& args, bool first_frame, const ReverseStepCoefficients& k,
+                             const float* z, const float* x0, const float* prev, const float* noise,
+                             ReverseStepState& state, float* sum, int64_t n) {
     if (args.dependent_noise) {
-        combine_row(first_frame, k, z, x0, state.z_before.v, sum, n);
-    } else {
-        mix_row(first_frame, k.next_keep, k.next_carry, x0, state.next.v, n);
-        mix_row(first_frame, k.keep, k.carry, x0, state.mixed_x0.v, n);
-        independent_row(k, z, state.next.v, state.mixed_x0.v, sum, n);
+        const auto row = prev ? (noise ? dependent_row<true, true> : dependent_row<true, false>)
+                              : (noise ? dependent_row<false, true> : dependent_row<false, false>);
+        row(first_frame, k, z, x0, prev, noise, state.z_before.v, state.next.v, n);
+        return state.next.v;
     }
+    mix_row(first_frame, k.next_keep, k.next_carry, x0, state.next.v, n);
+    mix_row(first_frame, k.keep, k.carry, x0, state.mixed_x0.v, n);
+    independent_row(k, z, state.next.v, state.mixed_x0.v, sum, n);
+    if (noise) add_scaled_row(k.sigma, noise, sum, n);
+    return sum;
 }
 
 // x̂ of frame s; `scratch` and `x0` are room for it and for the unconditional output.
@@ -96,18 +107,17 @@ inline void reverse_step(const ReverseStepArgs& args, int threads) {
         const ReverseStepCoefficients k = table[b];
         ReverseStepState state;
         std::memset(&state, 0, sizeof(state));
-        Row z_room, scratch, x0_room, sum;
+        Row z_room, scratch, x0_room, prev_room, noise_room, sum;
         NoiseRow buffer;
         for (int64_t s = 0; s < args.shape.frames; ++s) {
             const float* z = load_row(args.z, b, s, r, n, z_room);
             const float* x0 = estimate_row(args, k, b, s, r, n, z, state, scratch, x0_room);
-            sum_row(args, s == 0, k, z, x0, state, sum.v, n);
-            if (args.x0_prev.present()) add_scaled_row(k.c, load_row(args.x0_prev, b, s, r, n, z_room), sum.v, n);
-            if (args.noise.present())
-                add_scaled_row(k.sigma, noise_row(args.noise, args.shape, b, s, r, n, buffer, z_room), sum.v, n);
-            if (args.dependent_noise) mix_row(s == 0, k.next_keep, k.next_carry, sum.v, state.next.v, n);
+            const float* prev = args.x0_prev.present() ? load_row(args.x0_prev, b, s, r, n, prev_room) : nullptr;
+            const float* noise =
+                args.noise.present() ? noise_row(args.noise, args.shape, b, s, r, n, buffer, noise_room) : nullptr;
+            const float* next = next_row(args, s == 0, k, z, x0, prev, noise, state, sum.v, n);
             if (args.x0.present()) store_row(args.x0, b, s, r, n, x0, stream);
-            store_row(args.z_next, b, s, r, n, args.dependent_noise ? state.next.v : sum.v, stream);
+            store_row(args.z_next, b, s, r, n, next, stream);
         }
     });
 }

@@ -1,11 +1,12 @@
 // Rows: stretches of up to ROW elements of one frame, in float32. Ops walk the frames of a row, so the state that the frame
-// recurrence carries stays in the L1 cache, and each element is read from and written to memory once.
+// recurrence carries stays in the L1 and L2 caches, and each element is read from and written to memory once. A row is
+// four pages long, because hardware prefetching starts anew at each row: with rows of one page a mix took 1.5 times as long.
 #include <cstring>
 
 namespace dydiff {
 namespace DYDIFF_ISA {
 
-constexpr int64_t ROW = 1024;
+constexpr int64_t ROW = 4096;
 constexpr int64_t NOISE_ROOM = ROW + NORMALS_PER_CALL + 4;
 
 struct alignas(64) Row {

@@ -45,13 +45,10 @@ class StepCoefficients:
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None:
-                value = torch.zeros_like(self.a)
-            low = 0.0 if field.name in ("alpha_bar", "gamma_bar", "gamma_bar_next", "sigma") else None
-            values[field.name] = check_per_sample(op, f"coefficients.{field.name}", value, batch, low)
-        for name in ("alpha_bar", "gamma_bar"):
-            if values[name].device.type == "cpu" and (values[name] == 0).any():
-                raise ValueError(f"{op}: coefficients.{name} holds 0, from which no step starts; expected (0, 1]")
+            value = torch.zeros_like(self.a) if value is None else value
+            values[field.name] = check_per_sample(op, f"coefficients.{field.name}", value, batch, low=None)
+        if self.a.device.type == "cpu" and batch:
+            _check_ranges(op, values)
         return StepCoefficients(**values)
 
     def mean_factors(self, prediction: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,3 +66,14 @@ class StepCoefficients:
         mix = (gamma.sqrt(), (1.0 - gamma).sqrt())
         mix_next = (gamma_next.sqrt(), (1.0 - gamma_next).sqrt())
         return [guidance_scale, *self.mean_factors(prediction), *mix, self.a, self.b, self.c, self.sigma, *mix_next]
+
+
+def _check_ranges(op: str, values: dict[str, torch.Tensor]) -> None:
+    """Levels lie in [0, 1], and those that a step starts from are not 0; one pass, as steps are short."""
+    names = ("alpha_bar", "gamma_bar", "gamma_bar_next", "sigma")
+    for name, levels in zip(names, torch.stack([values[name] for name in names]).tolist(), strict=True):
+        for level in levels:
+            if not 0.0 <= level <= 1.0:
+                raise ValueError(f"{op}: coefficients.{name} holds {level}; expected values in [0, 1]")
+            if level == 0.0 and name in ("alpha_bar", "gamma_bar"):
+                raise ValueError(f"{op}: coefficients.{name} holds 0, from which no step starts; expected (0, 1]")
