@@ -7,6 +7,9 @@ import numpy as np
 
 from dydiff_dist.evaluation.suites import Suite, Terms
 
+_NO_POWER = 1e-6
+"""Share of the largest power below which a wavenumber counts as empty, e.g. past a simulation's dealiasing."""
+
 
 def power_spectrum(frames: np.ndarray, periodic: bool) -> np.ndarray:
     """Power by radial wavenumber, (..., C, H, W) -> (..., K), summed over channels.
@@ -56,9 +59,12 @@ def spectrum_suite(periodic: bool) -> Suite:
         }
 
     def derive(terms: Terms) -> Terms:
+        truth, members = (terms[f"spectrum_{name}"][..., 1:] for name in ("truth", "members"))
+        carries_power = truth > _NO_POWER * truth.max(axis=-1, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = 10 * np.log10(terms["spectrum_members"] / terms["spectrum_truth"])
-        distance = np.sqrt(np.square(ratio[..., 1:]).mean(axis=-1))
+            squared = np.square(10 * np.log10(members / truth))
+            count = carries_power.sum(axis=-1)
+            distance = np.sqrt(np.where(carries_power, squared, 0).sum(axis=-1) / count)
         return dict(terms) | {"log_spectral_distance_db": np.where(np.isfinite(distance), distance, np.nan)}
 
     return Suite(
@@ -70,7 +76,8 @@ def spectrum_suite(periodic: bool) -> Suite:
         protocol={
             "spectrum": "half the power in shells round(|k|), summed over channels, averaged over members and cases",
             "taper": "none (periodic)" if periodic else "Hann",
-            "log_spectral_distance_db": "root mean square over k >= 1 of 10 log10(members / truth)",
+            "log_spectral_distance_db": "root mean square of 10 log10(members / truth) over k >= 1 where the truth "
+            f"has more than {_NO_POWER:g} of its largest power",
         },
     )
 

@@ -16,7 +16,7 @@ from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, 
 
 MAX_COLUMNS = 6
 _PENDING = "#21262d"
-_COLORMAP_LEVELS = 72
+_COLORMAP_LEVELS = 56
 _LINES = {
     FORECAST: ("this model", colors.OURS, "-", 2.4),
     PERSISTENCE: ("persistence", colors.PERSISTENCE, "--", 1.6),
@@ -97,7 +97,7 @@ def _label_row(axis, label: str) -> None:
 
 
 def forecast_animation(
-    case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 160, frame_ms: int = 220
+    case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 152, frame_ms: int = 220
 ) -> Path:
     """Writes a looping GIF: truth, one member and the ensemble mean side by side, through history and lead times."""
     panels = {"truth": case.truth, "a member": case.members[0], "ensemble mean": case.members.mean(axis=0)}

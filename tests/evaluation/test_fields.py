@@ -75,6 +75,17 @@ def test_blurring_shows_in_the_spectrum_of_the_mean_but_not_of_the_members() -> 
     assert overall["log_spectral_distance_db"] < 1
 
 
+def test_wavenumbers_that_are_empty_in_the_truth_are_left_out_of_the_distance() -> None:
+    truth = np.broadcast_to(_plane_wave(0, 3) + _plane_wave(0, 5), (3, 1, 32, 32))
+    members = 2 * truth[None] + 1e-9 * np.random.default_rng(0).normal(size=(4, 3, 1, 32, 32))
+    case = ForecastCase(0, "k", truth[:1], truth, members)
+    distance = evaluate([case], suites=[spectrum_suite(True)]).overall("forecast")["log_spectral_distance_db"]
+    assert distance == pytest.approx(10 * np.log10(4), rel=1e-6)  # twice the field is four times the power
+    empty = ForecastCase(0, "k", truth[:1] * 0, truth * 0, members)
+    overall = evaluate([empty], suites=[spectrum_suite(True)]).overall("forecast")
+    assert np.isnan(overall["log_spectral_distance_db"])
+
+
 def test_relative_divergence_of_independent_noise_is_one_over_root_two() -> None:
     overall = evaluate([_case(size=64)], suites=[flow_suite(0, 1, True)]).overall("forecast")
     assert overall["relative_divergence"] == pytest.approx(np.sqrt(0.5), rel=0.02)  # 49,152 pixels
