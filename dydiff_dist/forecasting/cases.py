@@ -47,7 +47,7 @@ class CaseReader:
     @classmethod
     def open(cls, folder: str | Path, data: DataConfig) -> "CaseReader":
         """The reader of the shards in ``folder``."""
-        return cls(ShardSet.open(folder), data)
+        return cls(ShardSet.open(folder, remote=data.remote), data)
 
     @classmethod
     def for_model(cls, model: str | Path, folder: str | Path) -> "CaseReader":

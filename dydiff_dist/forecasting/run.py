@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, load_forecaster, read_description
@@ -63,7 +62,7 @@ class ForecastRun:
         data = description.data
         if num_frames is not None:
             data = data.model_copy(update={"num_future_frames": num_frames})
-        self.reader = CaseReader(ShardSet.open(shards), data)
+        self.reader = CaseReader.open(shards, data)
         self._check_schema(description.data_schema, model)
         self.sampling = _replaced(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members

@@ -88,8 +88,8 @@ def make_plan(config: RunConfig, world: World) -> RunPlan:
     accumulation_steps(config.training, world.world_size)
     check_deepspeed(config.deepspeed, config.training)
     resolve_attention(config.model.attention_backend, world.device.type)
-    train = ShardSet.open(config.data.train)
-    valid = ShardSet.open(config.data.valid) if config.data.valid else None
+    train = ShardSet.open(config.data.train, remote=config.data.remote)
+    valid = ShardSet.open(config.data.valid, remote=config.data.remote) if config.data.valid else None
     for shards in filter(None, (train, valid)):
         check_against_schema(config.data, shards.schema, str(shards.folder))
     if valid is not None and (valid.schema.shape, valid.schema.num_actions) != (

@@ -116,7 +116,7 @@ def test_any_store_of_fsspec(make_shards):
 
 
 def test_an_s3_server(make_shards, monkeypatch):
-    pytest.importorskip("s3fs", reason="s3fs is an extra: pip install dydiff_dist[s3]")
+    pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
     moto = pytest.importorskip("moto.server", reason="the S3 server of the tests is moto: pip install moto[server]")
     folder = make_shards(counts=(4, 3), num_actions=1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
