@@ -40,22 +40,38 @@ inline void predict_row(bool first_frame, const ReverseStepCoefficients& k, cons
     }
 }
 
-// next = D_γ' of a·u + b·x̂ + c·x̂_prev + σ·n with u = D_γ⁻¹ z, in one loop; `prev` and `noise` are read where the flags say.
-template <bool HAS_PREV, bool HAS_NOISE>
+enum DependentFlags : int { PREDICTS = 1, HAS_PREV = 2, HAS_NOISE = 4, KEEPS_X0 = 8 };
+
+// next = D_γ'( a·u + b·x̂ + c·x̂_prev + σ·n ) with u = D_γ⁻¹ z, in one loop, so that memory is read while it calculates.
+// PREDICTS: x̂ comes from z and `out` on the way, else `out` is x̂. The flags say which pointers are used.
+template <int FLAGS>
 void dependent_row(bool first_frame, const ReverseStepCoefficients& k, const float* __restrict z,
-                   const float* __restrict x0, const float* __restrict prev, const float* __restrict noise,
-                   float* __restrict z_before, float* __restrict next, int64_t n) {
+                   const float* __restrict out, const float* __restrict prev, const float* __restrict noise,
+                   float* __restrict x0, float* __restrict mean_before, float* __restrict z_before,
+                   float* __restrict next, int64_t n) {
     const float scale = first_frame ? 1.0f : 1.0f / k.keep, carry = first_frame ? 0.0f : k.carry;
     const float next_keep = first_frame ? 1.0f : k.next_keep, next_carry = first_frame ? 0.0f : k.next_carry;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-        float sum = k.a * ((z[i] - carry * z_before[i]) * scale) + k.b * x0[i];
-        if (HAS_PREV) sum += k.c * prev[i];
-        if (HAS_NOISE) sum += k.sigma * noise[i];
+        float estimate = out[i];
+        if (FLAGS & PREDICTS) {
+            const float mean = k.from_z * z[i] + k.from_output * out[i];
+            estimate = (mean - carry * mean_before[i]) * scale;
+            mean_before[i] = mean;
+        }
+        if (FLAGS & KEEPS_X0) x0[i] = estimate;
+        float sum = k.a * ((z[i] - carry * z_before[i]) * scale) + k.b * estimate;
+        if (FLAGS & HAS_PREV) sum += k.c * prev[i];
+        if (FLAGS & HAS_NOISE) sum += k.sigma * noise[i];
         next[i] = next_keep * sum + next_carry * next[i];
         z_before[i] = z[i];
     }
 }
+
+constexpr decltype(&dependent_row<0>) DEPENDENT_ROWS[16] = {
+    dependent_row<0>,  dependent_row<1>,  dependent_row<2>,  dependent_row<3>, dependent_row<4>,  dependent_row<5>,
+    dependent_row<6>,  dependent_row<7>,  dependent_row<8>,  dependent_row<9>, dependent_row<10>, dependent_row<11>,
+    dependent_row<12>, dependent_row<13>, dependent_row<14>, dependent_row<15>};
 
 inline void add_scaled_row(float factor, const float* __restrict x, float* __restrict sum, int64_t n) {
 #pragma omp simd
@@ -68,57 +84,64 @@ inline void independent_row(const ReverseStepCoefficients& k, const float* __res
     for (int64_t i = 0; i < n; ++i) sum[i] = k.a * z[i] + k.b * next_mixed[i] + k.c * mixed[i];
 }
 
-// z' of a frame; `prev` and `noise` are null where there are none. The result points into `state` or is `sum`.
-inline const float* next_row(const ReverseStepArgs& args, bool first_frame, const ReverseStepCoefficients& k,
-                             const float* z, const float* x0, const float* prev, const float* noise,
-                             ReverseStepState& state, float* sum, int64_t n) {
-    if (args.dependent_noise) {
-        const auto row = prev ? (noise ? dependent_row<true, true> : dependent_row<true, false>)
-                              : (noise ? dependent_row<false, true> : dependent_row<false, false>);
-        row(first_frame, k, z, x0, prev, noise, state.z_before.v, state.next.v, n);
-        return state.next.v;
-    }
-    mix_row(first_frame, k.next_keep, k.next_carry, x0, state.next.v, n);
-    mix_row(first_frame, k.keep, k.carry, x0, state.mixed_x0.v, n);
-    independent_row(k, z, state.next.v, state.mixed_x0.v, sum, n);
-    if (noise) add_scaled_row(k.sigma, noise, sum, n);
-    return sum;
+// The output with guidance; `scratch` and `uncond` are room for it.
+inline const float* guided_row(const ReverseStepArgs& args, const ReverseStepCoefficients& k, int64_t b, int64_t s,
+                               int64_t r, int64_t n, Row& scratch, Row& uncond) {
+    const float* out = load_row(args.output, b, s, r, n, scratch);
+    if (!args.uncond_output.present()) return out;
+    guide_row(k.guidance, load_row(args.uncond_output, b, s, r, n, uncond), out, scratch.v, n);
+    return scratch.v;
 }
 
-// x̂ of frame s; `scratch` and `x0` are room for it and for the unconditional output.
-inline const float* estimate_row(const ReverseStepArgs& args, const ReverseStepCoefficients& k, int64_t b, int64_t s,
-                                 int64_t r, int64_t n, const float* z, ReverseStepState& state, Row& scratch, Row& x0) {
-    const float* out = load_row(args.output, b, s, r, n, scratch);
-    if (args.uncond_output.present()) {
-        guide_row(k.guidance, load_row(args.uncond_output, b, s, r, n, x0), out, scratch.v, n);
-        out = scratch.v;
-    }
+// Room for the rows of one frame.
+struct ReverseStepRooms {
+    Row z, output, x0, prev, noise, sum;
+    NoiseRow drawn;
+};
+
+// One frame of one row: reads everything it needs, then writes x̂ and z'.
+inline void step_row(const ReverseStepArgs& args, const ReverseStepCoefficients& k, int64_t b, int64_t s, int64_t r,
+                     int64_t n, ReverseStepState& state, ReverseStepRooms& room, bool stream) {
+    const float* z = load_row(args.z, b, s, r, n, room.z);
+    const float* x0 = guided_row(args, k, b, s, r, n, room.output, room.x0);
+    const float* prev = args.x0_prev.present() ? load_row(args.x0_prev, b, s, r, n, room.prev) : nullptr;
+    const float* noise =
+        args.noise.present() ? noise_row(args.noise, args.shape, b, s, r, n, room.drawn, room.noise) : nullptr;
+    const bool known = s < args.history_frames;
+    int flags = (prev ? HAS_PREV : 0) | (noise ? HAS_NOISE : 0);
     if (args.prediction != Prediction::x0) {
-        predict_row(s == 0, k, z, out, state.mean_before.v, x0.v, n);
-        out = x0.v;
+        if (args.dependent_noise && !known) {
+            flags |= PREDICTS | (args.x0.present() ? KEEPS_X0 : 0);
+        } else {  // on history frames too, because the next frame needs μ̂
+            predict_row(s == 0, k, z, x0, state.mean_before.v, room.x0.v, n);
+            x0 = room.x0.v;
+        }
     }
-    return s < args.history_frames ? load_row(args.history, b, s, r, n, x0) : out;
+    if (known) x0 = load_row(args.history, b, s, r, n, room.x0);
+    const float* next = state.next.v;
+    if (args.dependent_noise) {
+        DEPENDENT_ROWS[flags](s == 0, k, z, x0, prev, noise, room.x0.v, state.mean_before.v, state.z_before.v,
+                              state.next.v, n);
+        if (flags & KEEPS_X0) x0 = room.x0.v;
+    } else {
+        mix_row(s == 0, k.next_keep, k.next_carry, x0, state.next.v, n);
+        mix_row(s == 0, k.keep, k.carry, x0, state.mixed_x0.v, n);
+        independent_row(k, z, state.next.v, state.mixed_x0.v, room.sum.v, n);
+        if (noise) add_scaled_row(k.sigma, noise, room.sum.v, n);
+        next = room.sum.v;
+    }
+    if (args.x0.present()) store_row(args.x0, b, s, r, n, x0, stream);
+    store_row(args.z_next, b, s, r, n, next, stream);
 }
 
 inline void reverse_step(const ReverseStepArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.z_next);
     const auto* table = reinterpret_cast<const ReverseStepCoefficients*>(args.coefficients);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
-        const ReverseStepCoefficients k = table[b];
         ReverseStepState state;
         std::memset(&state, 0, sizeof(state));
-        Row z_room, scratch, x0_room, prev_room, noise_room, sum;
-        NoiseRow buffer;
-        for (int64_t s = 0; s < args.shape.frames; ++s) {
-            const float* z = load_row(args.z, b, s, r, n, z_room);
-            const float* x0 = estimate_row(args, k, b, s, r, n, z, state, scratch, x0_room);
-            const float* prev = args.x0_prev.present() ? load_row(args.x0_prev, b, s, r, n, prev_room) : nullptr;
-            const float* noise =
-                args.noise.present() ? noise_row(args.noise, args.shape, b, s, r, n, buffer, noise_room) : nullptr;
-            const float* next = next_row(args, s == 0, k, z, x0, prev, noise, state, sum.v, n);
-            if (args.x0.present()) store_row(args.x0, b, s, r, n, x0, stream);
-            store_row(args.z_next, b, s, r, n, next, stream);
-        }
+        ReverseStepRooms room;
+        for (int64_t s = 0; s < args.shape.frames; ++s) step_row(args, table[b], b, s, r, n, state, room, stream);
     });
 }
 
