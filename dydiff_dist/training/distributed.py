@@ -54,7 +54,11 @@ def set_cpu_threads(world: World) -> int:
 
 
 def start_process_group(world: World, timeout_minutes: float = 10) -> None:
-    """Joins the ranks: NCCL between GPUs, gloo between CPU processes."""
+    """Joins the ranks: NCCL between GPUs, gloo between CPU processes.
+
+    Raises:
+        ValueError: the address where the ranks meet is taken or can't be reached.
+    """
     if dist.is_initialized():
         return
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
@@ -63,9 +67,15 @@ def start_process_group(world: World, timeout_minutes: float = 10) -> None:
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    dist.init_process_group(
-        backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=timeout_minutes)
-    )
+    timeout = timedelta(minutes=timeout_minutes)
+    try:
+        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
+    except dist.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = "in use by another run" if "EADDRINUSE" in str(error) else "not reached"
+        raise ValueError(
+            f"the ranks meet at {address}, which is {reason}; give the launcher another --master_port"
+        ) from None
 
 
 def agree_max(value: int) -> int:
