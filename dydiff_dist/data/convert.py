@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -184,21 +185,27 @@ def _run(jobs: list[tuple], num_processes: int) -> Iterator[tuple[ShardTask, Sha
         return
     # A fresh interpreter per process: forking a process that already runs torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=_one_thread_each) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=_init_process) as pool:
         futures = {pool.submit(_write_task, *job): job[1] for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            # Without this the shards in the making would be finished first, minutes after Ctrl-C or an error.
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             raise
 
 
-def _one_thread_each() -> None:
-    """One thread per process: several of them share the cores, and OpenMP's spinning threads would fight for them."""
+def _init_process() -> None:
+    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; and Ctrl-C
+    is the parent's to handle."""
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_task(source: Source, task: ShardTask, out: Path, fingerprint: str) -> ShardRecord:

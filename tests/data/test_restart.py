@@ -51,3 +51,21 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
     finished = subprocess.run(command(pieces, 1), check=True, env=environment, capture_output=True, text=True)
     assert "reused" in finished.stdout
     assert files(pieces) == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ctrl_c_ends_at_once_in_one_line(tmp_path):
+    """Even while two processes are busy with shards that would take long."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    arguments = [*command(tmp_path, 2), "--runs-per-shard", "1", "--spin-up-frames", "1000000"]
+    process = subprocess.Popen(
+        arguments, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/*.tmp"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in output and output.rstrip().endswith("interrupted")
