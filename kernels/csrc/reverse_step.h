@@ -120,8 +120,13 @@ inline void step_row(const ReverseStepArgs& args, const ReverseStepCoefficients&
     if (known) x0 = load_row(args.history, b, s, r, n, room.x0);
     const float* next = state.next.v;
     if (args.dependent_noise) {
-        DEPENDENT_ROWS[flags](s == 0, k, z, x0, prev, noise, room.x0.v, state.mean_before.v, state.z_before.v,
-                              state.next.v, n);
+        for (int64_t i = 0; i < n; i += PREFETCH_CHUNK) {
+            const int64_t m = n - i < PREFETCH_CHUNK ? n - i : PREFETCH_CHUNK;
+            prefetch_next_frame(args.shape, args.z, b, s, r + i, m);
+            prefetch_next_frame(args.shape, args.output, b, s, r + i, m);
+            DEPENDENT_ROWS[flags](s == 0, k, z + i, x0 + i, prev ? prev + i : prev, noise ? noise + i : noise,
+                                  room.x0.v + i, state.mean_before.v + i, state.z_before.v + i, state.next.v + i, m);
+        }
         if (flags & KEEPS_X0) x0 = room.x0.v;
     } else {
         mix_row(s == 0, k.next_keep, k.next_carry, x0, state.next.v, n);

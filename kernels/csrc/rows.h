@@ -7,6 +7,7 @@ namespace dydiff {
 namespace DYDIFF_ISA {
 
 constexpr int64_t ROW = 4096;
+constexpr int64_t PREFETCH_CHUNK = 256;  // few enough lines at once for the processor to keep track of
 constexpr int64_t NOISE_ROOM = ROW + NORMALS_PER_CALL + 4;
 
 struct alignas(64) Row {
@@ -30,6 +31,14 @@ inline VecH float_to_bfloat(VecF v) {
 inline VecF widen(DType dtype, VecH h) { return dtype == DType::bf16 ? bfloat_to_float(h) : half_to_float(h); }
 
 inline VecH narrow(DType dtype, VecF v) { return dtype == DType::bf16 ? float_to_bfloat(v) : float_to_half(v); }
+
+// Starts to fetch elements [r, r + n) of the frame after s, while this one is calculated: frames lie too far apart for the
+// hardware to foresee the next row, which matters where an op reads several tensors.
+inline void prefetch_next_frame(const Shape& shape, const FrameView& x, int64_t b, int64_t s, int64_t r, int64_t n) {
+    if (s + 1 >= shape.frames) return;
+    const char* from = x.at(b, s + 1, r);
+    for (int64_t i = 0; i < n * x.item_bytes(); i += 64) __builtin_prefetch(from + i, 0, 2);
+}
 
 // Elements [r, r + n) of frame s as floats: in place for float32, else converted into `scratch`.
 inline const float* load_row(const FrameView& x, int64_t b, int64_t s, int64_t r, int64_t n, Row& scratch) {

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from run_commands import ROOT
 
 from dydiff_dist.config import load_config
 from dydiff_dist.training.config import TrainingConfig, accumulation_steps
-from dydiff_dist.training.deepspeed_config import derive_deepspeed
+from dydiff_dist.training.deepspeed_config import check_deepspeed, derive_deepspeed
 from dydiff_dist.training.optimizer import schedule_factor
 from dydiff_dist.training.plan import memory_per_rank_bytes
 
@@ -106,3 +107,13 @@ def test_memory_follows_the_zero_stages():
     sizes = [sum(memory_per_rank_bytes(1000, 4, stage, "bf16").values()) for stage in (1, 2, 3)]
     # per parameter: weights 2, gradients 2, master + moments 12, EMA 4 bytes; each stage shards one more part by 4
     assert sizes == [2000 + 2000 + 4000, 2000 + 500 + 4000, 500 + 500 + 4000]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    config = load_config(path)
+    check_deepspeed(config.deepspeed, config.training)
+    assert config.output_dir == f"runs/{path.stem}"
+    for world_size in (1, 2):
+        assert accumulation_steps(config.training, world_size) >= 1
+    assert config.data.num_frames > config.data.num_history_frames
