@@ -171,8 +171,10 @@ def draw_chart(path: Path, rows: list[Row], machine: dict[str, str]) -> None:
         shape = next(row.shape for row in rows if row.size == size)
         axis.set_title(f"{size} ({shape})", fontsize=9)
     axes[0, 0].set_ylabel("time / time at copy bandwidth")
-    axes[0, -1].legend(fontsize=8)
-    figure.suptitle(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", ncols=len(names), fontsize=8)
+    figure.suptitle(
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=9, x=0.01, ha="left"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
