@@ -16,8 +16,8 @@ setup: $(STAMP) ## create .venv and install the exact versions of constraints.tx
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -c "import dydiff_kernels as k; print('installed; CPU kernels:', 'C++' if k.has_cpp() else 'torch reference (no C++ compiler was found)')"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr]'
+	@$(BIN)/python -c "from dydiff_kernels import available_backends as a; print('installed; kernels here, best first:', *a('cpu'))"
 	@touch $@
 
 # Each line is the real command; the README explains them. Whatever stands complete is reused, and said to be.

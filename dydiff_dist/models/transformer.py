@@ -105,7 +105,8 @@ class VideoTransformer(nn.Module):
         self.head_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, num_channels * pixels)
-        for layer in (self.head_modulation, self.head):
+        self.skip_scale = nn.Linear(width, 2 * num_channels) if config.patch_skip else None
+        for layer in filter(None, (self.head_modulation, self.head, self.skip_scale)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -135,8 +136,18 @@ class VideoTransformer(nn.Module):
         for block in self.blocks:
             x_BSND = block(x_BSND, condition, angles)
         shift, scale = self.head_modulation(condition).chunk(2, dim=-1)
-        out = self.head(torch.addcmul(shift, self.head_norm(x_BSND), 1 + scale))
-        return rearrange(out, "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
+        x_BSND = torch.addcmul(shift, self.head_norm(x_BSND), 1 + scale)
+        out = rearrange(self.head(x_BSND), "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
+        return out if self.skip_scale is None else out + self._skip(x_BSND, z_BSCHW, history)
+
+    def _skip(self, x_BSND: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
+        """Each token's patch of z and of the last history frame, times factors that the token chooses per channel."""
+        B, S, C, H, W = z_BSCHW.shape
+        p = self.config.patch_size
+        scale = rearrange(self.skip_scale(x_BSND), "b s (h w) (two c) -> two b s c h 1 w 1", h=H // p, two=2)
+        patches = (B, S, C, H // p, p, W // p, p)
+        last = history[:, -1:].expand(z_BSCHW.shape)
+        return (scale[0] * z_BSCHW.reshape(patches) + scale[1] * last.reshape(patches)).reshape(z_BSCHW.shape)
 
     def _condition(self, timesteps_B: Tensor, actions: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Modulation input: timestep (and the frame's action), (B, S or 1, 1, D)."""
