@@ -24,9 +24,9 @@ class VideoTransformerConfig(StrictConfig):
     """factorised: over the tokens of a frame, then over the frames of a token; full: over all tokens of all frames."""
     causal_time: bool = False
     """Whether a frame sees only itself and earlier frames (factorised attention only)."""
-    patch_skip: bool = True
-    """Whether each token also scales its own patches of z and of the last history frame into the output, so that what
-    passes through unchanged (noise, a still background) need not pass through the token's width."""
+    patch_skip: bool = False
+    """Whether each token also scales its own patches of z and of the last history frame into the output. It helps where
+    much stands still (robot video in front of a fixed background); it hurt where everything moves (turbulence)."""
     attention_backend: Literal["auto", "sdpa", "xformers", "reference"] = "auto"
     """auto: xformers on a GPU where it is installed, torch's SDPA elsewhere; what was chosen is logged."""
     action_embedding: bool = True

@@ -31,8 +31,10 @@ def inputs(channels=3, actions=0, size=(4, 6), frames=5, batch=2):
 
 @pytest.mark.parametrize("attention", ["factorised", "full"])
 @pytest.mark.parametrize("actions", [0, 4])
-def test_first_prediction_is_exactly_zero(attention, actions):
-    network = build_network(small_config(attention=attention), num_channels=3, num_action_channels=actions)
+@pytest.mark.parametrize("skip", [False, True])
+def test_first_prediction_is_exactly_zero(attention, actions, skip):
+    config = small_config(attention=attention, patch_skip=skip)
+    network = build_network(config, num_channels=3, num_action_channels=actions)
     z, t, history, moves = inputs(actions=actions)
     out = network(z, t, history=history, actions=moves)
     assert out.shape == z.shape
@@ -40,8 +42,10 @@ def test_first_prediction_is_exactly_zero(attention, actions):
 
 
 @pytest.mark.parametrize("attention", ["factorised", "full"])
-def test_every_input_and_parameter_matters(attention):
-    network = awake(build_network(small_config(attention=attention), num_channels=3, num_action_channels=4))
+@pytest.mark.parametrize("skip", [False, True])
+def test_every_input_and_parameter_matters(attention, skip):
+    config = small_config(attention=attention, patch_skip=skip)
+    network = awake(build_network(config, num_channels=3, num_action_channels=4))
     z, t, history, moves = inputs(actions=4)
     tensors = [x.requires_grad_() for x in (z, history, moves)]
     out = network(z, t, history=history, actions=moves)
@@ -66,6 +70,14 @@ def test_runs_on_other_lengths_and_sizes_than_built_for():
     network = awake(build_network(small_config(), num_channels=3))
     z, t, history, _ = inputs(size=(8, 2), frames=9)
     assert network(z, t, history=history).isfinite().all()
+
+
+def test_skip_scales_patches_of_noise_and_last_history():
+    network = build_network(small_config(patch_skip=True), num_channels=3)
+    with torch.no_grad():  # factors 2 for z and 3 for the last history frame, whatever the token
+        network.skip_scale.bias.copy_(torch.tensor([2.0, 2, 2, 3, 3, 3]))
+    z, t, history, _ = inputs()
+    torch.testing.assert_close(network(z, t, history=history), 2 * z + 3 * history[:, -1:], atol=1e-6, rtol=0)
 
 
 def test_input_channels_follow_the_authors_layout():
