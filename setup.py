@@ -79,6 +79,6 @@ setup(
     extras_require={
         "gpu": ["xformers>=0.0.35"],
         "zarr": ["zarr>=3"],
-        "dev": ["pytest", "hypothesis", "ruff", "ninja", "scikit-image"],
+        "dev": ["pytest", "hypothesis", "ruff", "ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"],
     },
 )
