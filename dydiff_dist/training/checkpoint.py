@@ -1,8 +1,11 @@
 """Checkpoints that are either complete or invisible.
 
 A checkpoint is a folder ``checkpoints/step_000100``: DeepSpeed's own files, every rank's EMA shards, and
-``complete.json`` with the size of every file. It is written under a temporary name, flushed, and renamed; only then
-older ones are deleted.
+``complete.json`` with the run's configuration and the size of every file. It is written under a temporary name, flushed,
+and renamed; only then older ones are deleted.
+
+DeepSpeed stores optimizer state as pickles, so resume only from folders that nobody else can write to. What leaves a
+run, the exported model, is safetensors and JSON.
 """
 
 import json
@@ -10,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,12 +41,11 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         barrier()
-        client_state = {"step": step, "world_size": self.world.world_size, "config": config}
-        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client_state, save_latest=False)
+        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False)
         save_file(ema.state_dict(), partial / f"ema_rank_{self.world.rank:05d}.safetensors")
         barrier()
         if self.world.is_main:
-            _seal(partial)
+            _seal(partial, {"step": step, "world_size": self.world.world_size, "config": config})
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _flush(self.folder)
@@ -50,11 +53,16 @@ class CheckpointStore:
         barrier()
         return final
 
-    def load_latest(self, engine, ema: ShardedEMA) -> dict | None:
-        """Loads the newest complete checkpoint; returns its client state, or None if there is none.
+    def load_latest(self, engine, ema: ShardedEMA, check_config: Callable[[dict], None]) -> int:
+        """Loads the newest complete checkpoint; returns the steps it had done, 0 if there is none.
+
+        Args:
+            engine: takes weights, optimizer and schedule.
+            ema: takes its shards.
+            check_config: called with the checkpoint's configuration before anything is loaded; raises to refuse it.
 
         Raises:
-            ValueError: the checkpoint was written by another number of ranks.
+            ValueError: the checkpoint was written by another number of ranks, or ``check_config`` refuses it.
         """
         for folder in reversed(self.complete()):
             state = json.loads((folder / "complete.json").read_text())
@@ -63,10 +71,11 @@ class CheckpointStore:
                     f"{folder} was written by {state['world_size']} ranks, this run has {self.world.world_size}; start "
                     f"{state['world_size']} ranks, or set output_dir to a new folder"
                 )
-            _, client_state = engine.load_checkpoint(str(self.folder), tag=folder.name)
+            check_config(state["config"])
+            engine.load_checkpoint(str(self.folder), tag=folder.name)
             ema.load_state_dict(load_file(folder / f"ema_rank_{self.world.rank:05d}.safetensors"))
-            return client_state
-        return None
+            return state["step"]
+        return 0
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first; damaged ones are left out with a warning."""
@@ -91,15 +100,14 @@ class CheckpointStore:
             shutil.rmtree(folder)
 
 
-def _seal(folder: Path) -> None:
-    """Flushes every file to the disk and records its size, with how many ranks wrote."""
+def _seal(folder: Path, facts: dict) -> None:
+    """Flushes every file to the disk and records their sizes beside ``facts``."""
     sizes = {}
     for path in sorted(folder.iterdir()):
         _flush(path)
         sizes[path.name] = path.stat().st_size
-    num_ranks = sum(name.startswith("ema_rank_") for name in sizes)
     record = folder / "complete.json"
-    record.write_text(json.dumps({"world_size": num_ranks, "torch": torch.__version__, "bytes": sizes}, indent=1))
+    record.write_text(json.dumps({**facts, "torch": torch.__version__, "bytes": sizes}, indent=1))
     _flush(record)
     _flush(folder)
 

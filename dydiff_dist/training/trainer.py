@@ -47,7 +47,7 @@ class Trainer:
             self.folder / "checkpoints", self.world, self.config.training.keep_last_checkpoints
         )
         self.validation = Validation(plan, self.diffusion)
-        self.step = self._resume()
+        self.step = self.checkpoints.load_latest(self.engine, self.ema, plan.check_same_run)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -181,14 +181,6 @@ class Trainer:
             world_size=self.world.world_size,
             start_step=self.step,
         )
-
-    def _resume(self) -> int:
-        """Loads the newest complete checkpoint, if any; returns the steps it had done."""
-        state = self.checkpoints.load_latest(self.engine, self.ema)
-        if state is None:
-            return 0
-        self.plan.check_same_run(state["config"])
-        return state["step"]
 
     def _save(self) -> Path:
         return self.checkpoints.save(self.step, self.engine, self.ema, self.config.model_dump(mode="json"))

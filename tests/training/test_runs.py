@@ -46,6 +46,14 @@ def test_resumed_and_two_rank_runs_equal_the_first(tiny_config, finished, tmp_pa
     again = train(tiny_config, "training.keep_last_checkpoints=3")
     assert again.returncode == 0 and "complete" in again.stdout
 
+    other_model = train(tiny_config, "model.width=32")
+    assert other_model.returncode == 2
+    assert "holds a run with model.width = 16, the configuration says 32" in error_lines(other_model)[0]
+    other_ranks = train(tiny_config, launcher=two_ranks())
+    assert (
+        len(error_lines(other_ranks)) >= 1 and "was written by 1 ranks, this run has 2" in error_lines(other_ranks)[0]
+    )
+
     # the newest checkpoint is damaged: the run falls back to the one before and ends with the same weights, bit for bit
     newest = finished / "checkpoints" / "step_000006"
     victim = next(newest.glob("ema_rank_*"))
