@@ -1,8 +1,8 @@
 """Checkpoints that are either complete or invisible.
 
 A checkpoint is a folder ``checkpoints/step_000100``: DeepSpeed's own files, every rank's EMA shards, and
-``complete.json`` with the run's configuration and the size of every file. It is written under a temporary name, flushed,
-and renamed; only then older ones are deleted.
+``complete.json`` with the run's configuration and the size of every file. It is written under a temporary name,
+flushed, and renamed; only then older ones are deleted.
 
 DeepSpeed stores optimizer state as pickles, so resume only from folders that nobody else can write to. What leaves a
 run, the exported model, is safetensors and JSON.
