@@ -20,13 +20,14 @@ $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
 	@$(BIN)/python -c "from dydiff_kernels import available_backends as a; print('installed; kernels here, best first:', *a('cpu'))"
 	@touch $@
 
-# Each line is the real command; the README explains them. Whatever stands complete is reused, and said to be.
+# Each line is the real command; the README explains them. Whatever stands complete is reused, and said to be. The port
+# is drawn so that another run on this machine, on the launcher's default port, is not in the way.
 demo: SHELL := /bin/bash
 demo: $(STAMP) ## simulate turbulence, train, forecast, score: under 15 minutes on 2 cores
 	@set -eo pipefail; SECONDS=0; \
 	run() { echo; echo "$$ $$*"; "$$@"; }; \
 	run python tools/make_shards.py turbulence --out shards/turbulence --train 768; \
-	run deepspeed --num_gpus 2 dydiff_dist/train.py configs/turbulence_small.json; \
+	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) dydiff_dist/train.py configs/turbulence_small.json; \
 	run torchrun --nproc_per_node 2 tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
 	run python tools/evaluate.py $(DEMO_RUN)/forecasts --climatology shards/turbulence/train --out $(DEMO_RUN)/scores; \
 	echo; echo "demo: $$((SECONDS / 60)) min $$((SECONDS % 60)) s; data in shards/turbulence, TensorBoard logs, model and forecasts in" \
