@@ -87,7 +87,8 @@ class CheckpointStore:
 
     def _is_whole(self, folder: Path) -> bool:
         try:
-            sizes = json.loads((folder / "complete.json").read_text())["bytes"]
+            record = json.loads((folder / "complete.json").read_text())
+            sizes, _ = record["bytes"], [record[key] for key in ("step", "world_size", "config")]
             damaged = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
         except (OSError, ValueError, KeyError) as error:
             damaged = [f"complete.json ({type(error).__name__})"]
