@@ -1,15 +1,25 @@
 """Configuration of the denoising network."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from dydiff_dist.strict_config import StrictConfig
 
+NAMED_SIZES = {
+    "S": {"width": 384, "depth": 12, "num_heads": 6},
+    "B": {"width": 768, "depth": 12, "num_heads": 12},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+}
+"""What ``model.size`` stands for (the table of Peebles & Xie 2023)."""
+
 
 class VideoTransformerConfig(StrictConfig):
     """The latent video transformer, `dydiff_dist.models.VideoTransformer`."""
 
+    size: Literal["S", "B", "L", "XL"] | None = Field(default=None, exclude=True)
+    """Stands for width, depth and num_heads; what is stored and printed is those numbers."""
     width: PositiveInt
     """Channels per token, D."""
     depth: PositiveInt
@@ -32,9 +42,37 @@ class VideoTransformerConfig(StrictConfig):
     action_embedding: bool = True
     """Whether actions, where the data has them, also modulate their frame; they are input channels in any case."""
 
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        size = tree.get("size")
+        if size is None:
+            missing = [key for key in NAMED_SIZES["S"] if key not in tree]
+            if missing:
+                raise ValueError(f"{', '.join(missing)} not given; give size ({', '.join(NAMED_SIZES)}) or all numbers")
+            return tree
+        if size not in NAMED_SIZES:
+            raise ValueError(f"size is {size!r}; it must be one of {', '.join(NAMED_SIZES)}")
+        for key, number in NAMED_SIZES[size].items():
+            if tree.get(key, number) != number:
+                raise ValueError(f"size {size!r} means {key} {number}, {key} says {tree[key]!r}; remove either")
+        return {**tree, **NAMED_SIZES[size]}
+
     @model_validator(mode="after")
     def _check_heads(self) -> "VideoTransformerConfig":
-        if self.width % self.num_heads or (self.width // self.num_heads) % 4:
+        if self.width % self.num_heads or self.head_width % 4:
             raise ValueError(
                 f"width {self.width} over num_heads {self.num_heads} must be a multiple of 4; change either"
             )

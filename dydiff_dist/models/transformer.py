@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from dydiff_dist.models.attention import Attention, rotary_angles
 from dydiff_dist.models.conditioning import assemble_input, num_input_channels
 from dydiff_dist.models.config import VideoTransformerConfig
+from dydiff_dist.models.flops import NUM_TIMESTEP_FEATURES
 
 Angles = tuple[Tensor, Tensor]
-_NUM_FREQUENCIES = 256
 
 
 def timestep_features(timesteps_B: Tensor) -> Tensor:
     """Sinusoidal features of diffusion timesteps (Vaswani et al. 2017), (B, 256) float32."""
-    half = _NUM_FREQUENCIES // 2
+    half = NUM_TIMESTEP_FEATURES // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
     angles = timesteps_B.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
     def __init__(self, config: VideoTransformerConfig):
         super().__init__()
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        width, hidden = config.width, config.mlp_width
 
         def attention(causal: bool = False) -> ModulatedBranch:
             layer = Attention(width, config.num_heads, config.attention_backend, causal)
@@ -98,7 +98,7 @@ class VideoTransformer(nn.Module):
         self.config, self.num_channels, self.num_action_channels = config, num_channels, num_action_channels
         width, pixels = config.width, config.patch_size**2
         self.embed_patch = nn.Linear(num_input_channels(num_channels, num_action_channels) * pixels, width)
-        self.embed_timestep = nn.Sequential(nn.Linear(_NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_timestep = nn.Sequential(nn.Linear(NUM_TIMESTEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         embeds_actions = config.action_embedding and num_action_channels > 0
         self.embed_action = nn.Linear(num_action_channels, width) if embeds_actions else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -158,7 +158,7 @@ class VideoTransformer(nn.Module):
 
     def _angles(self, num_frames: int, rows: int, columns: int, device: torch.device) -> dict[str, Angles]:
         """Rotary angles of the token axes that the blocks attend over."""
-        head_width = self.config.width // self.config.num_heads
+        head_width = self.config.head_width
         axes = [torch.arange(n, device=device) for n in (num_frames, rows, columns)]
         if self.config.attention == "full":
             return {"full": rotary_angles(torch.cartesian_prod(*axes), head_width)}

@@ -125,7 +125,8 @@ def describe(plan: RunPlan) -> str:
         "output": config.output_dir,
         "data": f"{plan.train_shards.folder}: {num_samples} samples of {config.data.num_history_frames} + "
         f"{config.data.num_future_frames} frames, (C, H, W) = {shape}, {plan.train_shards.schema.num_actions} actions",
-        "network": f"{num_params / 1e6:.2f} M parameters, {training.precision}",
+        "network": f"{num_params / 1e6:.2f} M parameters (width {config.model.width}, depth {config.model.depth}, "
+        f"{config.model.num_heads} heads, patches of {config.model.patch_size}), {training.precision}",
         "process": f"gamma {config.diffusion.gamma_schedule} (ratio {config.diffusion.gamma_ratio}), predicts "
         f"{config.diffusion.prediction}",
         "training": f"{training.steps} steps of {training.global_batch_size} samples ({epochs:.1f} epochs)",
