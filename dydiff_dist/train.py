@@ -52,7 +52,12 @@ def main() -> int:
 
 def speaks() -> bool:
     """Before the ranks have joined they all fail alike, and rank 0 speaks for them; later each has its own errors."""
-    return read_world().is_main or torch.distributed.is_initialized()
+    if torch.distributed.is_initialized():
+        return True
+    try:
+        return read_world().is_main
+    except ValueError:  # the launcher's variables are the mistake: no rank knows which one it is
+        return True
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dydiff_dist.training.launchers import Launch, read_launch
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -27,22 +29,39 @@ class World:
 
 
 def read_world() -> World:
-    """The world as the launcher (deepspeed, torchrun) describes it in the environment; one process without a launcher.
+    """The world as the launcher describes it in the environment (`launchers`); one process without a launcher.
 
     Starts nothing, so it is safe before the configuration is checked.
+
+    Raises:
+        ValueError: the launcher's variables are incomplete or contradict each other, or there are more ranks than GPUs.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    # torchrun says LOCAL_WORLD_SIZE, deepspeed's launcher says LOCAL_SIZE
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    launch = read_launch(os.environ)
     return World(
-        rank=int(os.environ.get("RANK", 0)),
-        world_size=world_size,
-        local_rank=local_rank,
-        local_world_size=local_world_size,
-        device=device,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        local_rank=launch.local_rank,
+        local_world_size=launch.local_world_size,
+        device=_choose_device(launch),
     )
+
+
+def _choose_device(launch: Launch) -> torch.device:
+    """This rank's GPU: number ``local_rank`` of the machine, or the only visible one where srun bound one to each task.
+
+    Without any GPU, the CPU.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus == 0:
+        return torch.device("cpu")
+    if launch.launcher == "srun" and num_gpus == 1:
+        return torch.device("cuda", 0)
+    if launch.local_rank >= num_gpus:
+        raise ValueError(
+            f"{launch.local_world_size} ranks were started on a machine where {num_gpus} GPUs are visible; start "
+            f"{num_gpus} a machine, or change CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", launch.local_rank)
 
 
 def set_cpu_threads(world: World) -> int:
@@ -61,9 +80,10 @@ def start_process_group(world: World, timeout_minutes: float = 10) -> None:
     """
     if dist.is_initialized():
         return
+    launch = read_launch(os.environ)
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_ADDR", launch.master_addr or "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(launch.master_port or _free_port()))
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
