@@ -79,6 +79,7 @@ setup(
     extras_require={
         "gpu": ["xformers>=0.0.35"],
         "zarr": ["zarr>=3"],
+        "latents": ["diffusers>=0.42,<1"],
         "dev": ["pytest", "hypothesis", "ruff", "ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"],
     },
 )

@@ -41,6 +41,8 @@ def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) ->
             f"data.frame_stride is {config.frame_stride}, but {where} has actions, which lead from one frame to the "
             "next; set it to 1"
         )
+    if schema.has_logvar and config.crop_size is not None:
+        raise ValueError(f"data.crop_size cannot cut latents, which {where} holds; encode cropped frames instead")
     _, height, width = schema.shape
     crop_height, crop_width = config.crop_size or (height, width)
     if not (1 <= crop_height <= height and 1 <= crop_width <= width):
@@ -98,6 +100,13 @@ class SampleTransform:
         normal /= scale
         if augmented:
             out_SCHW[...] = self._augment(normal, draws)
+
+    def write_logvar(self, logvar_SCHW: np.ndarray, draws: np.ndarray | None, out_SCHW: np.ndarray) -> None:
+        """Puts the same frames' log-variance into ``out_SCHW``, float32, of frames in network units."""
+        start = self._start_frame(draws)
+        stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
+        log_scale = np.log(np.abs(np.asarray(self.scale)))[:, None, None].astype(np.float32)
+        np.subtract(logvar_SCHW[start : stop : self.config.frame_stride], 2 * log_scale, out=out_SCHW, casting="unsafe")
 
     def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
         """Puts the actions of the same frames into ``out_SA``, (S, A) float32."""

@@ -25,6 +25,7 @@ from dydiff_dist import __version__
 from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
     FrameSchema,
+    LatentsSchema,
     Manifest,
     ShardEntry,
     document_bytes,
@@ -80,6 +81,13 @@ class Source(ABC):
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Fixed (shift, scale) per channel, or None to take mean and standard deviation of the training split."""
         return None
+
+    def latents(self, split: str) -> LatentsSchema | None:
+        """What the manifest of ``split`` says of an autoencoder; None where frames are the data themselves."""
+        return None
+
+    def expect(self, tasks: list[ShardTask]) -> None:  # noqa: B027 - most sources have nothing to do here
+        """Hears which shards this process is about to read, in order, so that a source may read ahead."""
 
     def details(self) -> dict[str, Any]:
         """Facts for the manifest beyond the options."""
@@ -180,6 +188,8 @@ def _convert(
 def _run(jobs: list[tuple], num_processes: int) -> Iterator[tuple[ShardTask, ShardRecord]]:
     """Runs the jobs and yields (task, record) as they finish."""
     if num_processes <= 1 or len(jobs) <= 1:
+        if jobs:
+            jobs[0][0].expect([job[1] for job in jobs])
         for job in jobs:
             yield job[1], _write_task(*job)
         return
@@ -245,6 +255,7 @@ def _check_sample(sample: Sample, schema: FrameSchema) -> None:
     assert sample.frames.shape == (schema.num_frames, *schema.shape), (sample.key, sample.frames.shape, schema)
     assert sample.frames.dtype == np.dtype(schema.dtype), (sample.key, sample.frames.dtype, schema)
     assert (sample.actions is None) == (schema.num_actions == 0), sample.key
+    assert (sample.logvar is not None) == schema.has_logvar, sample.key
 
 
 def _write_manifests(source: Source, out: Path, finished: list[tuple[ShardTask, ShardRecord]]) -> dict[str, Path]:
@@ -276,6 +287,7 @@ def _write_manifests(source: Source, out: Path, finished: list[tuple[ShardTask, 
             statistics=moments[split].summary(np.asarray(shift), np.asarray(scale)),
             num_samples=sum(entry.num_samples for entry in entries),
             shards=entries,
+            latents=source.latents(split),
             details={
                 "options": source.config.model_dump(mode="json"),
                 "rejected_items": sum(len(record.bad_items) for record in records),

@@ -42,6 +42,21 @@ class FrameSchema(StrictConfig):
     """Changes that leave the data's law unchanged; a run may ask for no others."""
     vector_channels: tuple[int, int] | None = None
     """Channels that hold a vector along (W, H); flips and rotations turn them as a vector."""
+    has_logvar: bool = False
+    """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
+
+
+class LatentsSchema(StrictConfig):
+    """Of shards that hold an autoencoder's latents: which one made them, and from what."""
+
+    autoencoder_sha256: str
+    """Identity of the autoencoder, as its ``autoencoder.json`` states it."""
+    source_frames: FrameSchema
+    """What was encoded: the frames of the source shards."""
+    source_sha256: str
+    """Of the source shards' manifest."""
+    mirrored: bool = False
+    """Whether each sample is followed by the latents of its mirror image."""
 
 
 class FrameStatistics(StrictConfig):
@@ -94,6 +109,8 @@ class Manifest(StrictConfig):
     statistics: FrameStatistics
     num_samples: Annotated[int, Field(ge=1)]
     shards: tuple[ShardEntry, ...]
+    latents: LatentsSchema | None = None
+    """For latents of an autoencoder; None where the frames are the data themselves."""
     details: dict[str, Any] = {}
     """Facts about the source: options, rejected items, physical numbers."""
 

@@ -28,7 +28,7 @@ from dydiff_dist.data.manifest import (
     parse_document,
 )
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
-from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, Sample, index_path, scan_shard
+from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, LOGVAR_MEMBER, Sample, index_path, scan_shard
 from dydiff_dist.data.stores import LocalStore, Store
 
 logger = logging.getLogger(__name__)
@@ -228,12 +228,8 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sam
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:
         raise DamagedSampleError(f"{where} is not a readable tar member: {error}") from None
-    frames = _decode_array(members, FRAMES_MEMBER, where)
-    expected = (schema.num_frames, *schema.shape)
-    if frames.shape != expected or frames.dtype != np.dtype(schema.dtype):
-        raise DamagedSampleError(
-            f"{where} has frames {frames.dtype} {frames.shape}, the manifest says {schema.dtype} {expected}"
-        )
+    frames = _decode_frames(members, FRAMES_MEMBER, schema, where)
+    logvar = _decode_frames(members, LOGVAR_MEMBER, schema, where) if schema.has_logvar else None
     actions = None
     if schema.num_actions:
         actions = _decode_array(members, ACTIONS_MEMBER, where)
@@ -241,10 +237,10 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sam
             raise DamagedSampleError(
                 f"{where} has actions {actions.shape}, the manifest says {(schema.num_frames, schema.num_actions)}"
             )
-    for name, array in (("frames", frames), ("actions", actions)):
+    for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
         if array is not None and not _all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
-    return Sample(key, frames, actions)
+    return Sample(key, frames, actions, logvar=logvar)
 
 
 def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
@@ -269,6 +265,18 @@ def _all_finite(array: np.ndarray) -> bool:
         return True
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
+
+
+def _decode_frames(members: dict[str, memoryview], name: str, schema: FrameSchema, where: str) -> np.ndarray:
+    """A member of the frames' shape and type."""
+    array = _decode_array(members, name, where)
+    expected = (schema.num_frames, *schema.shape)
+    if array.shape != expected or array.dtype != np.dtype(schema.dtype):
+        raise DamagedSampleError(
+            f"{where} has {name.removesuffix('.npy')} {array.dtype} {array.shape}, the manifest says {schema.dtype} "
+            f"{expected}"
+        )
+    return array
 
 
 def _decode_array(members: dict[str, memoryview], name: str, where: str) -> np.ndarray:

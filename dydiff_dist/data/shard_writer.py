@@ -28,6 +28,7 @@ from dydiff_dist.data.statistics import FrameMoments
 
 FRAMES_MEMBER = "frames.npy"
 ACTIONS_MEMBER = "actions.npy"
+LOGVAR_MEMBER = "logvar.npy"
 STATES_MEMBER = "states.npy"
 META_MEMBER = "meta.json"
 
@@ -45,6 +46,8 @@ class Sample:
     meta: dict[str, Any] = field(default_factory=dict)
     states: np.ndarray | None = None
     """(S, D) float32, kept for other uses; training does not read it."""
+    logvar: np.ndarray | None = None
+    """Where ``frames`` are the mean of a Gaussian: the logarithm of its variance, of the same shape and type."""
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -77,7 +80,7 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
             keys.append(sample.key)
             offsets.append(writer.tarstream.offset)
             writer.write(_members(sample))
-            moments.add(sample.frames)
+            moments.add(sample.frames, sample.logvar)
         end = writer.tarstream.offset
         writer.close()
         file.flush()
@@ -124,6 +127,8 @@ def _build_index(name: str, file: BinaryIO, keys: list[str], offsets: list[int],
 def _members(sample: Sample) -> dict[str, Any]:
     """The tar members of a sample."""
     members: dict[str, Any] = {"__key__": sample.key, FRAMES_MEMBER: npy_bytes(sample.frames)}
+    if sample.logvar is not None:
+        members[LOGVAR_MEMBER] = npy_bytes(sample.logvar)
     if sample.actions is not None:
         members[ACTIONS_MEMBER] = npy_bytes(sample.actions.astype(np.float32))
     if sample.states is not None:

@@ -26,8 +26,12 @@ class FrameMoments:
         self.minimum = np.zeros(0)
         self.maximum = np.zeros(0)
 
-    def add(self, frames_SCHW: np.ndarray) -> None:
-        """Adds one sample (S, C, H, W)."""
+    def add(self, frames_SCHW: np.ndarray, logvar_SCHW: np.ndarray | None = None) -> None:
+        """Adds one sample (S, C, H, W).
+
+        With ``logvar`` the frames are the mean of a Gaussian, and mean, spread and covariance are those of its draws:
+        the variance, independent between frames, adds to lag 0 alone. Minimum and maximum are the mean's.
+        """
         S, C, H, W = frames_SCHW.shape
         frames_CSP = frames_SCHW.reshape(S, C, H * W).transpose(1, 0, 2).astype(np.float64)
         other = FrameMoments()
@@ -36,6 +40,8 @@ class FrameMoments:
         other.frame_sum = frames_CSP.sum(-1).T
         products_CSS = np.matmul(frames_CSP, frames_CSP.transpose(0, 2, 1))
         other.lag_product_sum = np.stack([np.trace(products_CSS, lag, 1, 2) for lag in range(S)])
+        if logvar_SCHW is not None:
+            other.lag_product_sum[0] += np.exp(logvar_SCHW.astype(np.float64)).sum((0, 2, 3))
         other.minimum = frames_CSP.min((1, 2))
         other.maximum = frames_CSP.max((1, 2))
         self.merge(other)

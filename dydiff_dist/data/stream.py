@@ -43,8 +43,9 @@ Loaded = tuple[Batch, list[str]] | DamagedSampleError
 class TrainStream:
     """The endless stream of one rank's micro-batches.
 
-    A batch is a dict (agreement 1): ``frames`` (B, S, C, H, W) float32 in network units, ``actions`` (B, S, A) float32
-    where the schema has them, ``sample_index`` (B,) int64, the position in the global order, and ``key`` list[str].
+    A batch is a dict (agreement 1): ``frames`` (B, S, C, H, W) float32 in network units, ``logvar`` like it and
+    ``actions`` (B, S, A) float32 where the schema has them, ``sample_index`` (B,) int64, the position in the global
+    order, and ``key`` list[str].
     """
 
     def __init__(
@@ -196,6 +197,8 @@ class BatchReader(Dataset):
     def _fill(self, sample: Sample, draws: np.ndarray | None, batch: Batch, row: int) -> None:
         """Puts a sample into a row of the batch."""
         self.transform.write_frames(sample.frames, draws, batch["frames"][row].numpy())
+        if "logvar" in batch:
+            self.transform.write_logvar(sample.logvar, draws, batch["logvar"][row].numpy())
         if "actions" in batch:
             self.transform.write_actions(sample.actions, draws, batch["actions"][row].numpy())
 
@@ -205,6 +208,8 @@ class BatchReader(Dataset):
             "sample_index": torch.tensor(positions),
             "key": [],
         }
+        if self.shards.schema.has_logvar:
+            batch["logvar"] = _zeros(len(positions), *self.transform.frame_shape)
         if self.shards.schema.num_actions:
             batch["actions"] = _zeros(len(positions), self.config.num_frames, self.shards.schema.num_actions)
         return batch

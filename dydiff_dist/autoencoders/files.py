@@ -1,0 +1,128 @@
+"""Reading and writing autoencoder folders: diffusers' two files, and autoencoder.json beside them.
+
+diffusers reads such a folder with ``AutoencoderKL.from_pretrained``. Nothing that runs is in it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dydiff_dist.autoencoders.autoencoder import Autoencoder
+from dydiff_dist.autoencoders.description import (
+    DESCRIPTION_NAME,
+    AutoencoderDescription,
+    find_autoencoder,
+    read_description,
+)
+from dydiff_dist.autoencoders.networks import CONFIG_NAME, WEIGHTS_NAME, NetworkFiles, network_from_config
+from dydiff_dist.data.manifest import document_bytes, file_sha256, write_atomically
+
+
+def save_autoencoder(
+    folder: str | Path, network: nn.Module, weights: Mapping[str, Tensor], **description: Any
+) -> AutoencoderDescription:
+    """Writes an autoencoder; an older one in the folder is replaced.
+
+    Args:
+        folder: made where needed.
+        network: diffusers' network, for its config.
+        weights: its weights, on any device.
+        description: fields of ``AutoencoderDescription`` beyond network, weights and config.
+
+    Returns:
+        What was written to autoencoder.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    config_data = (json.dumps({"_class_name": type(network).__name__, **config}, indent=1) + "\n").encode()
+    partial = folder / f".{WEIGHTS_NAME}.partial"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+    written = AutoencoderDescription(
+        network=type(network).__name__,
+        weights_sha256=file_sha256(partial),
+        config_sha256=hashlib.sha256(config_data).hexdigest(),
+        **description,
+    )
+    partial.replace(folder / WEIGHTS_NAME)
+    write_atomically(folder / CONFIG_NAME, config_data)
+    # last, as it is what makes the folder an autoencoder
+    write_atomically(folder / DESCRIPTION_NAME, document_bytes(written))
+    return written
+
+
+def copy_autoencoder(source: str | Path, folder: str | Path) -> None:
+    """Copies an autoencoder into ``folder``; what stands there already of the same identity is kept."""
+    source, folder = find_autoencoder(source), Path(folder)
+    if (folder / DESCRIPTION_NAME).is_file() and read_description(folder) == read_description(source):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        partial = folder / f".{name}.partial"
+        shutil.copyfile(source / name, partial)
+        partial.replace(folder / name)
+    write_atomically(folder / DESCRIPTION_NAME, (source / DESCRIPTION_NAME).read_bytes())
+
+
+def load_autoencoder(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    max_frames: int = 64,
+) -> Autoencoder:
+    """Loads the autoencoder in folder ``path``, or in its ``model/``, and checks it against its description.
+
+    Args:
+        path: the folder.
+        device: where it runs.
+        dtype: storage of weights and activations.
+        max_frames: frames that pass through it together.
+
+    Raises:
+        FileNotFoundError: no autoencoder there.
+        ValueError: a file that was altered or damaged, or diffusers is not installed.
+    """
+    folder = find_autoencoder(path)
+    description = read_description(folder)
+    for name, expected in ((WEIGHTS_NAME, description.weights_sha256), (CONFIG_NAME, description.config_sha256)):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; restore the autoencoder, or train it again")
+        if file_sha256(folder / name) != expected:
+            raise ValueError(
+                f"{folder / name} was altered or cut off: its SHA-256 differs from {DESCRIPTION_NAME}'s; restore it"
+            )
+    files = NetworkFiles(folder / CONFIG_NAME, folder / WEIGHTS_NAME)
+    network = load_network(files, periodic=description.periodic)
+    return Autoencoder(
+        network=network.to(device, dtype),
+        description=description,
+        device=torch.device(device),
+        dtype=dtype,
+        max_frames=max_frames,
+    )
+
+
+def load_network(files: NetworkFiles, *, periodic: bool = False) -> nn.Module:
+    """The network with its weights, frozen, in evaluation mode, float32 on the CPU.
+
+    Raises:
+        ValueError: weights that are damaged or don't fit the config.
+    """
+    network = network_from_config(files.read_config(), periodic=periodic)
+    try:
+        network.load_state_dict(load_file(files.weights))
+    except SafetensorError as error:
+        raise ValueError(f"{files.weights} is not a safetensors file: {error}") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{files.weights} doesn't fit {files.config.name} beside it: {reason}") from None
+    return network.float().eval().requires_grad_(False)
