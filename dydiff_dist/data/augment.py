@@ -12,6 +12,7 @@ import torch
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.scaling import history_scale
 from dydiff_kernels import NoiseCounter, Stream, uniform
 
 
@@ -92,6 +93,8 @@ class SampleTransform:
         start = self._start_frame(draws)
         stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
         cut = self._crop(frames_SCHW[start : stop : self.config.frame_stride], draws)
+        if self.schema.sample_scaling == "history_mean":
+            cut = cut / history_scale(cut[: self.config.num_history_frames])
         shift = np.asarray(self.shift, np.float32)[:, None, None]
         scale = np.asarray(self.scale, np.float32)[:, None, None]
         augmented = draws is not None and any(self.config.augmentation.model_dump().values())

@@ -89,6 +89,11 @@ class Source(ABC):
     def expect(self, tasks: list[ShardTask]) -> None:  # noqa: B027 - most sources have nothing to do here
         """Hears which shards this process is about to read, in order, so that a source may read ahead."""
 
+    def measured_frames(self, sample: Sample) -> np.ndarray:
+        """What the statistics are taken of, in place of the stored frames: those of data with ``sample_scaling``
+        divided by the sample's scale."""
+        return sample.frames
+
     def details(self) -> dict[str, Any]:
         """Facts for the manifest beyond the options."""
         return {}
@@ -238,7 +243,7 @@ def _write_task(source: Source, task: ShardTask, out: Path, fingerprint: str) ->
                 continue
             yield item
 
-    entry, moments = write_shard(tar_path, good_samples())
+    entry, moments = write_shard(tar_path, good_samples(), source.measured_frames)
     record = ShardRecord(
         fingerprint=fingerprint,
         entry=entry,

@@ -32,12 +32,13 @@ def describe(shards: ShardSet) -> list[str]:
         f"actions  {frames.num_actions or 'none'}",
         f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
     ]
+    stored = "stored" if frames.sample_scaling == "none" else "stored / mean |history|"
     names = frames.channels or tuple(str(channel) for channel in range(C))
     for channel, name in enumerate(names):
         lines.append(
             f"channel  {name}: mean {statistics.mean[channel]:.4g}, std {statistics.std[channel]:.4g}, "
             f"min {statistics.min[channel]:.4g}, max {statistics.max[channel]:.4g}; network units = "
-            f"(stored - {manifest.shift[channel]:.4g}) / {manifest.scale[channel]:.4g}"
+            f"({stored} - {manifest.shift[channel]:.4g}) / {manifest.scale[channel]:.4g}"
         )
     covariance = statistics.frame_autocovariance
     shown = ", ".join(f"{lag}: {covariance[lag]:.3f}" for lag in sorted({0, 1, 2, 4, 8, 11, S - 1}) if lag < S)

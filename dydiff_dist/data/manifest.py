@@ -42,6 +42,9 @@ class FrameSchema(StrictConfig):
     """Changes that leave the data's law unchanged; a run may ask for no others."""
     vector_channels: tuple[int, int] | None = None
     """Channels that hold a vector along (W, H); flips and rotations turn them as a vector."""
+    sample_scaling: Literal["none", "history_mean"] = "none"
+    """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
+    scale (``scaling.py``); the stored values keep their units."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
 
@@ -60,7 +63,8 @@ class LatentsSchema(StrictConfig):
 
 
 class FrameStatistics(StrictConfig):
-    """Statistics of the stored values over all frames and samples, from one pass."""
+    """Statistics over all frames and samples, from one pass: of the stored values, each sample divided by its own scale
+    where the schema says so."""
 
     count: int
     """Values per channel."""
@@ -103,7 +107,7 @@ class Manifest(StrictConfig):
     """Version of dydiff_dist that wrote the shards."""
     frames: FrameSchema
     shift: tuple[float, ...]
-    """Per channel; network units = (stored - shift) / scale."""
+    """Per channel; network units = (stored - shift) / scale, or (stored / sample scale - shift) / scale."""
     scale: tuple[float, ...]
     """Per channel, not 0."""
     statistics: FrameStatistics

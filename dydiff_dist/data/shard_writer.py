@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,8 +62,13 @@ def index_path(tar_path: Path) -> Path:
     return tar_path.with_suffix(".index.json")
 
 
-def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, FrameMoments]:
-    """Writes ``samples`` to ``tar_path`` and its index beside it; returns the manifest's entry and the frames' moments.
+def write_shard(
+    tar_path: Path,
+    samples: Iterable[Sample],
+    measured_frames: Callable[[Sample], np.ndarray] = lambda sample: sample.frames,
+) -> tuple[ShardEntry, FrameMoments]:
+    """Writes ``samples`` to ``tar_path`` and its index beside it; returns the manifest's entry and the moments of
+    ``measured_frames``.
 
     Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
     are fixed.
@@ -80,7 +85,7 @@ def write_shard(tar_path: Path, samples: Iterable[Sample]) -> tuple[ShardEntry, 
             keys.append(sample.key)
             offsets.append(writer.tarstream.offset)
             writer.write(_members(sample))
-            moments.add(sample.frames, sample.logvar)
+            moments.add(measured_frames(sample), sample.logvar)
         end = writer.tarstream.offset
         writer.close()
         file.flush()

@@ -151,6 +151,7 @@ def load_forecaster(
         num_future_frames=description.data.num_future_frames,
         shift=schema["shift"],
         scale=schema["scale"],
+        sample_scaling=schema.get("sample_scaling", "none"),
         num_action_channels=schema["num_actions"],
         device=device,
         dtype=dtype,

@@ -1,7 +1,8 @@
 """Ensemble forecasts from a trained network.
 
 Letters: B cases, M members, S_h history frames, S_f future frames, S = S_h + S_f, C channels, H W height and width,
-A action channels. *Stored units* are those of the shards, *network units* are (stored - shift) / scale.
+A action channels. *Stored units* are those of the shards, *network units* are (stored - shift) / scale, of
+series (stored / sample scale - shift) / scale, see ``data/scaling.py``.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.diffusion import DynamicalDiffusion, guided, rollout, sample, start_noise, timestep_grid
 from dydiff_dist.diffusion.samplers import Denoise
 from dydiff_dist.forecasting.config import SamplingConfig
@@ -41,6 +43,8 @@ class Forecaster:
     """Per channel, stored units."""
     scale: Sequence[float]
     """Per channel, stored units per network unit."""
+    sample_scaling: str = "none"
+    """"history_mean": a case is first divided by the mean absolute value of its history, as in training."""
     num_action_channels: int = 0
     """A; 0 where the data have no actions."""
     device: torch.device | str = "cpu"
@@ -77,7 +81,9 @@ class Forecaster:
         """
         shift, scale = (torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
         self._check_history(history)
-        normalized = (history.cpu().float() - shift) / scale
+        history = history.cpu().float()
+        unit = self._sample_scale(history)
+        normalized = (history / unit - shift) / scale
         futures = self.forecast_normalized(
             normalized,
             actions=actions,
@@ -86,7 +92,7 @@ class Forecaster:
             seed=seed,
             num_frames=num_frames,
         )
-        return futures.cpu() * scale + shift
+        return (futures.cpu() * scale + shift) * unit[:, None]
 
     @torch.no_grad()
     def forecast_normalized(
@@ -180,6 +186,12 @@ class Forecaster:
     def num_frames(self) -> int:
         """S, frames of one window."""
         return self.num_history_frames + self.num_future_frames
+
+    def _sample_scale(self, history: Tensor) -> Tensor:
+        """(B, 1, C, 1, 1), the unit of each case and channel; ones where the data are not scaled by sample."""
+        if self.sample_scaling == "none":
+            return torch.ones(len(history), 1, 1, 1, 1)
+        return torch.from_numpy(history_scale(history.numpy()))
 
     def _check_history(self, history: Tensor) -> None:
         wanted = f"(B, {self.num_history_frames}, {len(self.shift)}, H, W)"

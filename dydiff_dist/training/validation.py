@@ -60,6 +60,7 @@ class Validation:
             num_future_frames=config.data.num_future_frames,
             shift=manifest.shift,
             scale=manifest.scale,
+            sample_scaling=manifest.frames.sample_scaling,
             num_action_channels=manifest.frames.num_actions,
             device=device,
             dtype=dtype,

@@ -5,10 +5,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.timeseries import TimeseriesSource, TimeseriesSourceConfig
+from dydiff_dist.data.stream import TrainStream
+from dydiff_dist.diffusion.config import DiffusionConfig
+from dydiff_dist.forecasting import Forecaster
+from dydiff_dist.forecasting.config import SamplingConfig
 
 
 def windows(folder):
@@ -34,15 +40,65 @@ def test_exchange_windows_equal_slices_of_the_text(sample_data, tmp_path):
     assert 50 * (len(train) - 1) + 60 <= 7588 - 150 - 60
 
 
-def test_mean_scaling_divides_by_the_context(tmp_path):
+@pytest.fixture
+def ramps(tmp_path):
+    """Shards of three ramps, one of them constant zero, with context 3 and horizon 2."""
     values = np.arange(1, 41, dtype=float)[:, None] * [1.0, -10.0, 0.0]
     np.savetxt(tmp_path / "series.txt", values, delimiter=",")
     config = TimeseriesSourceConfig(train_file=str(tmp_path / "series.txt"), horizon=2, context=3, valid_windows=0)
     convert(TimeseriesSource(config), tmp_path / "out")
-    first = windows(tmp_path / "out" / "train")[0]
-    np.testing.assert_allclose(first[:, 0], np.arange(1, 6) / 2, rtol=1e-6)
-    np.testing.assert_allclose(first[:, 1], -np.arange(1, 6) / 2, rtol=1e-6)
-    assert not first[:, 2].any()
+    return tmp_path / "out"
+
+
+def test_mean_scaling_leaves_the_files_values_and_divides_by_the_context_when_read(ramps):
+    assert np.array_equal(windows(ramps / "train")[0], np.arange(1, 6)[:, None] * np.float32([1, -10, 0]))
+    shards = ShardSet.open(ramps / "train")
+    config = DataConfig(train="-", num_history_frames=3, num_future_frames=2, shuffle_window_bytes=0, num_workers=0)
+    batch = next(iter(TrainStream(shards, config, 0, 2, 2)))
+    shift, scale = (np.float32(x) for x in (shards.manifest.shift, shards.manifest.scale))
+    ramp = np.arange(1, 6, dtype=np.float32)
+    for first, frames in zip((1, 2), batch["frames"].numpy()[..., 0, 0], strict=True):
+        scaled = (ramp + first - 1) / (first + 1)  # the context's mean is its middle value
+        expected = (np.stack([scaled, -scaled, 0 * scaled], 1) - shift) / scale
+        np.testing.assert_allclose(frames, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_statistics_are_of_scaled_windows(ramps):
+    shards = ShardSet.open(ramps / "train")
+    scaled = np.stack(
+        [window / np.abs(window[:3]).mean(0) for window in windows(ramps / "train")[:, :, :2].astype(float)]
+    )
+    np.testing.assert_allclose(shards.manifest.shift[:2], scaled.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(shards.manifest.scale[:2], scaled.std((0, 1)), rtol=1e-6)
+
+
+class ContinuesTheMean(torch.nn.Module):
+    """Predicts x0 = 0 in network units: the mean of the data, whatever the noise."""
+
+    def forward(self, z, timesteps, history, actions=None):
+        return torch.zeros_like(z)
+
+
+def test_forecasts_come_out_in_the_files_units(ramps):
+    """A network that forecasts the mean gives shift times the context's mean, for each variate and case."""
+    manifest = ShardSet.open(ramps / "train").manifest
+    forecaster = Forecaster(
+        network=ContinuesTheMean(),
+        diffusion=DiffusionConfig(prediction="x0").build(None),
+        sampling=SamplingConfig(num_steps=3),
+        num_history_frames=3,
+        num_future_frames=2,
+        shift=manifest.shift,
+        scale=manifest.scale,
+        sample_scaling=manifest.frames.sample_scaling,
+    )
+    history = torch.from_numpy(windows(ramps / "train")[[0, 7], :3, :, None, None])
+    forecast = forecaster.forecast(history, num_members=2)
+    expected = history.abs().mean((1, 3, 4)) * torch.tensor(manifest.shift)
+    for member in forecast.unbind(1):
+        torch.testing.assert_close(
+            member[:, :, :2, 0, 0], expected[:, None, :2].expand(2, 2, 2).float(), rtol=1e-5, atol=0
+        )
 
 
 def test_json_lines_with_rolling_test_series(tmp_path):

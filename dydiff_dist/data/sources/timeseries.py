@@ -21,6 +21,7 @@ from pydantic import Field
 
 from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
 
@@ -56,8 +57,8 @@ class TimeseriesSourceConfig(StrictConfig):
     train_step: Annotated[int, Field(ge=1)] = 1
     """Times between the starts of two training windows."""
     scaling: Literal["none", "mean"] = "mean"
-    """Divide each variate of a window by the mean absolute value of its context (kept as "scale" in the sample's
-    metadata), or leave the values."""
+    """mean: a run divides each variate of a window by the mean absolute value of its context, and multiplies forecasts
+    by it, so that they come out in the units of the file; the shards hold the file's values either way."""
     samples_per_shard: Annotated[int, Field(ge=1)] = 4096
     """Windows of one shard."""
 
@@ -128,9 +129,7 @@ class TimeseriesSource(Source):
             if not np.isfinite(window_SD).all():
                 yield BadItem(f"window at time {start}", "it holds NaN or infinite values")
                 continue
-            scale_D = self._scale(window_SD)
-            values = (window_SD / scale_D).astype(np.float32)[:, :, None, None]
-            yield Sample(key, values, meta={"start": start, "scale": scale_D.tolist()})
+            yield Sample(key, window_SD.astype(np.float32)[:, :, None, None], meta={"start": start})
 
     def schema(self, sample: Sample) -> FrameSchema:
         """One channel per variate, one pixel."""
@@ -139,10 +138,15 @@ class TimeseriesSource(Source):
             shape=sample.frames.shape[1:],
             dtype="float32",
             channels=tuple(f"variate_{number}" for number in range(sample.frames.shape[1])),
-            units="values over the context's mean absolute value"
-            if self.config.scaling == "mean"
-            else "as in the file",
+            units="as in the file",
+            sample_scaling="history_mean" if self.config.scaling == "mean" else "none",
         )
+
+    def measured_frames(self, sample: Sample) -> np.ndarray:
+        """As a run with this context would scale them."""
+        if self.config.scaling == "none":
+            return sample.frames
+        return sample.frames / history_scale(sample.frames[: self.config.resolved_context()])
 
     def details(self) -> dict[str, Any]:
         """The resolved protocol."""
@@ -185,13 +189,6 @@ class TimeseriesSource(Source):
                 f"{path}: a series of {len(groups[0])} times is shorter than context + horizon {self._window}"
             )
         return groups
-
-    def _scale(self, window_SD: np.ndarray) -> np.ndarray:
-        """(D,): mean absolute value of the context; 1 where that is 0 or where no scaling is asked."""
-        if self.config.scaling == "none":
-            return np.ones(window_SD.shape[1])
-        scale = np.abs(window_SD[: self.config.resolved_context()]).mean(0)
-        return np.where(scale > 0, scale, 1.0)
 
 
 def read_series(path: Path) -> np.ndarray:
