@@ -6,7 +6,7 @@ Each section's class stands beside the part that it configures; this module only
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.models.config import VideoTransformerConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
-from dydiff_dist.training.config import TrainingConfig
+from dydiff_dist.training.config import DiffusionTrainingConfig, TrainingConfig
 
 
 class KernelsConfig(StrictConfig):
@@ -25,29 +25,46 @@ class KernelsConfig(StrictConfig):
     """auto: Triton on GPUs, C++ on CPUs, torch where that is not to be had; what runs is logged once per operation."""
 
 
-class RunConfig(StrictConfig):
-    """Everything that defines a run."""
+class BaseRunConfig(StrictConfig):
+    """What every kind of training run has; each task adds its own sections."""
+
+    fixed_sections: ClassVar[tuple[str, ...]] = ("data", "seed")
+    """Sections that a resumed run must have in common with its checkpoint."""
 
     output_dir: str
     """Folder of everything the run writes; relative to the working folder."""
     seed: int = 0
     """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
     data: DataConfig
-    model: VideoTransformerConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    sampling: SamplingConfig = SamplingConfig()
     training: TrainingConfig
-    kernels: KernelsConfig = KernelsConfig()
     deepspeed: dict[str, Any] = {}
     """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+class RunConfig(BaseRunConfig):
+    """Everything that defines the training of a forecaster, and its forecasts."""
+
+    fixed_sections = ("model", "diffusion", "data", "seed")
+
+    model: VideoTransformerConfig
+    training: DiffusionTrainingConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    kernels: KernelsConfig = KernelsConfig()
+
+
+AnyRunConfig = TypeVar("AnyRunConfig", bound=BaseRunConfig)
+
+
+def load_config(
+    path: str | Path, overrides: list[str] | None = None, config_type: type[AnyRunConfig] = RunConfig
+) -> AnyRunConfig:
     """Reads a run configuration.
 
     Args:
         path: JSON file.
         overrides: ``section.key=value`` each; the value is JSON, or a plain string where it isn't.
+        config_type: the kind of run.
 
     Raises:
         FileNotFoundError: no such file.
@@ -62,15 +79,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     for override in overrides or []:
         _apply_override(tree, override)
-    return parse_config(tree, source=str(path))
+    return parse_config(tree, source=str(path), config_type=config_type)
 
 
-def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
+def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConfig] = RunConfig) -> AnyRunConfig:
     """Validates a configuration tree as read from JSON; ``source`` names it in errors."""
     try:
-        return RunConfig.model_validate_json(json.dumps(tree))
+        return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ValueError(f"{source}: {describe_error(error, RunConfig)}") from None
+        raise ValueError(f"{source}: {describe_error(error, config_type)}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

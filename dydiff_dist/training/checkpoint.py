@@ -13,14 +13,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from dydiff_dist.training.distributed import World, barrier
 from dydiff_dist.training.ema import ShardedEMA
+from dydiff_dist.training.position import RunPosition
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +36,27 @@ class CheckpointStore:
     def __init__(self, folder: Path, world: World, keep_last: int):
         self.folder, self.world, self.keep_last = folder, world, keep_last
 
-    def save(self, step: int, engine, ema: ShardedEMA, config: dict) -> Path:
-        """Writes the state after ``step`` steps and deletes what is older than the last ``keep_last``."""
-        final = self.folder / f"step_{step:06d}"
+    def save(self, position: RunPosition, engines: Mapping[str, Any], ema: ShardedEMA, config: dict) -> Path:
+        """Writes the state at ``position`` and deletes what is older than the last ``keep_last``.
+
+        Args:
+            position: the same on every rank.
+            engines: the run's only engine, by its network's name.
+            ema: its moving average.
+            config: the run's, as JSON types.
+        """
+        (engine,) = engines.values()
+        final = self.folder / f"step_{position.step:06d}"
         partial = self.folder / f".{final.name}.partial"
         if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         barrier()
-        engine.save_checkpoint(str(self.folder), tag=partial.name, client_state={"step": step}, save_latest=False)
+        engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         save_file(ema.state_dict(), partial / f"ema_rank_{self.world.rank:05d}.safetensors")
         barrier()
         if self.world.is_main:
-            _seal(partial, {"step": step, "world_size": self.world.world_size, "config": config})
+            _seal(partial, {"position": asdict(position), "world_size": self.world.world_size, "config": config})
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _flush(self.folder)
@@ -53,17 +64,20 @@ class CheckpointStore:
         barrier()
         return final
 
-    def load_latest(self, engine, ema: ShardedEMA, check_config: Callable[[dict], None]) -> int:
-        """Loads the newest complete checkpoint; returns the steps it had done, 0 if there is none.
+    def load_latest(
+        self, engines: Mapping[str, Any], ema: ShardedEMA, check_config: Callable[[dict], None]
+    ) -> RunPosition:
+        """Loads the newest complete checkpoint; returns its position, the start if there is none.
 
         Args:
-            engine: takes weights, optimizer and schedule.
+            engines: the run's only engine, by its network's name; takes weights, optimizer and schedule.
             ema: takes its shards.
             check_config: called with the checkpoint's configuration before anything is loaded; raises to refuse it.
 
         Raises:
             ValueError: the checkpoint was written by another number of ranks, or ``check_config`` refuses it.
         """
+        (engine,) = engines.values()
         for folder in reversed(self.complete()):
             state = json.loads((folder / "complete.json").read_text())
             if state["world_size"] != self.world.world_size:
@@ -74,8 +88,8 @@ class CheckpointStore:
             check_config(state["config"])
             engine.load_checkpoint(str(self.folder), tag=folder.name)
             ema.load_state_dict(load_file(folder / f"ema_rank_{self.world.rank:05d}.safetensors"))
-            return state["step"]
-        return 0
+            return RunPosition(**state["position"])
+        return RunPosition()
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first; damaged ones are left out with a warning."""
@@ -88,7 +102,7 @@ class CheckpointStore:
     def _is_whole(self, folder: Path) -> bool:
         try:
             record = json.loads((folder / "complete.json").read_text())
-            sizes, _ = record["bytes"], [record[key] for key in ("step", "world_size", "config")]
+            sizes, _ = record["bytes"], [record[key] for key in ("position", "world_size", "config")]
             damaged = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
         except (OSError, ValueError, KeyError) as error:
             damaged = [f"complete.json ({type(error).__name__})"]

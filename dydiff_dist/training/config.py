@@ -33,8 +33,6 @@ class TrainingConfig(StrictConfig):
     """Largest norm of the gradient over all parameters."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay per step of the weights' moving average; it starts at 1/10 and grows as (1 + step) / (10 + step)."""
-    conditioning_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a sample's history is replaced by noise, for classifier-free guidance."""
     log_every_steps: PositiveInt = 20
     """Steps between lines in the log and TensorBoard."""
     checkpoint_every_steps: PositiveInt = 500
@@ -42,11 +40,7 @@ class TrainingConfig(StrictConfig):
     keep_last_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted once a newer one is complete."""
     validate_every_steps: NonNegativeInt = 500
-    """Steps between validation forecasts; 0 turns them off."""
-    num_validation_cases: PositiveInt = 8
-    """Cases forecast at each validation, over all ranks."""
-    num_validation_members: PositiveInt = 4
-    """Ensemble members of each validation forecast."""
+    """Steps between validations; 0 turns them off."""
 
     @model_validator(mode="after")
     def _check_steps(self) -> "TrainingConfig":
@@ -60,6 +54,17 @@ class TrainingConfig(StrictConfig):
                 f"training.micro_batch_per_gpu {self.micro_batch_per_gpu}; change either"
             )
         return self
+
+
+class DiffusionTrainingConfig(TrainingConfig):
+    """The training loop of a denoising network."""
+
+    conditioning_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a sample's history is replaced by noise, for classifier-free guidance."""
+    num_validation_cases: PositiveInt = 8
+    """Cases forecast at each validation, over all ranks."""
+    num_validation_members: PositiveInt = 4
+    """Ensemble members of each validation forecast."""
 
 
 def accumulation_steps(config: TrainingConfig, world_size: int) -> int:

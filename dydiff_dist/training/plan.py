@@ -1,42 +1,32 @@
-"""What a run will be, checked before anything large is built: configuration, data, network, memory, ranks.
-
-Letters: C channels, H W height and width, A action channels, P parameters.
-"""
+"""What a run will be, checked before anything large is built: configuration, data, network, memory, ranks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dydiff_dist.config import RunConfig
+from dydiff_dist.config import BaseRunConfig
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.models import build_network
-from dydiff_dist.models.attention import resolve_attention
 from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.deepspeed_config import check_deepspeed, zero_stage
 from dydiff_dist.training.distributed import World
 from dydiff_dist.training.optimizer import num_parameters
 
+if TYPE_CHECKING:
+    from dydiff_dist.training.task import Task
+
 _GIB = 2**30
-_FIXED_SECTIONS = ("model", "diffusion", "data", "seed")
-"""Sections that a resumed run must have in common with its checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """A validated run: its configuration, its data opened, its ranks."""
 
-    config: RunConfig
+    config: BaseRunConfig
     world: World
     train_shards: ShardSet
     valid_shards: ShardSet | None
-
-    @property
-    def network_sizes(self) -> dict[str, int]:
-        """What the network takes from the data: channel counts."""
-        schema = self.train_shards.schema
-        return {"num_channels": schema.shape[0], "num_action_channels": schema.num_actions}
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -71,7 +61,7 @@ class RunPlan:
             ValueError: naming the first key that differs.
         """
         present = self.config.model_dump(mode="json")
-        for section in _FIXED_SECTIONS:
+        for section in self.config.fixed_sections:
             for key, (old, new) in _differences(saved[section], present[section], section).items():
                 raise ValueError(
                     f"{self.config.output_dir} holds a run with {key} = {old!r}, the configuration says {new!r}; set "
@@ -79,15 +69,14 @@ class RunPlan:
                 )
 
 
-def make_plan(config: RunConfig, world: World) -> RunPlan:
-    """Opens the data and checks everything that can be checked without memory or other ranks.
+def make_plan(config: BaseRunConfig, world: World) -> RunPlan:
+    """Opens the data and checks all that doesn't depend on what is trained.
 
     Raises:
         ValueError, FileNotFoundError: one line with what is wrong and what to change.
     """
     accumulation_steps(config.training, world.world_size)
     check_deepspeed(config.deepspeed, config.training)
-    resolve_attention(config.model.attention_backend, world.device.type)
     train = ShardSet.open(config.data.train, remote=config.data.remote)
     valid = ShardSet.open(config.data.valid, remote=config.data.remote) if config.data.valid else None
     for shards in filter(None, (train, valid)):
@@ -100,35 +89,28 @@ def make_plan(config: RunConfig, world: World) -> RunPlan:
             f"{valid.folder} has frames {valid.schema.shape} and {valid.schema.num_actions} actions, {train.folder} "
             f"has {train.schema.shape} and {train.schema.num_actions}; data.train and data.valid must agree"
         )
-    num_cases = config.training.num_validation_cases
-    if valid is not None and config.training.validate_every_steps and num_cases > len(valid):
-        raise ValueError(
-            f"training.num_validation_cases is {num_cases}, {valid.folder} has {len(valid)} samples; lower it"
-        )
-    plan = RunPlan(config=config, world=world, train_shards=train, valid_shards=valid)
-    _check_patches(plan)
-    return plan
+    return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid)
 
 
-def describe(plan: RunPlan) -> str:
-    """The resolved run in a few lines: data, network, memory, ranks, schedule."""
+def describe(task: "Task") -> str:
+    """The resolved run in a few lines: data, networks, memory, ranks, schedule, and the task's own facts."""
+    plan = task.plan
     config, world, training = plan.config, plan.world, plan.config.training
     shape, num_samples = plan.train_shards.schema.shape, len(plan.train_shards)
     with torch.device("meta"):
-        num_params = num_parameters(build_network(config.model, **plan.network_sizes).parameters())
+        sizes = {name: num_parameters(network.parameters()) for name, network in task.build_networks().items()}
     accumulation = accumulation_steps(training, world.world_size)
     epochs = training.steps * training.global_batch_size / num_samples
     stage = zero_stage(config.deepspeed)
-    memory = memory_per_rank_bytes(num_params, world.world_size, stage, training.precision)
+    memory = memory_per_rank_bytes(sum(sizes.values()), world.world_size, stage, training.precision)
     parts = ", ".join(f"{part} {_gib(size)}" for part, size in memory.items())
     lines = {
         "output": config.output_dir,
         "data": f"{plan.train_shards.folder}: {num_samples} samples of {config.data.num_history_frames} + "
         f"{config.data.num_future_frames} frames, (C, H, W) = {shape}, {plan.train_shards.schema.num_actions} actions",
-        "network": f"{num_params / 1e6:.2f} M parameters (width {config.model.width}, depth {config.model.depth}, "
-        f"{config.model.num_heads} heads, patches of {config.model.patch_size}), {training.precision}",
-        "process": f"gamma {config.diffusion.gamma_schedule} (ratio {config.diffusion.gamma_ratio}), predicts "
-        f"{config.diffusion.prediction}",
+        "networks": ", ".join(f"{name} {size / 1e6:.2f} M parameters" for name, size in sizes.items())
+        + f", {training.precision}",
+        **task.facts(),
         "training": f"{training.steps} steps of {training.global_batch_size} samples ({epochs:.1f} epochs)",
         "ranks": f"{world.world_size} on {world.device.type}; {training.micro_batch_per_gpu} samples x {accumulation} "
         f"accumulation x {world.world_size} ranks",
@@ -152,16 +134,6 @@ def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precisio
         "optimizer": (master + 8) * (share if stage >= 1 else num_params),
         "EMA": 4 * (share if stage >= 1 else num_params),
     }
-
-
-def _check_patches(plan: RunPlan) -> None:
-    """The patch size must divide the frames as the network sees them."""
-    height, width = plan.config.data.crop_size or plan.train_shards.schema.shape[1:]
-    patch = plan.config.model.patch_size
-    if height % patch or width % patch:
-        raise ValueError(
-            f"model.patch_size {patch} does not divide frames of {height}x{width}; change it or data.crop_size"
-        )
 
 
 def _differences(old: Any, new: Any, key: str) -> dict[str, tuple[Any, Any]]:

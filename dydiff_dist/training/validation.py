@@ -1,15 +1,14 @@
 """Forecasts of the validation set during training, scored with the same functions as any evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dydiff_dist.diffusion import DynamicalDiffusion
 from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
-from dydiff_dist.models import build_network
 from dydiff_dist.training.distributed import gather_objects
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
@@ -24,14 +23,13 @@ class Validation:
     rank, so uneven shares of cases can't hang a sharded run.
     """
 
-    def __init__(self, plan: RunPlan, diffusion: DynamicalDiffusion):
-        self.plan, self.diffusion = plan, diffusion
-        self.cases = CaseReader(plan.valid_shards, plan.config.data) if plan.valid_shards else None
+    def __init__(self, plan: RunPlan, diffusion: DynamicalDiffusion, build_network: Callable[[], nn.Module]):
+        """``plan`` has validation shards."""
+        self.plan, self.diffusion, self.build_network = plan, diffusion, build_network
+        self.cases = CaseReader(plan.valid_shards, plan.config.data)
 
     def run(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
         """Forecasts with ``weights`` and writes CRPS and MSE over all lead times beside persistence's. Collective."""
-        if self.cases is None:
-            return
         first: list[ForecastCase] = []
         evaluation = self._merge(evaluate(self._forecasts(self._forecaster(weights), first)))
         for case, reason in evaluation.errors.items():
@@ -49,7 +47,7 @@ class Validation:
     def _forecaster(self, weights: dict[str, Tensor]) -> Forecaster:
         """A forecaster with these weights on this rank's device."""
         config, manifest = self.plan.config, self.plan.train_shards.manifest
-        network = build_network(config.model, **self.plan.network_sizes)
+        network = self.build_network()
         network.load_state_dict(weights)
         device, dtype = self.plan.world.device, self.plan.network_dtype
         return Forecaster(

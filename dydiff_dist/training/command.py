@@ -1,0 +1,64 @@
+"""The command line that all training programs share: check, print the plan, train, say how it ended."""
+
+import argparse
+import logging
+import signal
+
+import torch
+
+from dydiff_dist.config import load_config
+from dydiff_dist.errors import run_command
+from dydiff_dist.training.distributed import read_world
+from dydiff_dist.training.engine import quiet_deepspeed
+from dydiff_dist.training.plan import describe, make_plan
+from dydiff_dist.training.task import Task
+
+
+def run_training(task_type: type[Task], description: str) -> None:
+    """Runs one training program to its exit status.
+
+    Args:
+        task_type: what is trained.
+        description: the program's help.
+    """
+    run_command(lambda: _train(task_type, _parse(description)), _speaks)
+
+
+def _parse(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="run configuration, a JSON file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved run, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher passes it
+    return parser.parse_intermixed_args()  # options may stand between the overrides
+
+
+def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
+    """Checks, builds, trains; returns the exit status."""
+    world = read_world()
+    logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
+    quiet_deepspeed()
+    config = load_config(arguments.config, arguments.overrides, task_type.config_type)
+    task = task_type(make_plan(config, world))
+    if world.is_main:
+        print(describe(task), flush=True)
+    if arguments.dry_run:
+        return 0
+
+    from dydiff_dist.training.trainer import Trainer  # imports DeepSpeed, seconds that an error above need not wait for
+
+    with Trainer(task) as trainer:
+        received = trainer.train()
+    if received and world.is_main:
+        print(f"stopped by {signal.Signals(received).name} after step {trainer.step}; the same command resumes")
+    return 130 if received == signal.SIGINT else 0
+
+
+def _speaks() -> bool:
+    """Before the ranks have joined they all fail alike, and rank 0 speaks for them; later each has its own errors."""
+    if torch.distributed.is_initialized():
+        return True
+    try:
+        return read_world().is_main
+    except ValueError:  # the launcher's variables are the mistake: no rank knows which one it is
+        return True
