@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
 
@@ -26,6 +27,21 @@ def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     block = block_size(inner)
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
+
+
+@triton.jit
+def program_block(R, BLOCK: tl.constexpr):
+    """What this program owns of frames of R elements: sample b, first element, and all its elements [BLOCK], int64."""
+    num_blocks = tl.cdiv(R, BLOCK)
+    b = (tl.program_id(0) // num_blocks).to(tl.int64)
+    start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
+    return b, start, start + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def offset_in_sample(s, R, start):
+    """Number of element ``start`` of frame ``s`` within its sample, int64; the noise is counted by it."""
+    return s * tl.cast(R, tl.int64) + start
 
 
 def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:

@@ -6,7 +6,16 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame
-from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape, noise_arguments
+from dydiff_kernels.gpu import (
+    coefficient_table,
+    contiguous,
+    contiguous_room,
+    deliver,
+    launch_shape,
+    noise_arguments,
+    offset_in_sample,
+    program_block,
+)
 from dydiff_kernels.noise.triton_kernel import noise_block
 
 if TYPE_CHECKING:
@@ -45,12 +54,8 @@ def _add_noise_kernel(
     ALIGNED: tl.constexpr,
 ):
     """One block of one sample, frame by frame: (posterior sample), μ, ε̃, z, target."""
-    num_blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
-    r = start + tl.arange(0, BLOCK)
+    b, start, r = program_block(R, BLOCK)
     mask = r < R
-    frame_size = tl.cast(R, tl.int64)
     row = table_ptr + 6 * b
     signal, spread, keep, carry = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5)
@@ -58,19 +63,18 @@ def _add_noise_kernel(
     mixed = tl.zeros([BLOCK], tl.float32)
     for s in range(S):
         offset = (b * S + s) * R + r
-        first = s * frame_size + start
         x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if logvar_ptr is not None:
             n = noise_block(
                 posterior_ptr, posterior_index_ptr, posterior_key0, posterior_key1, posterior_step, posterior_stream,
-                b, offset, first, mask, BLOCK, ALIGNED,
+                b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
             )  # fmt: skip
             logvar = tl.load(logvar_ptr + offset, mask=mask, other=0.0).to(tl.float32)
             x = scale * (x + tl.exp(0.5 * logvar) * n)
         mean = mix_frame(s, keep, carry, x, mean)
         noise = noise_block(
             noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
-            b, offset, first, mask, BLOCK, ALIGNED,
+            b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
         )  # fmt: skip
         mixed = mix_frame(s, noise_keep, noise_carry, noise, mixed)
         z = signal * mean + spread * mixed

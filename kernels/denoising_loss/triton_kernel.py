@@ -7,7 +7,14 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame
-from dydiff_kernels.gpu import coefficient_table, contiguous, launch_shape, noise_arguments
+from dydiff_kernels.gpu import (
+    coefficient_table,
+    contiguous,
+    launch_shape,
+    noise_arguments,
+    offset_in_sample,
+    program_block,
+)
 from dydiff_kernels.noise.triton_kernel import draw_normals
 
 if TYPE_CHECKING:
@@ -34,11 +41,7 @@ def _denoising_loss_kernel(
     ALIGNED: tl.constexpr,
 ):
     """One block of one sample: its part of Σ w (output - target)² (``partial_ptr``), or the gradient (``grad_ptr``)."""
-    num_blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
-    r = start + tl.arange(0, BLOCK)
-    frame_size = tl.cast(R, tl.int64)
+    b, start, r = program_block(R, BLOCK)
     if target_ptr is None:
         keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
         index = tl.load(noise_index_ptr + b)
@@ -49,7 +52,7 @@ def _denoising_loss_kernel(
         weight = tl.load(weights_ptr + b * S + s)
         mask = r < tl.where(weight != 0.0, R, 0)  # masked frames are not read, whatever they hold
         if target_ptr is None:
-            first = s * frame_size + start
+            first = offset_in_sample(s, R, start)
             noise = draw_normals(index, noise_key0, noise_key1, noise_step, noise_stream, first, BLOCK, ALIGNED)
             target = mix_frame(s, keep, carry, noise, target)
         else:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.frame_mix.reference import frame_coefficients
-from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape
+from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape, program_block
 
 if TYPE_CHECKING:
     from dydiff_kernels.frame_mix import FrameFilter
@@ -28,9 +28,7 @@ def unmix_frame(s, inverse_keep, carry, x, before):
 @triton.jit
 def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """One block of one sample, frame by frame; KIND is a ``FrameFilter``."""
-    num_blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    r = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, _, r = program_block(R, BLOCK)
     mask = r < R
     keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
     inverse_keep = 1.0 / keep

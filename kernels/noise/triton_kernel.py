@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
-from dydiff_kernels.gpu import launch_shape, noise_arguments
+from dydiff_kernels.gpu import launch_shape, noise_arguments, program_block
 
 
 @triton.jit
@@ -128,10 +128,7 @@ def _normal_kernel(
     ALIGNED: tl.constexpr,
 ):
     """Writes the normals of one block of one sample; S is 1."""
-    num_blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    first = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
-    r = first + tl.arange(0, BLOCK)
+    b, first, r = program_block(R, BLOCK)
     index = tl.load(noise_index_ptr + b)
     n = draw_normals(index, noise_key0, noise_key1, noise_step, noise_stream, first, BLOCK, ALIGNED)
     tl.store(out_ptr + b * S * R + r, n.to(out_ptr.dtype.element_ty), mask=r < R)

@@ -6,7 +6,16 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame, unmix_frame
-from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape, noise_arguments
+from dydiff_kernels.gpu import (
+    coefficient_table,
+    contiguous,
+    contiguous_room,
+    deliver,
+    launch_shape,
+    noise_arguments,
+    offset_in_sample,
+    program_block,
+)
 from dydiff_kernels.noise.triton_kernel import noise_block
 
 if TYPE_CHECKING:
@@ -48,12 +57,8 @@ def _reverse_step_kernel(
     ALIGNED: tl.constexpr,
 ):
     """One block of one sample, frame by frame: guidance, x̂, clamp, combination, η-noise, mixing."""
-    num_blocks = tl.cdiv(R, BLOCK)
-    b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    start = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK
-    r = start + tl.arange(0, BLOCK)
+    b, start, r = program_block(R, BLOCK)
     mask = r < R
-    frame_size = tl.cast(R, tl.int64)
     row = table_ptr + 11 * b
     guidance, from_z, from_output = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     keep, carry, next_keep, next_carry = tl.load(row + 3), tl.load(row + 4), tl.load(row + 9), tl.load(row + 10)
@@ -87,7 +92,7 @@ def _reverse_step_kernel(
         if (noise_ptr is not None) or (noise_index_ptr is not None):
             total += sigma * noise_block(
                 noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
-                b, offset, s * frame_size + start, mask, BLOCK, ALIGNED,
+                b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
             )  # fmt: skip
         if DEPENDENT:
             next_mixed = mix_frame(s, next_keep, next_carry, total, next_mixed)
