@@ -1,0 +1,150 @@
+"""Configuration of a study: what is varied, how often, and how it is judged."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from dydiff_dist.study.scores import SCORES
+from dydiff_dist.strict_config import StrictConfig, describe_error
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Names become folder names, so they hold no separators."""
+
+
+class ArmConfig(StrictConfig):
+    """One setting of the training: the base run with some fields changed."""
+
+    label: str = ""
+    """How tables name it; the arm's own name if left out."""
+    set: dict[str, Any] = {}
+    """Fields that differ from the base run, ``section.key`` to value."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of this arm; null takes the study's."""
+
+
+class ForecastConfig(StrictConfig):
+    """One way to forecast with every trained model."""
+
+    members: PositiveInt = 8
+    """Ensemble members of each case."""
+    cases: PositiveInt | None = None
+    """The first so many cases; null is all."""
+    sampling: dict[str, Any] = {}
+    """Fields of the run's sampling section that differ."""
+    arms: tuple[Name, ...] | None = None
+    """Arms that are forecast in this way; null is all."""
+    seeds: tuple[int, ...] | None = None
+    """Of these arms, the runs with these seeds; null is all."""
+    noise_seed: int = Field(default=0, ge=0)
+    """Key of all noise of the forecasts, the same for all models."""
+
+
+class ComparisonConfig(StrictConfig):
+    """One table of the page: arms (or forecasts) against one of them."""
+
+    title: str
+    """Heading of the table."""
+    reference: str
+    """What the others are compared with: ARM, or ARM/FORECAST."""
+    against: tuple[str, ...]
+    """ARM or ARM/FORECAST each; an arm alone is judged by the study's first forecast."""
+    note: str = ""
+    """A sentence below the table."""
+    shared_training: bool = False
+    """Whether all rows forecast with the reference's own trained models, so that training luck is in none of the
+    differences."""
+    curves: bool = False
+    """Whether scores by lead time are drawn."""
+
+
+class StudyConfig(StrictConfig):
+    """A study: arms x seeds trained alike, each forecast and scored in the same ways."""
+
+    title: str
+    """Heading of its section on the page."""
+    text: str = ""
+    """What is asked, in a few sentences below the heading."""
+    base: str
+    """Run configuration that every arm starts from; relative to the working folder."""
+    set: dict[str, Any] = {}
+    """Fields changed for all arms alike, ``section.key`` to value."""
+    arms: dict[Name, ArmConfig] = Field(min_length=1)
+    """By name; the order of training is by seed first, so that every arm has one run before any has two."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Of initial weights, data order, timesteps and noise: arms with the same seed share them all."""
+    shards: str
+    """Shards of the cases that are forecast."""
+    forecasts: dict[Name, ForecastConfig] = Field(min_length=1)
+    """By name; the first is the one that arms are compared by."""
+    scores: tuple[str, ...] = Field(default=("crps", "mse"), min_length=1)
+    """Scores that are kept case by case; the first decides."""
+    independent: Literal["case", "key_prefix"] = "case"
+    """What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen
+    (windows of one radar event, clips of one trajectory)."""
+    comparisons: tuple[ComparisonConfig, ...] = ()
+    """Tables of the page."""
+
+    @field_validator("scores")
+    @classmethod
+    def _known_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in SCORES:
+                raise ValueError(f"unknown score {name!r}; there are {', '.join(SCORES)}")
+        return names
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "StudyConfig":
+        for name, forecast in self.forecasts.items():
+            for arm in forecast.arms or ():
+                if arm not in self.arms:
+                    raise ValueError(f"forecasts.{name}.arms names {arm!r}; the arms are {', '.join(self.arms)}")
+        for comparison in self.comparisons:
+            for item in (comparison.reference, *comparison.against):
+                arm, forecast = self.split_item(item)
+                if arm not in self.arms or forecast not in self.forecasts:
+                    raise ValueError(
+                        f"comparison {comparison.title!r} names {item!r}; write ARM or ARM/FORECAST, of the arms "
+                        f"{', '.join(self.arms)} and the forecasts {', '.join(self.forecasts)}"
+                    )
+        return self
+
+    @property
+    def main_forecast(self) -> str:
+        """The forecast that arms are compared by."""
+        return next(iter(self.forecasts))
+
+    def split_item(self, item: str) -> tuple[str, str]:
+        """(arm, forecast) that an item of a comparison means."""
+        arm, _, forecast = item.partition("/")
+        return arm, forecast or self.main_forecast
+
+    def label(self, item: str) -> str:
+        """How tables name an item of a comparison."""
+        arm, forecast = self.split_item(item)
+        label = self.arms[arm].label or arm
+        return label if forecast == self.main_forecast and "/" not in item else f"{label}, {forecast}"
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """The seeds an arm is trained with."""
+        own = self.arms[arm].seeds
+        return self.seeds if own is None else own
+
+
+def load_study(path: str | Path) -> tuple[str, StudyConfig]:
+    """Reads a study: (its name, the file's stem; the study).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one line with file, key, value and rule.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no study {str(path)!r}; configs/studies/ holds ready ones")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", path.stem):
+        raise ValueError(f"{path}: the file's name names folders; use letters, digits, - and _ only")
+    try:
+        return path.stem, StudyConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe_error(error, StudyConfig)}") from None

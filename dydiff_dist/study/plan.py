@@ -1,0 +1,131 @@
+"""What a study consists of: every run and every forecast with its folder, named by a hash of all it follows from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dydiff_dist.config import RunConfig, load_config
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.study.config import ForecastConfig, StudyConfig
+
+HASH_LENGTH = 12
+"""Hexadecimal digits kept of a SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedForecast:
+    """One forecast of one trained model."""
+
+    name: str
+    config: ForecastConfig
+    hash: str
+    """Of the run's hash, the cases and the sampling."""
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One training: an arm with a seed."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+    hash: str
+    """Of the resolved configuration without its output folder, and of the training data."""
+    forecasts: tuple[PlannedForecast, ...]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.arm} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir)
+
+
+def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = None) -> list[PlannedRun]:
+    """All runs of a study, by seed first, checked as far as possible before anything is trained.
+
+    Args:
+        study: the study.
+        folder: of the study; runs lie in it as ARM-seedN-HASH.
+        only: names of arms to take; None is all.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with what is wrong.
+    """
+    unknown = [name for name in only or () if name not in study.arms]
+    if unknown:
+        raise ValueError(f"no arm {unknown[0]!r}; the arms are {', '.join(study.arms)}")
+    arms = [name for name in study.arms if only is None or name in only]
+    cases_sha256 = manifest_sha256(study.shards)
+    seeds = sorted({seed for arm in arms for seed in study.seeds_of(arm)}, key=_order_of(study))
+    return [
+        _plan_run(study, arm, seed, folder, cases_sha256)
+        for seed in seeds
+        for arm in arms
+        if seed in study.seeds_of(arm)
+    ]
+
+
+def _order_of(study: StudyConfig):
+    """Seeds in the order in which the study lists them, others after."""
+    return lambda seed: (study.seeds.index(seed) if seed in study.seeds else len(study.seeds), seed)
+
+
+def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, cases_sha256: str) -> PlannedRun:
+    fields = {**study.set, **study.arms[arm].set, "seed": seed}
+    try:
+        config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+    except ValueError as error:
+        raise ValueError(f"arm {arm!r}: {error}") from None
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
+    run_hash = hash_of({"config": content, "training_data": manifest_sha256(config.data.train)})
+    output = folder / f"{arm}-seed{seed}-{run_hash}"
+    config = config.model_copy(update={"output_dir": str(output)})
+    forecasts = tuple(
+        _plan_forecast(name, forecast, config, run_hash, cases_sha256, output)
+        for name, forecast in study.forecasts.items()
+        if (forecast.arms is None or arm in forecast.arms) and (forecast.seeds is None or seed in forecast.seeds)
+    )
+    return PlannedRun(arm=arm, seed=seed, config=config, hash=run_hash, forecasts=forecasts)
+
+
+def _plan_forecast(
+    name: str, forecast: ForecastConfig, run: RunConfig, run_hash: str, cases_sha256: str, folder: Path
+) -> PlannedForecast:
+    try:
+        sampling = SamplingConfig(**{**run.sampling.model_dump(), **forecast.sampling})
+    except ValueError as error:
+        raise ValueError(f"forecast {name!r}: {str(error).splitlines()[-2].strip()}") from None
+    content = {
+        "run": run_hash,
+        "cases": cases_sha256,
+        "sampling": sampling.model_dump(mode="json"),
+        "settings": forecast.model_dump(mode="json", exclude={"arms", "seeds", "sampling"}),
+    }
+    forecast_hash = hash_of(content)
+    return PlannedForecast(
+        name=name, config=forecast, hash=forecast_hash, folder=folder / "forecasts" / f"{name}-{forecast_hash}"
+    )
+
+
+def hash_of(content: Any) -> str:
+    """The first digits of the SHA-256 of JSON types, whatever the order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
+
+
+def manifest_sha256(shards: str | Path) -> str:
+    """Of the manifest of a folder of shards, which holds the checksums of all else.
+
+    Raises:
+        FileNotFoundError: no shards there.
+    """
+    ShardSet.open(shards)  # says what is wrong with the folder
+    return hashlib.sha256((Path(shards) / "manifest.json").read_bytes()).hexdigest()

@@ -1,0 +1,115 @@
+"""What a study leaves: one row per forecast of a trained model, and one per case, score and forecaster.
+
+Letters: S lead times.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
+from dydiff_dist.study.scores import SCORES
+
+CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
+"""Leading columns of the rows by case; ``lead_1`` to ``lead_S`` follow."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One term of one score of one case."""
+
+    arm: str
+    """Or the baseline: persistence, climatology."""
+    seed: int
+    """-1 for baselines, which have none."""
+    forecast: str
+    score: str
+    part: str
+    """``value``, or ``scale`` of a score that is a ratio."""
+    case: int
+    key: str
+    leads: np.ndarray = field(compare=False)
+    """(S,) float64."""
+
+
+def case_rows(
+    evaluation: Evaluation, keys: Mapping[int, str], scores: Iterable[str], *, arm: str, seed: int, forecast: str
+) -> list[CaseRow]:
+    """The kept scores of an evaluation, of the forecast and of its baselines."""
+    rows = []
+    for forecaster, table in evaluation.tables.items():
+        who = {"arm": arm, "seed": seed} if forecaster == FORECAST else {"arm": forecaster, "seed": -1}
+        for case in sorted(table.cases):
+            for score in scores:
+                for part, leads in SCORES[score].terms(table.cases[case]).items():
+                    rows.append(
+                        CaseRow(
+                            **who, forecast=forecast, score=score, part=part, case=case, key=keys[case], leads=leads
+                        )
+                    )
+    return rows
+
+
+def write_case_rows(path: Path, rows: list[CaseRow]) -> None:
+    """Writes rows by case, six significant digits each; the file appears complete or not at all."""
+    num_leads = max((len(row.leads) for row in rows), default=0)
+    header = [*CASE_COLUMNS, *(f"lead_{lead}" for lead in range(1, num_leads + 1))]
+    table = ([*(getattr(row, name) for name in CASE_COLUMNS), *(f"{x:.6g}" for x in row.leads)] for row in rows)
+    _write(path, header, table)
+
+
+def read_case_rows(path: Path) -> list[CaseRow]:
+    """Reads what ``write_case_rows`` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not such a file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no scores by case in {path}; run the study")
+    with open(path, newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if tuple(header[: len(CASE_COLUMNS)]) != CASE_COLUMNS:
+            raise ValueError(f"{path} is not a table of scores by case; run the study again")
+        return [_case_row(cells, path) for cells in reader]
+
+
+def _case_row(cells: list[str], path: Path) -> CaseRow:
+    try:
+        arm, seed, forecast, score, part, case, key, *leads = cells
+        values = np.array([float(x) for x in leads if x])
+        return CaseRow(arm, int(seed), forecast, score, part, int(case), key, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: row {cells[: len(CASE_COLUMNS)]}: {error}") from None
+
+
+def write_run_rows(path: Path, rows: list[dict]) -> None:
+    """Writes rows by run and forecast; columns are the keys of all rows in order of appearance."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    _write(path, header, ([row.get(key, "") for key in header] for row in rows))
+
+
+def read_run_rows(path: Path) -> list[dict[str, str]]:
+    """Reads what ``write_run_rows`` wrote, every value as text.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no runs in {path}; run the study")
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, header: list[str], rows: Iterable[list]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    partial.replace(path)

@@ -1,0 +1,246 @@
+"""Runs a study: trains, forecasts, scores, each once; a stopped study goes on where it stopped.
+
+Training is the command line itself in a process of its own, so that a run that breaks takes nothing with it; forecasts
+and scores are the functions behind tools/forecast.py and tools/evaluate.py.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import dydiff_dist
+from dydiff_dist.errors import USER_ERRORS
+from dydiff_dist.forecasting.run import ForecastRun
+from dydiff_dist.forecasting.verification import Verification
+from dydiff_dist.study.config import StudyConfig
+from dydiff_dist.study.plan import PlannedForecast, PlannedRun
+from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_case_rows
+
+TRAINED_NAME = "trained.json"
+"""In a run's folder once it is trained: how long it took, with what."""
+SCORED_NAME = "scored.json"
+"""In a forecast's folder once it is scored."""
+CASES_NAME = "scores_by_case.csv"
+_POLL_SEC = 0.5
+
+
+class TrainingFailedError(RuntimeError):
+    """A training process ended with an error; the message names the log."""
+
+
+@dataclass
+class StudyRunner:
+    """Does what is missing of the runs it is given."""
+
+    study: StudyConfig
+    runs: list[PlannedRun]
+    say: Callable[[str], None] = print
+    processes: int = 1
+    """Ranks of a training."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Runs that broke, with the reason; the others go on."""
+    _seconds: dict[str, list[float]] = field(default_factory=lambda: {"train": [], "forecast": []})
+
+    def run(self) -> None:
+        """Trains, forecasts and scores whatever is not there yet, run by run."""
+        for number, run in enumerate(self.runs):
+            try:
+                self._train(run, number)
+                for forecast in run.forecasts:
+                    self._forecast(run, forecast, number)
+            except (*USER_ERRORS, TrainingFailedError) as error:
+                self.failures[run.name] = str(error)
+                self.say(f"FAILED {run.name}: {error}")
+
+    def _train(self, run: PlannedRun, number: int) -> None:
+        if (run.folder / TRAINED_NAME).is_file():
+            return
+        self.say(f"[{number + 1}/{len(self.runs)}] train {run.name} -> {run.folder}{self._time_left(number)}")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        config = run.folder / "config.json"
+        write_json(config, run.config.model_dump(mode="json", exclude_defaults=True))
+        start, resumed = time.perf_counter(), (run.folder / "checkpoints").is_dir()
+        status = _run_until_done(training_command(config, self.processes), run.folder / "train.log")
+        seconds = time.perf_counter() - start
+        if status != 0:
+            raise TrainingFailedError(f"exit status {status}: {_last_line(run.folder / 'train.log')}")
+        facts = {"train_sec": round(seconds, 1), "resumed": resumed, "processes": self.processes, **versions()}
+        write_json(run.folder / TRAINED_NAME, facts)
+        self._seconds["train"].append(seconds)
+
+    def _forecast(self, run: PlannedRun, forecast: PlannedForecast, number: int) -> None:
+        if (forecast.folder / SCORED_NAME).is_file():
+            return
+        self.say(f"[{number + 1}/{len(self.runs)}] forecast {run.name}, {forecast.name}{self._time_left(number)}")
+        start = time.perf_counter()
+        forecaster = ForecastRun(
+            run.folder,
+            self.study.shards,
+            forecast.folder,
+            num_members=forecast.config.members,
+            num_cases=forecast.config.cases,
+            seed=forecast.config.noise_seed,
+            sampling=forecast.config.sampling,
+        )
+        forecaster.run()
+        forecast_sec = time.perf_counter() - start
+        rows, means, num_cases = self._score(run, forecast)
+        write_case_rows(forecast.folder / CASES_NAME, rows)
+        facts = {
+            "forecast_sec": round(forecast_sec, 1),
+            "cases": num_cases,
+            "members": forecast.config.members,
+            "sampler": forecaster.sampling.sampler,
+            "sampler_steps": forecaster.sampling.num_steps,
+            **means,
+        }
+        write_json(forecast.folder / SCORED_NAME, facts)
+        self._seconds["forecast"].append(time.perf_counter() - start)
+        self.say(f"    {', '.join(f'{name} {value:.5g}' for name, value in means.items())}")
+
+    def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
+        verification = Verification.open(forecast.folder)
+        suites = verification.choose_suites(["series"] if not verification.frames_are_images else [])
+        evaluation = verification.evaluate(verification.climatology(run.config.data.train), suites=suites)
+        if evaluation.errors:
+            raise ValueError(f"{forecast.folder}: {next(iter(evaluation.errors.values()))}")
+        keys = {number: verification.store.read(number)[0] for number in verification.numbers}
+        names = {"arm": run.arm, "seed": run.seed, "forecast": forecast.name}
+        rows = case_rows(evaluation, keys, self.study.scores, **names)
+        overall = evaluation.overall("forecast")
+        means = {name: float(overall[name]) for name in self.study.scores if name in overall}
+        return rows, means, evaluation.num_cases
+
+    def _time_left(self, number: int) -> str:
+        """What remains, by the mean time of what this command has done so far."""
+        train = [run for run in self.runs[number:] if not (run.folder / TRAINED_NAME).is_file()]
+        forecast = [
+            one for run in self.runs[number:] for one in run.forecasts if not (one.folder / SCORED_NAME).is_file()
+        ]
+        total = 0.0
+        for kind, count in (("train", len(train)), ("forecast", len(forecast))):
+            done = self._seconds[kind]
+            if count and not done:
+                return ""
+            total += count * sum(done) / max(len(done), 1)
+        return f" (about {tqdm.format_interval(total)} left)"
+
+
+def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
+    """Rows of everything that is finished: by run and forecast, and by case with each baseline once."""
+    run_rows, rows_by_case, baselines = [], [], set()
+    for run in runs:
+        if not (run.folder / TRAINED_NAME).is_file():
+            continue
+        trained = read_json(run.folder / TRAINED_NAME)
+        for forecast in run.forecasts:
+            if not (forecast.folder / SCORED_NAME).is_file():
+                continue
+            training = run.config.training
+            run_rows.append(
+                {
+                    "arm": run.arm,
+                    "seed": run.seed,
+                    "forecast": forecast.name,
+                    "run_hash": run.hash,
+                    "forecast_hash": forecast.hash,
+                    "steps": training.steps,
+                    "samples": training.steps * training.global_batch_size,
+                    **trained,
+                    **read_json(forecast.folder / SCORED_NAME),
+                }
+            )
+            for row in read_case_rows(forecast.folder / CASES_NAME):
+                name = (row.arm, row.forecast, row.score, row.part, row.case)
+                if row.seed < 0 and name in baselines:
+                    continue
+                baselines.add(name)
+                rows_by_case.append(row)
+    return run_rows, rows_by_case
+
+
+def training_command(config: Path, processes: int) -> list[str]:
+    """The argument list of a training; several ranks start under torchrun, which finds a free port."""
+    script = str(Path(dydiff_dist.__file__).parent / "train.py")
+    if processes == 1:
+        return [sys.executable, script, str(config)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launcher, script, str(config)]
+
+
+def _run_until_done(command: list[str], log: Path) -> int:
+    """Runs a command with its output appended to ``log``; an interruption is passed on and waited for."""
+    with open(log, "a") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    progress = tqdm(bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
+    try:
+        while (status := process.poll()) is None:
+            progress.set_description_str(f"    {_last_line(log)[:120]}")
+            time.sleep(_POLL_SEC)
+        return status
+    except BaseException:  # Ctrl-C too: the run writes a checkpoint, and the next start of the study resumes it
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    finally:
+        progress.close()
+
+
+def versions() -> dict[str, str | int]:
+    """What a number depends on beyond its configuration."""
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str:
+    """The commit of the code that runs, with ``-dirty`` where files differ from it; empty outside a checkout."""
+    root = Path(dydiff_dist.__file__).parents[1]
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+    except FileNotFoundError:  # git is not installed
+        return ""
+    if head.returncode:
+        return ""
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    return head.stdout.strip() + ("-dirty" if changed else "")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a small record; it appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict:
+    """Reads a small record."""
+    return json.loads(path.read_text())
+
+
+def _last_line(log: Path) -> str:
+    """The last line that says something."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")

@@ -1,0 +1,54 @@
+"""Runs a study and writes what it found: python tools/study.py configs/studies/turbulence.json ...
+
+Trains every arm with every seed, forecasts, scores, and writes docs/study/NAME_runs.csv and NAME_cases.csv. The same
+command again does only what is missing.
+"""
+
+import argparse
+from pathlib import Path
+
+from dydiff_dist.errors import run_command
+from dydiff_dist.study.config import load_study
+from dydiff_dist.study.plan import plan_study
+from dydiff_dist.study.records import write_case_rows, write_run_rows
+from dydiff_dist.study.runner import StudyRunner, collect
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    name, study = load_study(arguments.study)
+    folder = Path(arguments.runs) / name
+    runs = plan_study(study, folder, tuple(arguments.arms) if arguments.arms else None)
+    num_forecasts = sum(len(run.forecasts) for run in runs)
+    print(f"{name}: {len(runs)} trainings, {num_forecasts} forecasts, in {folder}", flush=True)
+    if arguments.dry_run:
+        for run in runs:
+            print(f"{run.folder}: {', '.join(forecast.name for forecast in run.forecasts)}")
+        return 0
+    runner = StudyRunner(study, runs, say=lambda text: print(text, flush=True), processes=arguments.processes)
+    if not arguments.collect:
+        runner.run()
+    run_rows, rows_by_case = collect(plan_study(study, folder))
+    out = Path(arguments.out)
+    write_run_rows(out / f"{name}_runs.csv", run_rows)
+    write_case_rows(out / f"{name}_cases.csv", rows_by_case)
+    print(f"{len(run_rows)} forecasts are in {out / name}_runs.csv, their cases in {out / name}_cases.csv")
+    for run, reason in runner.failures.items():
+        print(f"failed: {run}: {reason}")
+    return 1 if runner.failures else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", metavar="STUDY", help="a study's configuration, e.g. configs/studies/turbulence.json")
+    parser.add_argument("--runs", default="runs/studies", metavar="DIR", help="folder of the runs (runs/studies)")
+    parser.add_argument("--out", default="docs/study", metavar="DIR", help="folder of the tables (docs/study)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each training (1)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and stop")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write the tables of what is finished")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
