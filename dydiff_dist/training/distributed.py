@@ -67,7 +67,7 @@ def _choose_device(launch: Launch) -> torch.device:
 def set_cpu_threads(world: World) -> int:
     """Shares this machine's cores between its ranks, so that they don't wait for each other; returns threads a rank.
 
-    A process alone on its machine keeps to OMP_NUM_THREADS where that is set; for several, launchers set it to 1 unasked.
+    A process alone on its machine keeps to OMP_NUM_THREADS where that is set; for several, launchers set it unasked.
     """
     if world.local_world_size == 1 and os.environ.get("OMP_NUM_THREADS"):
         return torch.get_num_threads()
