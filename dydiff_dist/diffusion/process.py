@@ -37,7 +37,7 @@ from dydiff_dist.diffusion.names import (
 )
 from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
 from dydiff_dist.diffusion.standard import over_frames, signal_and_noise, to_compute
-from dydiff_kernels import NoiseCounter
+from dydiff_kernels import NoiseCounter, NoisedLatents, ReverseStep
 
 Noise = Tensor | NoiseCounter
 
@@ -132,17 +132,21 @@ class DynamicalDiffusion:
 
     # -- forward ------------------------------------------------------------------------------------------------------
 
-    def add_noise(self, x0: Tensor, timesteps: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def add_noise(
+        self, x0: Tensor, timesteps: Tensor, noise: Noise, *, spent: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """z_t and the network's target, both as ``x0``: (B, S, *rest), its dtype and device.
 
         Args:
             x0: clean frames in network units, of about unit variance.
             timesteps: (B,) int64 in 0..N-1, or (B, S) in -1..N-1.
             noise: white noise ε like ``x0``, or a counter that names it.
+            spent: results of an earlier call that nobody needs any more. Their memory is written again where it fits
+                and a kernel runs: on a CPU new memory costs more than the work (docs/kernels.md).
         """
         levels = self.levels(timesteps, x0)
         if self._runs_fused(levels, x0, noise):
-            fused = kernels.add_noise(x0, *levels, noise, **self._kernel_options)
+            fused = kernels.add_noise(x0, *levels, noise, out=self._noised_room(x0, spent), **self._kernel_options)
             return fused.z, fused.target
         clean, white = to_compute(x0), self._draw(noise, x0)
         if not self.dependent_noise:
@@ -241,11 +245,16 @@ class DynamicalDiffusion:
         x0_before: Tensor | None = None,
         noise: Noise | None = None,
         history: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        wants_x0: bool = True,
+        spent: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor | None]:
         """One reverse step of any solver: (z at ``after``, x̂). Checks nothing; ``step`` and ``samplers.sample`` do.
 
         z' = D' (signal x̂ + noise ε̂ + correction (x̂ - x̂_before) + sigma n) with dependent noise, and with independent
         noise z' = signal D' x̂ + noise ε̃ + sigma n.
+
+        ``wants_x0=False`` allows None for x̂, which a kernel then need not write. ``spent`` (z and x̂ of an earlier step,
+        also this one's ``z`` and ``x0_before``) is memory that a kernel may write again.
         """
         if self._runs_fused(levels, z, model_output, x0_before, noise, history):
             combination = solvers.kernel_coefficients(coefficients, levels, after, self.dependent_noise)
@@ -256,7 +265,8 @@ class DynamicalDiffusion:
                 noise=noise,
                 history=history,
                 x0_prev=x0_before,
-                return_x0=True,
+                return_x0=wants_x0,
+                out=ReverseStep(spent[0], spent[1] if wants_x0 else None),
                 **self._kernel_options,
             )
         x0_hat, noise_hat = self._split(z, levels, model_output, history)
@@ -354,6 +364,14 @@ class DynamicalDiffusion:
         given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
         return not wants_gradient and all(tensor.dtype != torch.float64 for tensor in given)
+
+    def _noised_room(self, x0: Tensor, spent: tuple[Tensor, Tensor] | None) -> NoisedLatents | None:
+        """``spent`` as room for z and the target like ``x0``; an x0 target is ``x0`` itself and takes no room."""
+        if spent is None:
+            return None
+        likeness = (x0.shape, x0.dtype, x0.device)
+        z, target = (room if (room.shape, room.dtype, room.device) == likeness else None for room in spent)
+        return NoisedLatents(z, None if self.prediction == "x0" else target, None)
 
     def _mix(self, x: Tensor, levels: Levels) -> Tensor:
         return x if self.is_standard else frame_mix(x, levels.gamma_bar, backend=self.backend)

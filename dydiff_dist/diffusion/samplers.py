@@ -79,7 +79,8 @@ def sample(
     Args:
         diffusion: the process.
         denoise: (network input, timesteps) -> network output; the input is ``diffusion.model_input`` of z, the
-            timesteps are (B,), or (B, S) where frames have their own.
+            timesteps are (B,), or (B, S) where frames have their own. Without a callback the input's memory is
+            written again by the next step: a function that keeps it must copy it.
         start: z at the first timestep, see ``start_noise``.
         timesteps: a descending grid, see ``timestep_grid``; or (K, S), a column per frame, see ``staggered_grid``.
         sampler: "ddim", "ancestral" (DDIM with η = 1) or "dpmpp_2m" (second order, for smooth networks fewer steps).
@@ -97,18 +98,28 @@ def sample(
     eta = _checked_eta(diffusion, sampler, eta, noise, num_steps=len(grid) - 1)
     accuracy.check_step(diffusion, grid[:-1], grid[1:], start.dtype)
     z, x0_hat, alpha_bar_before = start, None, None
+    multistep, overwrites = sampler == "dpmpp_2m", callback is None
     rows = [_at(diffusion, row, start) for row in grid]
     for index, ((now, levels), (_, after)) in enumerate(pairwise(rows)):
         output = denoise(diffusion.model_input(z, now), now)
         if index == 0:
             accuracy.check_step(diffusion, grid[:-1], grid[1:], output.dtype)
-        if sampler == "dpmpp_2m":
+        if multistep:
             coefficients = solvers.dpmpp_2m(levels.alpha_bar, after.alpha_bar, alpha_bar_before)
         else:
-            coefficients, x0_hat = solvers.ddim(levels.alpha_bar, after.alpha_bar, eta), None
+            coefficients = solvers.ddim(levels.alpha_bar, after.alpha_bar, eta)
         step_noise = _step_noise(noise, index) if eta > 0 else None
         z, x0_hat = diffusion.advance(
-            z, levels, after, output, coefficients, x0_before=x0_hat, noise=step_noise, history=history
+            z,
+            levels,
+            after,
+            output,
+            coefficients,
+            x0_before=x0_hat if multistep else None,
+            noise=step_noise,
+            history=history,
+            wants_x0=multistep or callback is not None,
+            spent=(z, x0_hat) if overwrites and index > 0 else (None, None),
         )
         alpha_bar_before = levels.alpha_bar
         if callback is not None:

@@ -37,6 +37,7 @@ class DiffusionTask(Task):
         _check_patches(plan)
         _check_validation_cases(plan)
         self.diffusion = self.config.diffusion.build(plan.frame_autocovariance, backend=self.config.kernels.backend)
+        self._noised: tuple[Tensor, Tensor] | None = None  # of the last micro-batch, whose backward pass is over
 
     def facts(self) -> dict[str, str]:
         """The network's sizes and the process."""
@@ -60,7 +61,8 @@ class DiffusionTask(Task):
         x0, index = batch["frames"].to(device, non_blocking=True), batch["sample_index"]
         actions = batch["actions"].to(device, non_blocking=True) if "actions" in batch else None
         timesteps = self.draw_timesteps(index, step).to(device)
-        z, target = self.diffusion.add_noise(x0, timesteps, self._counter(index, step, Stream.DIFFUSION))
+        counter = self._counter(index, step, Stream.DIFFUSION)
+        z, target = self._noised = self.diffusion.add_noise(x0, timesteps, counter, spent=self._noised)
         output = engines["model"](
             self.diffusion.model_input(z, timesteps).to(dtype),
             timesteps,

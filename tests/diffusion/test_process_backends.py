@@ -77,6 +77,42 @@ def test_sample(backend, sampler, prediction):
     torch.testing.assert_close(run(start).double(), run(start.double()), rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_sampling_in_reused_memory_changes_no_bit(backend, sampler, dtype):
+    """Without a callback every step overwrites z and x̂ of the step before; the start and what is given stay whole."""
+    d = process(backend, prediction="v")
+    start, history = draw(dtype, 3), draw(dtype, 4)[:, :2]
+    given = start.clone(), history.clone()
+    seen = []
+
+    def run(callback):
+        noise = counter() if sampler == "ancestral" else None
+        options = {"noise": noise, "history": history, "callback": callback, "sampler": sampler}
+        grid = timestep_grid(1000, 6)
+        return sample(d, lambda z, t: (0.3 * z).sin(), start=start, timesteps=grid, **options)
+
+    kept = run(lambda step: seen.append((step.z, step.z.clone(), step.x0_hat, step.x0_hat.clone())))
+    assert torch.equal(run(None), kept)
+    assert torch.equal(start, given[0]) and torch.equal(history, given[1])
+    assert all(torch.equal(z, copy) and torch.equal(x0, x0_copy) for z, copy, x0, x0_copy in seen)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_noising_into_spent_memory_changes_no_bit(backend, prediction):
+    d = process(backend, prediction=prediction)
+    x, other = draw(torch.float32, 0), draw(torch.float32, 1)
+    fresh = d.add_noise(x, T, counter())
+    spent = d.add_noise(other, T, counter(1))
+    again = d.add_noise(x, T, counter(), spent=spent)
+    assert all(torch.equal(one, two) for one, two in zip(again, fresh, strict=True))
+    assert torch.equal(other, draw(torch.float32, 1)), "an x0 target is the data themselves, never room for results"
+    if backend != "reference":
+        assert again[0].data_ptr() == spent[0].data_ptr()
+    smaller = d.add_noise(x[:2], T[:2], NoiseCounter(9, counter().sample_index[:2], 0), spent=spent)
+    assert smaller[0].shape == x[:2].shape
+
+
 @pytest.mark.parametrize("loss_space", ["target", "unmixed"])
 @pytest.mark.parametrize("min_snr", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
