@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.remote import RemoteConfig
 from dydiff_dist.strict_config import StrictConfig
 
@@ -19,6 +20,15 @@ class AugmentationConfig(StrictConfig):
     """Swap H and W with probability 1/2; with flip this makes all 8 symmetries of the square."""
 
 
+class ExpectedData(StrictConfig):
+    """What the shards of a run hold, for planning it on a machine that doesn't have them."""
+
+    frames: FrameSchema
+    """As in the manifest; ``allowed_augmentations`` must name those that the run asks for."""
+    num_samples: Annotated[int, Field(ge=1)]
+    """Training samples, about: real shards may have another number."""
+
+
 class DataConfig(StrictConfig):
     """Which shards a run reads and how."""
 
@@ -26,6 +36,9 @@ class DataConfig(StrictConfig):
     """Folder of the training shards (with manifest.json), or its URL (http, https, s3, …)."""
     valid: str | None = None
     """Folder of the shards for evaluation during training; None leaves it out."""
+    expect: ExpectedData | None = Field(default=None, exclude=True)
+    """What the training shards hold: a dry run goes by it where they are absent, a run checks them against it. It
+    changes no result, so it is not stored with the run."""
     num_history_frames: Annotated[int, Field(ge=1)] = 4
     """Frames given to the forecast."""
     num_future_frames: Annotated[int, Field(ge=1)] = 11

@@ -28,7 +28,10 @@ def _parse(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="run configuration, a JSON file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved run, and stop")
+    dry_run = (
+        "check everything, print the resolved run, and stop; where the data are absent, data.expect stands for them"
+    )
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher passes it
     return parser.parse_intermixed_args()  # options may stand between the overrides
 
@@ -39,7 +42,7 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
     quiet_deepspeed()
     config = load_config(arguments.config, arguments.overrides, task_type.config_type)
-    task = task_type(make_plan(config, world))
+    task = task_type(make_plan(config, world, may_lack_data=arguments.dry_run))
     if world.is_main:
         print(describe(task), flush=True)
     if arguments.dry_run:

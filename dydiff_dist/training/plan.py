@@ -1,12 +1,14 @@
 """What a run will be, checked before anything large is built: configuration, data, network, memory, ranks."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dydiff_dist.config import BaseRunConfig
 from dydiff_dist.data.augment import check_against_schema
+from dydiff_dist.data.expected import check_expectation, expected_shards
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.deepspeed_config import check_deepspeed, zero_stage
@@ -27,6 +29,8 @@ class RunPlan:
     world: World
     train_shards: ShardSet
     valid_shards: ShardSet | None
+    data_is_absent: bool = False
+    """Whether the training shards are those of ``data.expect``, because the folder does not exist."""
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -69,16 +73,26 @@ class RunPlan:
                 )
 
 
-def make_plan(config: BaseRunConfig, world: World) -> RunPlan:
+def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) -> RunPlan:
     """Opens the data and checks all that doesn't depend on what is trained.
+
+    Args:
+        config: the run.
+        world: its ranks.
+        may_lack_data: plan with ``data.expect`` where the training shards' folder does not exist; such a plan can be
+            described, not run.
 
     Raises:
         ValueError, FileNotFoundError: one line with what is wrong and what to change.
     """
     accumulation_steps(config.training, world.world_size)
     check_deepspeed(config.deepspeed, config.training)
-    train = ShardSet.open(config.data.train, remote=config.data.remote)
-    valid = ShardSet.open(config.data.valid, remote=config.data.remote) if config.data.valid else None
+    data = config.data
+    absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
+    train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, remote=data.remote)
+    valid = ShardSet.open(data.valid, remote=data.remote) if data.valid and not absent else None
+    if data.expect is not None:
+        check_expectation(data.expect, train)
     for shards in filter(None, (train, valid)):
         check_against_schema(config.data, shards.schema, str(shards.folder))
     if valid is not None and (valid.schema.shape, valid.schema.num_actions) != (
@@ -89,7 +103,7 @@ def make_plan(config: BaseRunConfig, world: World) -> RunPlan:
             f"{valid.folder} has frames {valid.schema.shape} and {valid.schema.num_actions} actions, {train.folder} "
             f"has {train.schema.shape} and {train.schema.num_actions}; data.train and data.valid must agree"
         )
-    return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid)
+    return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
 
 
 def describe(task: "Task") -> str:
@@ -106,7 +120,8 @@ def describe(task: "Task") -> str:
     parts = ", ".join(f"{part} {_gib(size)}" for part, size in memory.items())
     lines = {
         "output": config.output_dir,
-        "data": f"{plan.train_shards.folder}: {num_samples} samples of {config.data.num_history_frames} + "
+        "data": f"{plan.train_shards.folder}{' (not here; as data.expect says)' if plan.data_is_absent else ''}: "
+        f"{num_samples} samples of {config.data.num_history_frames} + "
         f"{config.data.num_future_frames} frames, (C, H, W) = {shape}, {plan.train_shards.schema.num_actions} actions",
         "networks": ", ".join(f"{name} {size / 1e6:.2f} M parameters" for name, size in sizes.items())
         + f", {training.precision}",
