@@ -1,10 +1,11 @@
 """The denoising networks."""
 
 from dydiff_dist.models.conditioning import assemble_input, drop_history, num_input_channels
-from dydiff_dist.models.config import VideoTransformerConfig
+from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
 from dydiff_dist.models.transformer import VideoTransformer
 
 __all__ = [
+    "ExecutionConfig",
     "VideoTransformer",
     "VideoTransformerConfig",
     "assemble_input",
@@ -15,7 +16,13 @@ __all__ = [
 
 
 def build_network(
-    config: VideoTransformerConfig, *, num_channels: int, num_action_channels: int = 0
+    config: VideoTransformerConfig,
+    *,
+    num_channels: int,
+    num_action_channels: int = 0,
+    execution: ExecutionConfig | None = None,
 ) -> VideoTransformer:
-    """The network that ``config`` describes, for data with these channels."""
-    return VideoTransformer(config, num_channels=num_channels, num_action_channels=num_action_channels)
+    """The network that ``config`` describes, for data with these channels; ``execution`` says how it runs."""
+    return VideoTransformer(
+        config, num_channels=num_channels, num_action_channels=num_action_channels, execution=execution
+    )

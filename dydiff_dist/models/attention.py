@@ -6,38 +6,54 @@ Letters: B batch (any axes folded into one), H heads, N tokens, E channels per h
 import logging
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dydiff_dist.models.sequence_parallel import SequenceShards
 
 logger = logging.getLogger(__name__)
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 """(q, k, v each (B, H, N, E), causal) -> (B, H, N, E)."""
 
+_SDPA_KERNELS = {
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_math": SDPBackend.MATH,
+}
+
 
 def reference_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
-    """softmax(q kᵀ / √E) v, written out in float32; the specification of the other backends."""
-    scores = (q_BHNE.float() @ k_BHNE.float().transpose(-1, -2)) / math.sqrt(q_BHNE.shape[-1])
+    """softmax(q kᵀ / √E) v, written out in float32 or better; the specification of the other backends."""
+    dtype = torch.promote_types(q_BHNE.dtype, torch.float32)
+    scores = (q_BHNE.to(dtype) @ k_BHNE.to(dtype).transpose(-1, -2)) / math.sqrt(q_BHNE.shape[-1])
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, -torch.inf)
-    return (scores.softmax(-1) @ v_BHNE.float()).to(v_BHNE.dtype)
+    return (scores.softmax(-1) @ v_BHNE.to(dtype)).to(v_BHNE.dtype)
 
 
 def sdpa_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
-    """torch's scaled_dot_product_attention."""
+    """torch's scaled_dot_product_attention; torch picks its kernel."""
     return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=causal)
 
 
+def _sdpa_with(kernel: SDPBackend, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
+    with sdpa_kernel(kernel):
+        return sdpa_attention(q_BHNE, k_BHNE, v_BHNE, causal)
+
+
 def xformers_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
-    """xformers' memory_efficient_attention (GPUs only)."""
+    """xformers' memory_efficient_attention (GPUs only). It takes (B, N, H, E), of which E alone must be contiguous."""
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
-    q, k, v = (t.transpose(1, 2).contiguous() for t in (q_BHNE, k_BHNE, v_BHNE))
+    q, k, v = (t.transpose(1, 2) for t in (q_BHNE, k_BHNE, v_BHNE))
     return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask() if causal else None).transpose(1, 2)
 
 
@@ -45,6 +61,7 @@ _BACKENDS: dict[str, AttentionFunction] = {
     "reference": reference_attention,
     "sdpa": sdpa_attention,
     "xformers": xformers_attention,
+    **{name: partial(_sdpa_with, kernel) for name, kernel in _SDPA_KERNELS.items()},
 }
 
 
@@ -57,21 +74,44 @@ def _has_xformers() -> bool:
     return True
 
 
+def _why_not(name: str, device_type: str, dtype: torch.dtype, head_width: int) -> str | None:
+    """What keeps the backend ``name`` from running here; None if nothing does."""
+    on_gpu, is_half = device_type == "cuda", dtype in (torch.bfloat16, torch.float16)
+    if name in ("xformers", "sdpa_efficient", "sdpa_cudnn") and not on_gpu:
+        return f"needs a GPU, the device is {device_type}"
+    if name == "xformers" and not _has_xformers():
+        return "is not installed (pip install 'dydiff_dist[gpu]')"
+    if name == "xformers" and head_width % (8 if is_half else 4):
+        # its kernels load 16 bytes at once
+        return f"takes heads of a multiple of {8 if is_half else 4} channels in {dtype}, here they have {head_width}"
+    if name == "xformers" and not is_half and torch.cuda.get_device_capability() > (9, 0):
+        return "has no float32 kernel for this GPU"
+    if name in ("sdpa_flash", "sdpa_cudnn") and on_gpu and not is_half:
+        return f"takes bfloat16 or float16, the network is {dtype}"
+    return None
+
+
 @cache
-def resolve_attention(name: str, device_type: str) -> AttentionFunction:
-    """The attention function called ``name`` on ``device_type``; ``auto`` chooses and logs its choice once.
+def resolve_attention(
+    name: str, device_type: str, dtype: torch.dtype = torch.float32, head_width: int = 64
+) -> AttentionFunction:
+    """The attention function called ``name``; ``auto`` chooses and logs its choice once.
+
+    Args:
+        name: a backend, or ``auto``: xformers where it runs, torch's SDPA elsewhere.
+        device_type: ``cpu`` or ``cuda``.
+        dtype: of queries, keys and values.
+        head_width: channels of a head, E.
 
     Raises:
-        ValueError: xformers was asked for on a CPU or is not installed.
+        ValueError: the backend cannot run here; it says why.
     """
-    if name == "xformers" and (device_type != "cuda" or not _has_xformers()):
-        raise ValueError(
-            f"model.attention_backend is 'xformers', which needs a GPU (device is {device_type}) and the package "
-            "(pip install 'dydiff_dist[gpu]'); choose 'auto' or 'sdpa'"
-        )
     if name == "auto":
-        name = "xformers" if device_type == "cuda" and _has_xformers() else "sdpa"
-        logger.info("attention backend: %s (chosen for %s)", name, device_type)
+        refused = _why_not("xformers", device_type, dtype, head_width)
+        name = "sdpa" if refused else "xformers"
+        logger.info("attention: %s, chosen for %s in %s", name, device_type, str(dtype).removeprefix("torch."))
+    elif refused := _why_not(name, device_type, dtype, head_width):
+        raise ValueError(f"execution.attention_backend {name!r} {refused}; choose 'auto' or 'sdpa'")
     return _BACKENDS[name]
 
 
@@ -97,26 +137,48 @@ def rotary_angles(coordinates_NP: Tensor, num_channels: int, base: float = 10_00
 
 
 def rotate(x_BHNE: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates channel pairs (e, e + E/2) of every token by its angles."""
-    cos, sin = (angle.to(x_BHNE.dtype) for angle in angles)
-    first, second = x_BHNE.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    """Rotates channel pairs (e, e + E/2) of every token by its angles, in float32 whatever is stored."""
+    dtype = torch.promote_types(x_BHNE.dtype, torch.float32)
+    cos, sin = (angle.to(dtype) for angle in angles)
+    first, second = x_BHNE.to(dtype).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x_BHNE.dtype)
+
+
+def _query_key_norm(name: str, head_width: int) -> nn.Module:
+    """Normalisation of queries or of keys over the channels of a head."""
+    if name == "none":
+        return nn.Identity()
+    if name == "rms":
+        return nn.RMSNorm(head_width, eps=1e-6)
+    return nn.LayerNorm(head_width, eps=1e-6, bias=False)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with query-key normalisation (Dehghani et al. 2023) and rotary positions."""
+    """Multi-head self-attention with query-key normalisation (Dehghani et al. 2023) and rotary positions.
 
-    def __init__(self, width: int, num_heads: int, backend: str, causal: bool = False):
+    Attributes:
+        shards: how the token axis is shared between ranks; the whole axis on one rank unless set.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer", causal: bool = False):
         super().__init__()
-        self.num_heads, self.backend, self.causal = num_heads, backend, causal
+        self.num_heads, self.causal, self.shards = num_heads, causal, SequenceShards()
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
-        self.norm_k = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
+        self.norm_q = _query_key_norm(qk_norm, width // num_heads)
+        self.norm_k = _query_key_norm(qk_norm, width // num_heads)
         self.project = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, N, D) -> (B, N, D); ``angles`` from `rotary_angles`, each (N, E / 2)."""
-        attend = resolve_attention(self.backend, x_BND.device.type)
+    def forward(self, x_BND: Tensor, angles: tuple[Tensor, Tensor], attend: AttentionFunction) -> Tensor:
+        """(B, N, D) -> (B, N, D).
+
+        Args:
+            x_BND: this rank's tokens.
+            angles: of these tokens, from `rotary_angles`, each (N, E / 2).
+            attend: from `resolve_attention`.
+        """
         q, k, v = rearrange(self.qkv(x_BND), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
         q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
-        return self.project(rearrange(attend(q, k, v, self.causal), "b h n e -> b n (h e)"))
+        if self.shards.size > 1:
+            q, k, v = self.shards.to_heads(torch.stack((q, k, v)))
+        y_BHNE = self.shards.to_tokens(attend(q, k, v, self.causal))
+        return self.project(rearrange(y_BHNE, "b h n e -> b n (h e)"))

@@ -37,10 +37,20 @@ class VideoTransformerConfig(StrictConfig):
     patch_skip: bool = False
     """Whether each token also scales its own patches of z and of the last history frame into the output. It helps where
     much stands still (robot video in front of a fixed background); it hurt where everything moves (turbulence)."""
-    attention_backend: Literal["auto", "sdpa", "xformers", "reference"] = "auto"
-    """auto: xformers on a GPU where it is installed, torch's SDPA elsewhere; what was chosen is logged."""
+    qk_norm: Literal["layer", "rms", "none"] = "layer"
+    """Normalisation of queries and keys per head: layer norm, root mean square, or none."""
+    action_channels: bool = True
+    """Whether actions, where the data has them, are input channels of their frame, the same on all its pixels."""
     action_embedding: bool = True
-    """Whether actions, where the data has them, also modulate their frame; they are input channels in any case."""
+    """Whether actions, where the data has them, modulate all layers on their frame; with both false they are ignored."""
+
+    def input_actions(self, num_action_channels: int) -> int:
+        """Action channels among the network's input channels, for data with ``num_action_channels``."""
+        return num_action_channels if self.action_channels else 0
+
+    def embedded_actions(self, num_action_channels: int) -> int:
+        """Action channels that modulate the layers, for data with ``num_action_channels``."""
+        return num_action_channels if self.action_embedding else 0
 
     @property
     def head_width(self) -> int:
@@ -79,3 +89,21 @@ class VideoTransformerConfig(StrictConfig):
         if self.causal_time and self.attention != "factorised":
             raise ValueError("causal_time needs attention 'factorised', it is 'full'; change either")
         return self
+
+
+class ExecutionConfig(StrictConfig):
+    """How a network runs, without changing what it computes or stores: a resumed run may change all of it."""
+
+    attention_backend: Literal[
+        "auto", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers", "reference"
+    ] = "auto"
+    """auto: xformers on a GPU where it is installed, torch's SDPA elsewhere; what was chosen is logged. sdpa leaves the
+    kernel to torch, sdpa_… names it."""
+    checkpoint_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the blocks whose activations are dropped in the forward pass and recomputed in the backward pass: less
+    memory, up to a third more operations, the same gradients."""
+    compile_blocks: bool = False
+    """Whether torch.compile compiles the blocks: a start of minutes, faster steps."""
+    sequence_parallel_size: PositiveInt = 1
+    """Ranks that share the frames of each sample, for long video; divides ranks, frames and attention heads. The other
+    ranks / this size share the global batch."""

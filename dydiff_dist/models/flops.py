@@ -23,11 +23,11 @@ def parameter_count(config: VideoTransformerConfig, *, num_channels: int, num_ac
         num_action_channels: A of the data, 0 without actions.
     """
     D, pixels, hidden = config.width, config.patch_size**2, config.mlp_width
-    num_inputs = num_input_channels(num_channels, num_action_channels) * pixels
-    embeds_actions = config.action_embedding and num_action_channels > 0
+    num_inputs = num_input_channels(num_channels, config.input_actions(num_action_channels)) * pixels
+    num_embedded = config.embedded_actions(num_action_channels)
     embed = _linear(num_inputs, D) + _linear(NUM_TIMESTEP_FEATURES, D) + _linear(D, D)
-    embed += _linear(num_action_channels, D) if embeds_actions else 0
-    attention = 3 * D * D + 2 * config.head_width + _linear(D, D)
+    embed += _linear(num_embedded, D) if num_embedded else 0
+    attention = 3 * D * D + _linear(D, D) + (0 if config.qk_norm == "none" else 2 * config.head_width)
     mlp = _linear(D, hidden) + _linear(hidden, D)
     num_attentions = _num_attentions(config)
     block = num_attentions * attention + mlp + (num_attentions + 1) * _linear(D, 3 * D)
@@ -61,12 +61,12 @@ def forward_flops_by_part(
     D, pixels, hidden = config.width, config.patch_size**2, config.mlp_width
     S, N = num_frames, (height // config.patch_size) * (width // config.patch_size)
     T = S * N
-    embeds_actions = config.action_embedding and num_action_channels > 0
-    R = S if embeds_actions else 1
+    num_embedded = config.embedded_actions(num_action_channels)
+    R = S if num_embedded else 1
     lengths = (N, S) if config.attention == "factorised" else (T,)
-    num_inputs = num_input_channels(num_channels, num_action_channels) * pixels
+    num_inputs = num_input_channels(num_channels, config.input_actions(num_action_channels)) * pixels
     embedding = 2 * T * num_inputs * D + 2 * (NUM_TIMESTEP_FEATURES + D) * D
-    embedding += 2 * S * num_action_channels * D if embeds_actions else 0
+    embedding += 2 * S * num_embedded * D
     head = 2 * R * D * 2 * D + 2 * T * D * num_channels * pixels
     head += 2 * T * D * 2 * num_channels if config.patch_skip else 0
     return {

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from dydiff_dist.models import VideoTransformerConfig, build_network
+from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
 from dydiff_dist.models.flops import forward_flops, parameter_count, training_flops
 
 OPTIONS = [
@@ -15,13 +15,17 @@ OPTIONS = [
     for attention, skip, embed, (patch, ratio) in itertools.product(
         ("factorised", "full"), (False, True), (False, True), ((2, 4.0), (1, 2.5))
     )
+] + [
+    {"patch_size": 1, "action_channels": False},
+    {"patch_size": 1, "qk_norm": "rms"},
+    {"patch_size": 1, "qk_norm": "none"},
 ]
 
 
 def counted(config: VideoTransformerConfig, *, batch=2, num_frames, height, width, num_channels, num_action_channels):
     """(parameters, operations per sample) of the network itself; the reference attention is what the counter sees."""
     sizes = {"num_channels": num_channels, "num_action_channels": num_action_channels}
-    config = config.model_copy(update={"attention_backend": "reference"})
+    sizes["execution"] = ExecutionConfig(attention_backend="reference")
     with torch.device("meta"):
         network = build_network(config, **sizes)
         z = torch.empty(batch, num_frames, num_channels, height, width)

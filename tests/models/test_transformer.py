@@ -101,8 +101,7 @@ def test_dropped_history_is_noise_in_those_samples_only():
 def test_sdpa_equals_reference(causal):
     q, k, v = torch.randn(3, 2, 4, 7, 8, dtype=torch.float64).unbind(0)
     expected = reference_attention(q, k, v, causal)
-    # the reference rounds to float32 inside
-    torch.testing.assert_close(sdpa_attention(q, k, v, causal), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(sdpa_attention(q, k, v, causal), expected, atol=1e-12, rtol=1e-12)
 
 
 def test_rotation_depends_on_distance_only():
