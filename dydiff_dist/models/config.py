@@ -42,7 +42,8 @@ class VideoTransformerConfig(StrictConfig):
     action_channels: bool = True
     """Whether actions, where the data has them, are input channels of their frame, the same on all its pixels."""
     action_embedding: bool = True
-    """Whether actions, where the data has them, modulate all layers on their frame; with both false they are ignored."""
+    """Whether actions, where the data has them, modulate all layers on their frame. With both false the network ignores
+    them."""
 
     def input_actions(self, num_action_channels: int) -> int:
         """Action channels among the network's input channels, for data with ``num_action_channels``."""

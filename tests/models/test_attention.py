@@ -1,0 +1,143 @@
+"""Attention: every backend against the reference, what is refused where, positions, and arithmetic in bfloat16."""
+
+import logging
+import sys
+import types
+
+import pytest
+import torch
+
+from dydiff_dist.models import attention
+from dydiff_dist.models.attention import (
+    Attention,
+    reference_attention,
+    resolve_attention,
+    rotary_angles,
+    rotate,
+    sdpa_attention,
+    xformers_attention,
+)
+
+
+def random_qkv(dtype=torch.float64, tokens=7):
+    return torch.randn(3, 2, 4, tokens, 8, generator=torch.Generator().manual_seed(0), dtype=dtype).unbind(0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_flash", "sdpa_math"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_sdpa_equals_reference_with_gradients(name, causal, tokens):
+    expected, actual = ([tensor.clone().requires_grad_() for tensor in random_qkv(tokens=tokens)] for _ in range(2))
+    out = resolve_attention(name, "cpu", torch.float64)(*actual, causal)
+    truth = reference_attention(*expected, causal)
+    torch.testing.assert_close(out, truth, atol=1e-12, rtol=1e-12)
+    for tensor in (out, truth):
+        tensor.square().sum().backward()
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_reference_is_softmax_written_out():
+    q, k, v = random_qkv()
+    out = reference_attention(q, k, v, True)
+    for row in range(7):  # a query sees itself and what stands before it
+        weights = torch.exp(k[0, 1, : row + 1] @ q[0, 1, row] / 8**0.5)
+        torch.testing.assert_close(out[0, 1, row], weights @ v[0, 1, : row + 1] / weights.sum(), atol=1e-12, rtol=0)
+
+
+class LowerTriangularMask:
+    """Stands in for xformers' mask."""
+
+
+def stand_in_for_xformers(q, k, v, attn_bias=None):
+    """xformers 0.0.35's documented contract: (B, M, H, K) in and out, the last axis contiguous."""
+    assert all(tensor.stride(-1) == 1 for tensor in (q, k, v))
+    swapped = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return sdpa_attention(*swapped, isinstance(attn_bias, LowerTriangularMask)).transpose(1, 2).contiguous()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_xformers_is_called_by_its_contract(monkeypatch, causal):
+    ops = types.ModuleType("xformers.ops")
+    ops.LowerTriangularMask, ops.memory_efficient_attention = LowerTriangularMask, stand_in_for_xformers
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    q, k, v = random_qkv()
+    out = xformers_attention(q, k, v, causal)
+    torch.testing.assert_close(out, reference_attention(q, k, v, causal), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "head_width", "reason"),
+    [
+        ("xformers", "cpu", torch.float32, 64, "needs a GPU, the device is cpu; choose 'auto' or 'sdpa'"),
+        ("sdpa_efficient", "cpu", torch.float32, 64, "needs a GPU"),
+        ("xformers", "cuda", torch.bfloat16, 12, "takes heads of a multiple of 8 channels in torch.bfloat16"),
+        ("xformers", "cuda", torch.float32, 64, "has no float32 kernel for this GPU"),
+        ("sdpa_flash", "cuda", torch.float32, 64, "takes bfloat16 or float16, the network is torch.float32"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(monkeypatch, name, device, dtype, head_width, reason):
+    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    with pytest.raises(ValueError, match=f"execution.attention_backend '{name}' {reason}"):
+        resolve_attention.__wrapped__(name, device, dtype, head_width)
+
+
+def test_xformers_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(attention, "_has_xformers", lambda: False)
+    with pytest.raises(ValueError, match=r"is not installed \(pip install 'dydiff_dist\[gpu\]'\)"):
+        resolve_attention.__wrapped__("xformers", "cuda", torch.bfloat16, 64)
+
+
+def test_auto_chooses_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
+    resolve_attention.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            for _ in range(3):
+                assert resolve_attention("auto", "cpu") is sdpa_attention
+                assert resolve_attention("auto", "cuda", torch.bfloat16, 72) is xformers_attention
+                assert resolve_attention("auto", "cuda", torch.bfloat16, 36) is sdpa_attention
+        assert [record.getMessage() for record in caplog.records] == [
+            "attention: sdpa, chosen for cpu in float32",
+            "attention: xformers, chosen for cuda in bfloat16",
+            "attention: sdpa, chosen for cuda in bfloat16",
+        ]
+    finally:
+        resolve_attention.cache_clear()
+
+
+def test_rotation_depends_on_distance_only():
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(2, 1, 1, 6, 8)
+    angles = rotary_angles(torch.arange(6)[:, None], 8)
+    scores = rotate(q, angles) @ rotate(k, angles).transpose(-1, -2)
+    # float32 angles
+    torch.testing.assert_close(scores[..., 1:, 1:], scores[..., :-1, :-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_the_float64_truth(qk_norm, dtype):
+    torch.manual_seed(0)
+    layer = Attention(64, 4, qk_norm=qk_norm).to(dtype)
+    # far positions: an angle rounded to bfloat16 before its cosine would be off by a radian
+    angles = rotary_angles(torch.arange(1000, 1040)[:, None], 16)
+    x = torch.randn(2, 40, 64).to(dtype)
+    out = layer(x, angles, sdpa_attention)
+    truth = layer.double()(x.double(), angles, reference_attention)
+    # five roundings in a row (qkv, norm, rotation, attention, projection) of relative size eps each
+    atol = 5 * torch.finfo(dtype).eps * truth.abs().max().item()
+    torch.testing.assert_close(out.double(), truth, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("qk_norm", ["layer", "rms"])
+def test_norm_bounds_scores_whatever_the_scale_of_the_input(qk_norm):
+    layer = Attention(32, 2, qk_norm=qk_norm)
+    angles = rotary_angles(torch.arange(5)[:, None], 16)
+    seen = []
+    for scale in (1.0, 1e4):
+        layer(scale * torch.ones(1, 5, 32), angles, lambda q, k, v, causal: seen.append((q, k)) or v)
+    for small, large in zip(*seen, strict=True):
+        assert small.norm(dim=-1).max() <= 16**0.5 + 1e-4
+        torch.testing.assert_close(small, large, atol=1e-4, rtol=0)
