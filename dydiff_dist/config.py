@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.models.config import VideoTransformerConfig
+from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_dist.training.config import DiffusionTrainingConfig, TrainingConfig
 
@@ -40,6 +40,11 @@ class BaseRunConfig(StrictConfig):
     deepspeed: dict[str, Any] = {}
     """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
 
+    @property
+    def ranks_per_sample(self) -> int:
+        """Ranks that compute one sample together; all other ranks are there for other samples."""
+        return 1
+
 
 class RunConfig(BaseRunConfig):
     """Everything that defines the training of a forecaster, and its forecasts."""
@@ -51,6 +56,12 @@ class RunConfig(BaseRunConfig):
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
     kernels: KernelsConfig = KernelsConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @property
+    def ranks_per_sample(self) -> int:
+        """Ranks that share the frames of a sample."""
+        return self.execution.sequence_parallel_size
 
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=BaseRunConfig)

@@ -67,17 +67,21 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Ensemble members of each validation forecast."""
 
 
-def accumulation_steps(config: TrainingConfig, world_size: int) -> int:
-    """Forward passes per step and rank: global batch = micro batch x accumulation x world size.
+def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
+    """Forward passes per step and rank: global batch = micro batch x accumulation x replicas.
+
+    Args:
+        config: the batch sizes.
+        num_replicas: ranks, or groups of ranks that share their samples.
 
     Raises:
         ValueError: if no whole number fits.
     """
-    samples_at_once = config.micro_batch_per_gpu * world_size
+    samples_at_once = config.micro_batch_per_gpu * num_replicas
     if config.global_batch_size % samples_at_once:
         raise ValueError(
             f"training.global_batch_size {config.global_batch_size} must be a multiple of micro_batch_per_gpu x ranks "
-            f"= {config.micro_batch_per_gpu} x {world_size} = {samples_at_once}; change either batch size, or start "
+            f"= {config.micro_batch_per_gpu} x {num_replicas} = {samples_at_once}; change either batch size, or start "
             "another number of ranks"
         )
     return config.global_batch_size // samples_at_once

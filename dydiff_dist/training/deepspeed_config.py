@@ -67,14 +67,20 @@ def check_deepspeed(section: dict[str, Any], training: TrainingConfig) -> None:
         )
 
 
-def derive_deepspeed(section: dict[str, Any], training: TrainingConfig, world_size: int) -> dict[str, Any]:
-    """The dictionary handed to DeepSpeed: the passed-on section and everything that follows from ``training``."""
+def derive_deepspeed(
+    section: dict[str, Any], training: TrainingConfig, world_size: int, ranks_per_sample: int = 1
+) -> dict[str, Any]:
+    """The dictionary handed to DeepSpeed: the passed-on section and everything that follows from ``training``.
+
+    Of ranks that share their samples DeepSpeed is not told: it averages gradients over all ranks, which is what
+    `dydiff_dist.models.sequence_parallel` asks for, and each of them counts as one with a batch of its own.
+    """
     check_deepspeed(section, training)
     return {
         **section,
-        "train_batch_size": training.global_batch_size,
+        "train_batch_size": training.global_batch_size * ranks_per_sample,
         "train_micro_batch_size_per_gpu": training.micro_batch_per_gpu,
-        "gradient_accumulation_steps": accumulation_steps(training, world_size),
+        "gradient_accumulation_steps": accumulation_steps(training, world_size // ranks_per_sample),
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": training.precision == "bf16"},
         "steps_per_print": training.steps + 1,  # our own log lines say more

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from dydiff_dist.config import RunConfig
 from dydiff_dist.diffusion import loss_by_timestep_bin
 from dydiff_dist.forecasting import save_model
-from dydiff_dist.models import build_network, drop_history
+from dydiff_dist.models import ExecutionConfig, VideoTransformer, build_network, drop_history
 from dydiff_dist.models.attention import resolve_attention
+from dydiff_dist.models.sequence_parallel import check_sequence_parallel
+from dydiff_dist.training.distributed import sample_group
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
@@ -33,7 +35,11 @@ class DiffusionTask(Task):
     def __init__(self, plan: RunPlan):
         super().__init__(plan)
         self.config: RunConfig = plan.config
-        resolve_attention(self.config.model.attention_backend, plan.world.device.type)
+        model, execution = self.config.model, self.config.execution
+        resolve_attention(execution.attention_backend, plan.world.device.type, plan.network_dtype, model.head_width)
+        check_sequence_parallel(
+            execution.sequence_parallel_size, num_frames=self.config.data.num_frames, num_heads=model.num_heads
+        )
         _check_patches(plan)
         _check_validation_cases(plan)
         self.diffusion = self.config.diffusion.build(plan.frame_autocovariance, backend=self.config.kernels.backend)
@@ -51,9 +57,12 @@ class DiffusionTask(Task):
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The denoising network."""
-        schema = self.plan.train_shards.schema
-        sizes = {"num_channels": schema.shape[0], "num_action_channels": schema.num_actions}
-        return {"model": build_network(self.config.model, **sizes)}
+        return {"model": self._build_network(self.config.execution)}
+
+    def join_ranks(self, networks: dict[str, nn.Module]) -> None:
+        """Shares the frames of each sample between ranks, where configured."""
+        if self.plan.world.ranks_per_sample > 1:
+            networks["model"].share_frames(sample_group(self.plan.world))
 
     def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """Noising, network, loss."""
@@ -102,7 +111,18 @@ class DiffusionTask(Task):
 
     @cached_property
     def _validation(self) -> Validation:
-        return Validation(self.plan, self.diffusion, lambda: self.build_networks()["model"])
+        # few passes at other shapes: compiling them would take longer than they do
+        execution = self.config.execution.model_copy(update={"compile_blocks": False})
+        return Validation(self.plan, self.diffusion, lambda: self._build_network(execution))
+
+    def _build_network(self, execution: ExecutionConfig) -> VideoTransformer:
+        schema = self.plan.train_shards.schema
+        return build_network(
+            self.config.model,
+            num_channels=schema.shape[0],
+            num_action_channels=schema.num_actions,
+            execution=execution,
+        )
 
     def _counter(self, sample_index: Tensor, step: int, stream: Stream) -> NoiseCounter:
         return NoiseCounter(seed=self.config.seed, sample_index=sample_index, step=step, stream=stream)

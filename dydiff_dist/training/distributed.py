@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,11 +21,36 @@ class World:
     local_rank: int
     local_world_size: int
     device: torch.device
+    ranks_per_sample: int = 1
+    """Neighbouring ranks that compute the same samples together (sequence parallelism)."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes and prints for all."""
         return self.rank == 0
+
+    @property
+    def num_replicas(self) -> int:
+        """Groups of ranks between which the global batch is divided."""
+        return self.world_size // self.ranks_per_sample
+
+    @property
+    def replica(self) -> int:
+        """Number of this rank's group."""
+        return self.rank // self.ranks_per_sample
+
+    def with_ranks_per_sample(self, size: int) -> "World":
+        """The same ranks in groups of ``size``.
+
+        Raises:
+            ValueError: the number of ranks is not a multiple of ``size``.
+        """
+        if self.world_size % size:
+            raise ValueError(
+                f"{self.world_size} ranks can't be grouped by execution.sequence_parallel_size {size}; start a "
+                f"multiple of {size} ranks, or change it"
+            )
+        return replace(self, ranks_per_sample=size)
 
 
 def read_world() -> World:
@@ -101,6 +126,13 @@ def start_process_group(world: World, timeout_minutes: float = 10) -> None:
         raise ValueError(
             f"the ranks meet at {address}, which is {reason}; give the launcher another --master_port"
         ) from None
+
+
+def sample_group(world: World) -> dist.ProcessGroup:
+    """The ranks that compute this rank's samples together. Collective; the process group has been started."""
+    size = world.ranks_per_sample
+    members = [list(range(first, first + size)) for first in range(0, world.world_size, size)]
+    return [dist.new_group(ranks) for ranks in members][world.replica]  # every rank takes part in making every group
 
 
 def agree_max(value: int) -> int:

@@ -40,6 +40,6 @@ def build_engine(network: nn.Module, section: dict, training: TrainingConfig, wo
         model=network,
         optimizer=optimizer,
         lr_scheduler=build_schedule(optimizer, training),
-        config=derive_deepspeed(section, training, world.world_size),
+        config=derive_deepspeed(section, training, world.world_size, world.ranks_per_sample),
     )
     return engine

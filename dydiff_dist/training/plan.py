@@ -85,7 +85,8 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     Raises:
         ValueError, FileNotFoundError: one line with what is wrong and what to change.
     """
-    accumulation_steps(config.training, world.world_size)
+    world = world.with_ranks_per_sample(config.ranks_per_sample)
+    accumulation_steps(config.training, world.num_replicas)
     check_deepspeed(config.deepspeed, config.training)
     data = config.data
     absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
@@ -113,7 +114,7 @@ def describe(task: "Task") -> str:
     shape, num_samples = plan.train_shards.schema.shape, len(plan.train_shards)
     with torch.device("meta"):
         sizes = {name: num_parameters(network.parameters()) for name, network in task.build_networks().items()}
-    accumulation = accumulation_steps(training, world.world_size)
+    accumulation = accumulation_steps(training, world.num_replicas)
     epochs = training.steps * training.global_batch_size / num_samples
     stage = zero_stage(config.deepspeed)
     memory = memory_per_rank_bytes(sum(sizes.values()), world.world_size, stage, training.precision)
@@ -128,7 +129,8 @@ def describe(task: "Task") -> str:
         **task.facts(),
         "training": f"{training.steps} steps of {training.global_batch_size} samples ({epochs:.1f} epochs)",
         "ranks": f"{world.world_size} on {world.device.type}; {training.micro_batch_per_gpu} samples x {accumulation} "
-        f"accumulation x {world.world_size} ranks",
+        f"accumulation x {world.num_replicas} "
+        + ("ranks" if world.ranks_per_sample == 1 else f"groups of {world.ranks_per_sample} ranks that share frames"),
         "memory": f"per rank, without activations: {parts} (ZeRO stage {stage})",
     }
     return "\n".join(f"{name + ':':<10}{text}" for name, text in lines.items())

@@ -59,6 +59,9 @@ class Task(ABC):
         """The networks by name, ``model`` first, on the CPU (or on torch's default device); weights come from torch's
         global generator, which the trainer has seeded."""
 
+    def join_ranks(self, networks: dict[str, nn.Module]) -> None:  # noqa: B027 (most tasks have nothing to do)
+        """Called once the ranks have met, before the engines are built: connects networks that ranks share."""
+
     def training_of(self, network: str) -> TrainingConfig:
         """The optimizer's settings of a network; batch sizes and steps must be those of ``config.training``."""
         return self.plan.config.training

@@ -36,9 +36,11 @@ class Trainer:
         start_process_group(self.world)
         self.folder = Path(self.config.output_dir)
         torch.manual_seed(self.config.seed)
+        networks = task.build_networks()
+        task.join_ranks(networks)
         self.engines = {
             name: build_engine(network, self.config.deepspeed, task.training_of(name), self.world)
-            for name, network in task.build_networks().items()
+            for name, network in networks.items()
         }
         self.ema = ShardedEMA(self.engines["model"], self.config.training.ema_decay)
         self.checkpoints = CheckpointStore(
@@ -93,7 +95,7 @@ class Trainer:
     def _train_step(self, micro_batches: Iterator[dict]) -> tuple[list[MicroLoss], float]:
         """One optimizer update; returns this rank's losses, and seconds spent waiting for data."""
         parts, wait_sec = [], 0.0
-        for _ in range(accumulation_steps(self.config.training, self.world.world_size)):
+        for _ in range(accumulation_steps(self.config.training, self.world.num_replicas)):
             start = time.perf_counter()
             batch = next(micro_batches)
             wait_sec += time.perf_counter() - start
@@ -146,8 +148,8 @@ class Trainer:
             seed=self.config.seed,
             global_batch_size=self.config.training.global_batch_size,
             micro_batch_size=self.config.training.micro_batch_per_gpu,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
+            rank=self.world.replica,
+            world_size=self.world.num_replicas,
             start_step=self.position.batches,
         )
 

@@ -143,7 +143,7 @@ def test_mistakes_in_the_data_are_one_line(tiny_config, tiny_shards, tmp_path):
         ("data.num_future_frames=40", "num_future_frames"),
         ("model.patch_size=5", "model.patch_size 5 does not divide frames of 16x16"),
         ("training.num_validation_cases=50", "has 5 samples; lower it"),
-        ("model.attention_backend=xformers", "needs a GPU"),
+        ("execution.attention_backend=xformers", "needs a GPU"),
     ):
         result = train(tiny_config, override)
         assert result.returncode == 2, (override, result.stdout, result.stderr)
