@@ -45,20 +45,15 @@ def test_a_run_with_shared_frames_equals_the_run_of_one_rank(tiny_config, tmp_pa
         torch.testing.assert_close(weight, expected[key], atol=1e-5, rtol=0)
 
 
-def test_what_does_not_divide_is_said_before_anything_starts(tiny_config, tmp_path):
-    for changes, message in (
-        (["execution.sequence_parallel_size=2"], "1 ranks can't be grouped by execution.sequence_parallel_size 2"),
-        (["execution.sequence_parallel_size=0"], "execution.sequence_parallel_size is 0"),
-    ):
-        result = train(tiny_config, tmp_path / "run", *changes)
-        assert result.returncode == 2 and message in result.stderr, result.stderr
+def world(rank: int) -> World:
+    return World(rank=rank, world_size=6, local_rank=rank, local_world_size=6, device=torch.device("cpu"))
 
 
 def test_ranks_that_share_samples_are_neighbours():
-    ranks = [
-        World(rank=rank, world_size=6, local_rank=rank, local_world_size=6, device=torch.device("cpu"))
-        .with_ranks_per_sample(3)
-        .replica
-        for rank in range(6)
-    ]
-    assert ranks == [0, 0, 0, 1, 1, 1]
+    assert [world(rank).with_ranks_per_sample(3).replica for rank in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert world(5).with_ranks_per_sample(3).num_replicas == 2
+
+
+def test_ranks_that_cannot_be_grouped_are_refused():
+    with pytest.raises(ValueError, match="6 ranks can't be grouped by execution.sequence_parallel_size 4; start a mul"):
+        world(0).with_ranks_per_sample(4)
