@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dydiff_dist.data.convert import ConversionReport, ShardTask, convert
 from dydiff_dist.data.manifest import Manifest, read_document
+from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.options import add_options, read_options
 from dydiff_dist.data.sources import SOURCES
 from dydiff_dist.errors import run_command
@@ -30,7 +31,14 @@ def main() -> None:
     part = parse_part(arguments.part)
     with ShardProgress(len(plan[part[0] :: part[1]])) as progress:
         report = convert(
-            source, Path(arguments.out), arguments.processes, arguments.max_bad_rate, progress.on_shard, part
+            source,
+            Path(arguments.out),
+            arguments.processes,
+            arguments.max_bad_rate,
+            progress.on_shard,
+            part,
+            arguments.cluster,
+            read_options(arguments, EncodingConfig),
         )
     print_report(report)
 
@@ -59,6 +67,8 @@ def print_report(report: ConversionReport) -> None:
         print(f"reused {report.num_reused} shards that stood complete, wrote {report.num_written}")
     if report.num_elsewhere:
         print(f"{report.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests")
+    for reason, count in report.left_out.items():
+        print(f"left out {count}: {reason}")
     for item in report.bad_items:
         print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
     for split, path in report.manifests.items():
@@ -105,12 +115,19 @@ def parse_arguments() -> argparse.Namespace:
             help="Write only every N-th shard, from the I-th on (counted from 0): one of N jobs that share DIR.",
         )
         command.add_argument(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Let the workers of a Dask cluster write the shards, by its scheduler's address (tcp://host:8786). "
+            "They must share the disk of this machine. Needs dydiff_dist[cluster].",
+        )
+        command.add_argument(
             "--max-bad-rate",
             type=float,
             default=0.05,
             metavar="X",
             help="Stop when more than this share of the inputs is unreadable. Default: 0.05.",
         )
+        add_options(command.add_argument_group("how frames are stored"), EncodingConfig)
         add_options(command.add_argument_group("options of this source"), kind.config)
     return parser.parse_args()
 

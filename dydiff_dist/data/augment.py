@@ -62,13 +62,12 @@ def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) ->
 
 @dataclass(frozen=True)
 class SampleTransform:
-    """Stored sample -> network units, cut to length and size, augmented in training."""
+    """Stored sample -> network units, cut to length and size, augmented."""
 
     config: DataConfig
     schema: FrameSchema
     shift: tuple[float, ...]
     scale: tuple[float, ...]
-    training: bool
 
     @property
     def frame_shape(self) -> tuple[int, int, int, int]:
@@ -80,7 +79,7 @@ class SampleTransform:
         """Uniforms in (0, 1] of each sample, (B, len(Draw)); None where nothing is random."""
         config = self.config
         augmented = any(config.augmentation.model_dump().values())
-        if not self.training or not (augmented or config.crop_size or self._spare_frames()):
+        if not (augmented or config.crop_size or self._spare_frames()):
             return None
         counter = NoiseCounter(seed, torch.tensor(positions), 0, Stream.AUGMENTATION)
         return uniform(counter, len(Draw)).double().numpy()
@@ -88,7 +87,7 @@ class SampleTransform:
     def write_frames(self, frames_SCHW: np.ndarray, draws: np.ndarray | None, out_SCHW: np.ndarray) -> None:
         """Puts a stored sample's frames into ``out_SCHW``, float32 of ``frame_shape``, in network units.
 
-        ``draws`` are the sample's uniforms; None takes the first frames and the centre, unchanged.
+        ``draws`` are the sample's uniforms; None, where nothing is random, leaves the sample as it is.
         """
         start = self._start_frame(draws)
         stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1

@@ -8,12 +8,10 @@ The manifest of a split is written last, when all its shards stand.
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import shutil
-import signal
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +30,10 @@ from dydiff_dist.data.manifest import (
     read_document,
     write_atomically,
 )
+from dydiff_dist.data.members import PLAIN, EncodingConfig
 from dydiff_dist.data.shard_writer import Sample, index_path, write_shard
 from dydiff_dist.data.statistics import FrameMoments
+from dydiff_dist.data.workers import run_in_processes, run_on_cluster
 from dydiff_dist.strict_config import StrictConfig
 
 MIN_ITEMS_TO_JUDGE = 20
@@ -45,6 +45,13 @@ class BadItem:
     """An input that could not be converted, by name, with the reason."""
 
     name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An input that the options leave out: no fault of its own. Counted by reason."""
+
     reason: str
 
 
@@ -71,7 +78,7 @@ class Source(ABC):
         """All shards of all splits, in a fixed order."""
 
     @abstractmethod
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
         """The samples of one shard, in a fixed order."""
 
     @abstractmethod
@@ -113,6 +120,24 @@ class ShardRecord(StrictConfig):
     moments: dict[str, Any]
     bad_items: tuple[tuple[str, str], ...]
     """(name, reason) of rejected inputs."""
+    left_out: dict[str, int] = {}
+    """Inputs that the options leave out, by reason."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to be written. Picklable: it may be written by another process or machine."""
+
+    source: Source
+    task: ShardTask
+    out: Path
+    fingerprint: str
+    """Of the content that the shard must have."""
+    encoding: EncodingConfig
+
+
+OnShard = Callable[[ShardTask, int, bool], None]
+"""Hears of each shard: task, samples, whether it stood already."""
 
 
 @dataclass
@@ -125,6 +150,8 @@ class ConversionReport:
     num_elsewhere: int
     """Shards that other parts have still to write; the manifests come with the last of them."""
     bad_items: list[BadItem]
+    left_out: Counter[str]
+    """Inputs that the options leave out, by reason."""
 
 
 def convert(
@@ -132,8 +159,10 @@ def convert(
     out: Path,
     num_processes: int = 1,
     max_bad_rate: float = 0.05,
-    on_shard: Callable[[ShardTask, int, bool], None] = lambda task, num_samples, reused: None,
+    on_shard: OnShard = lambda task, num_samples, reused: None,
     part: tuple[int, int] = (0, 1),
+    cluster: str | None = None,
+    encoding: EncodingConfig = PLAIN,
 ) -> ConversionReport:
     """Writes the shards of ``source`` under ``out/SPLIT/`` and, when all of them stand, a manifest per split.
 
@@ -145,6 +174,8 @@ def convert(
         on_shard: hears of each shard of this part: task, samples, whether it stood already.
         part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
             writes the manifests.
+        cluster: address of a Dask scheduler whose workers write the shards in place of processes of this machine.
+        encoding: how frames are stored.
 
     Raises:
         ValueError: ``out`` holds shards made with other options, disk space is short, another process writes this part,
@@ -153,84 +184,69 @@ def convert(
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    tasks = source.plan()
+    plan = source.plan()
     with _only_writer(out, part):
-        return _convert(source, tasks, tasks[number::count], out, num_processes, max_bad_rate, on_shard)
+        jobs = [ShardJob(source, task, out, _fingerprint(source, task, encoding), encoding) for task in plan]
+        own_jobs = jobs[number::count]
+        records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
+        finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
+        manifests = {}
+        if len(finished) == len(jobs):
+            manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
+    return ConversionReport(
+        manifests,
+        num_written=len(own_jobs) - num_reused,
+        num_reused=num_reused,
+        num_elsewhere=len(jobs) - len(finished),
+        bad_items=[BadItem(*item) for record in records.values() for item in record.bad_items],
+        left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
+    )
 
 
-def _convert(
-    source: Source,
-    tasks: list[ShardTask],
-    own_tasks: list[ShardTask],
+def _write_missing(
+    jobs: list[ShardJob],
     out: Path,
     num_processes: int,
+    cluster: str | None,
     max_bad_rate: float,
-    on_shard: Callable[[ShardTask, int, bool], None],
-) -> ConversionReport:
-    """Writes what is missing of ``own_tasks``, and the manifests once all ``tasks`` stand."""
-    fingerprints = {task: _fingerprint(source, task) for task in tasks}
-    standing = _standing_records(out, {task: fingerprints[task] for task in own_tasks})
-    missing = [task for task in own_tasks if task not in standing]
-    _check_disk(out, sum(task.estimated_bytes for task in missing))
+    on_shard: OnShard,
+) -> tuple[dict[ShardTask, ShardRecord], int]:
+    """Writes the shards that do not stand yet; returns the records of all in the plan's order, and how many stood."""
+    standing = _standing_records(jobs)
+    missing = [job for job in jobs if job.task not in standing]
+    _check_disk(out, sum(job.task.estimated_bytes for job in missing))
     for task, record in standing.items():
         on_shard(task, record.entry.num_samples, True)
-    for task in missing:
-        _prepare_folder(out, task)
+    for job in missing:
+        _prepare_folder(job)
+    if missing and (num_processes <= 1 or len(missing) == 1) and cluster is None:
+        missing[0].source.expect([job.task for job in missing])
+    finished = (
+        run_in_processes(_write_shard, missing, num_processes)
+        if cluster is None
+        else run_on_cluster(_write_shard, missing, cluster)
+    )
     records = dict(standing)
-    jobs = [(source, task, out, fingerprints[task]) for task in missing]
-    for task, record in _run(jobs, num_processes):
-        records[task] = record
+    for job, record in finished:
+        records[job.task] = record
         _check_bad_rate(records, max_bad_rate)
-        on_shard(task, record.entry.num_samples, False)
-    bad_items = [BadItem(*item) for task in own_tasks for item in records[task].bad_items]
-    finished = _standing_records(out, fingerprints) if len(own_tasks) < len(tasks) else records
-    manifests = {}
-    if len(finished) == len(tasks):
-        manifests = _write_manifests(source, out, [(task, finished[task]) for task in tasks])
-    return ConversionReport(manifests, len(missing), len(standing), len(tasks) - len(finished), bad_items)
+        on_shard(job.task, record.entry.num_samples, False)
+    return {job.task: records[job.task] for job in jobs}, len(standing)
 
 
-def _run(jobs: list[tuple], num_processes: int) -> Iterator[tuple[ShardTask, ShardRecord]]:
-    """Runs the jobs and yields (task, record) as they finish."""
-    if num_processes <= 1 or len(jobs) <= 1:
-        if jobs:
-            jobs[0][0].expect([job[1] for job in jobs])
-        for job in jobs:
-            yield job[1], _write_task(*job)
-        return
-    # A fresh interpreter per process: forking a process that already runs torch's threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=_init_process) as pool:
-        futures = {pool.submit(_write_task, *job): job[1] for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            # Without this the shards in the making would be finished first, minutes after Ctrl-C or an error.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
-
-
-def _init_process() -> None:
-    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; and Ctrl-C
-    is the parent's to handle."""
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _write_task(source: Source, task: ShardTask, out: Path, fingerprint: str) -> ShardRecord:
+def _write_shard(job: ShardJob) -> ShardRecord:
     """Writes one shard and its record."""
+    source, task = job.source, job.task
     bad_items: list[tuple[str, str]] = []
+    left_out: Counter[str] = Counter()
     schemas: list[FrameSchema] = []
-    tar_path = out / task.split / task.name
+    tar_path = job.out / task.split / task.name
 
     def good_samples() -> Iterator[Sample]:
         for item in source.read(task):
+            if isinstance(item, LeftOut):
+                left_out[item.reason] += 1
+                continue
             if isinstance(item, BadItem):
                 bad_items.append((item.name, item.reason))
                 continue
@@ -243,13 +259,14 @@ def _write_task(source: Source, task: ShardTask, out: Path, fingerprint: str) ->
                 continue
             yield item
 
-    entry, moments = write_shard(tar_path, good_samples(), source.measured_frames)
+    entry, moments = write_shard(tar_path, good_samples(), source.measured_frames, job.encoding)
     record = ShardRecord(
-        fingerprint=fingerprint,
+        fingerprint=job.fingerprint,
         entry=entry,
-        frames=schemas[0] if schemas else None,
+        frames=schemas[0].model_copy(update={"encoding": job.encoding.encoding}) if schemas else None,
         moments=moments.to_json(),
         bad_items=tuple(bad_items),
+        left_out=dict(left_out),
     )
     write_atomically(_record_path(tar_path), document_bytes(record))
     return record
@@ -263,7 +280,9 @@ def _check_sample(sample: Sample, schema: FrameSchema) -> None:
     assert (sample.logvar is not None) == schema.has_logvar, sample.key
 
 
-def _write_manifests(source: Source, out: Path, finished: list[tuple[ShardTask, ShardRecord]]) -> dict[str, Path]:
+def _write_manifests(
+    source: Source, out: Path, encoding: EncodingConfig, finished: list[tuple[ShardTask, ShardRecord]]
+) -> dict[str, Path]:
     """Merges the records into one manifest per split. All splits are normalised by the training split's statistics."""
     by_split: dict[str, list[ShardRecord]] = {}
     for task, record in finished:
@@ -295,7 +314,9 @@ def _write_manifests(source: Source, out: Path, finished: list[tuple[ShardTask, 
             latents=source.latents(split),
             details={
                 "options": source.config.model_dump(mode="json"),
+                "encoding": encoding.model_dump(mode="json"),
                 "rejected_items": sum(len(record.bad_items) for record in records),
+                "left_out_items": dict(sum((Counter(record.left_out) for record in records), Counter())),
                 **source.details(),
             },
         )
@@ -318,28 +339,30 @@ def _standardisation(moments: FrameMoments) -> tuple[tuple[float, ...], tuple[fl
     return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
 
-def _fingerprint(source: Source, task: ShardTask) -> str:
-    """Identifies the content that a shard must have: source, options, inputs."""
+def _fingerprint(source: Source, task: ShardTask, encoding: EncodingConfig) -> str:
+    """Identifies the content that a shard must have: source, options, inputs, and an encoding other than the plain."""
     content = [source.name, source.config.model_dump(mode="json"), task.split, task.name, task.items]
+    if encoding != PLAIN:
+        content.append(encoding.model_dump(mode="json"))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _standing_records(out: Path, fingerprints: dict[ShardTask, str]) -> dict[ShardTask, ShardRecord]:
-    """Records of shards that stand complete in ``out``; an error if they were made with other options or inputs."""
+def _standing_records(jobs: list[ShardJob]) -> dict[ShardTask, ShardRecord]:
+    """Records of shards that stand complete; an error if they were made with other options or inputs."""
     records = {}
-    for task, fingerprint in fingerprints.items():
-        tar_path = out / task.split / task.name
+    for job in jobs:
+        tar_path = job.out / job.task.split / job.task.name
         if not _record_path(tar_path).exists():
             continue
         record = read_document(_record_path(tar_path), ShardRecord)
-        if record.fingerprint != fingerprint:
+        if record.fingerprint != job.fingerprint:
             raise ValueError(
-                f"{out} holds shards made with other options or from other inputs; give another --out, or remove that "
-                "folder first"
+                f"{job.out} holds shards made with other options or from other inputs; give another --out, or "
+                "remove that folder first"
             )
         stands = tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists()
         if stands:
-            records[task] = record
+            records[job.task] = record
     return records
 
 
@@ -355,12 +378,12 @@ def _only_writer(out: Path, part: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def _prepare_folder(out: Path, task: ShardTask) -> None:
+def _prepare_folder(job: ShardJob) -> None:
     """Makes the folder of a shard and removes what a killed conversion left of it half-written."""
-    folder = out / task.split
+    folder = job.out / job.task.split
     (folder / ".records").mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    stem = Path(task.name).stem
+    stem = Path(job.task.name).stem
     for leftover in [*folder.glob(f"{stem}.*.tmp"), *folder.glob(f".records/{stem}.*.tmp")]:
         leftover.unlink()
 

@@ -7,13 +7,17 @@ reading the ones before it. Plain webdataset needs neither: the tar files stand 
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from dydiff_dist.data.members import Encoding
 from dydiff_dist.strict_config import StrictConfig, describe_error
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -32,8 +36,8 @@ class FrameSchema(StrictConfig):
     """Stored type of the frames."""
     num_actions: Annotated[int, Field(ge=0)] = 0
     """A: action channels; 0 means that samples have no ``actions.npy``."""
-    encoding: Literal["npy"] = "npy"
-    """How frames are stored; npy is lossless."""
+    encoding: Encoding = "npy"
+    """How frames are stored; npy and png are lossless."""
     channels: tuple[str, ...] = ()
     """Name of each channel."""
     units: str = ""
@@ -98,6 +102,9 @@ class ShardEntry(StrictConfig):
 class Manifest(StrictConfig):
     """Everything a reader must know about a folder of shards."""
 
+    sha256: str = ""
+    """Of all else in the document, so that no changed digit goes unnoticed; set when it is written, and empty where an
+    earlier version wrote it."""
     format_version: Literal[1] = FORMAT_VERSION
     source: str
     """What the data are and which command and options made them."""
@@ -158,6 +165,8 @@ def read_document(path: Path, kind: type[Document]) -> Document:
 def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
     """Validates JSON bytes as ``kind``; ``name`` stands in the error."""
     try:
+        if kind is Manifest:
+            _check_seal(data, name)
         # JSON has no tuples, so the strictness of types is that of JSON's own types.
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -166,7 +175,42 @@ def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
 
 def document_bytes(document: StrictConfig) -> bytes:
     """The JSON text of a document, the same bytes for the same content."""
-    return (json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+    tree = document.model_dump(mode="json")
+    if isinstance(document, Manifest):
+        tree["sha256"] = _seal(tree)
+    return _json_bytes(tree)
+
+
+def _json_bytes(tree: dict[str, Any]) -> bytes:
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def manifest_identity(manifest: Manifest) -> str:
+    """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
+    if manifest.sha256:
+        return manifest.sha256
+    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+
+
+def _seal(tree: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, whatever its layout."""
+    content = {name: value for name, value in tree.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_seal(data: bytes, name: str) -> None:
+    """Refuses a manifest whose checksum does not fit, and names one that has none, as earlier versions wrote; what is
+    not even a JSON object is left to the validation."""
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return
+    if not isinstance(tree, dict) or tree.get("sha256") == _seal(tree):
+        return
+    remedy = "give the command that made the shards again, which writes it anew"
+    if tree.get("sha256"):
+        raise ValueError(f"{name} was altered: its checksum does not fit its content; restore it, or {remedy}")
+    logger.warning("%s has no checksum, so a changed value in it goes unnoticed; %s", name, remedy)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

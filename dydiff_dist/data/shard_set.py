@@ -5,13 +5,11 @@ by the byte ranges of the index, so that ranks and workers read what is theirs a
 """
 
 import hashlib
-import io
 import logging
 import tarfile
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +25,16 @@ from dydiff_dist.data.manifest import (
     document_bytes,
     parse_document,
 )
+from dydiff_dist.data.members import (
+    ACTIONS_MEMBER,
+    LOGVAR_MEMBER,
+    MemberError,
+    Members,
+    decode_frames,
+    decode_npy,
+)
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
-from dydiff_dist.data.shard_writer import ACTIONS_MEMBER, FRAMES_MEMBER, LOGVAR_MEMBER, Sample, index_path, scan_shard
+from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard
 from dydiff_dist.data.stores import LocalStore, Store
 
 logger = logging.getLogger(__name__)
@@ -228,15 +234,12 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sam
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:
         raise DamagedSampleError(f"{where} is not a readable tar member: {error}") from None
-    frames = _decode_frames(members, FRAMES_MEMBER, schema, where)
-    logvar = _decode_frames(members, LOGVAR_MEMBER, schema, where) if schema.has_logvar else None
-    actions = None
-    if schema.num_actions:
-        actions = _decode_array(members, ACTIONS_MEMBER, where)
-        if actions.shape != (schema.num_frames, schema.num_actions):
-            raise DamagedSampleError(
-                f"{where} has actions {actions.shape}, the manifest says {(schema.num_frames, schema.num_actions)}"
-            )
+    try:
+        frames = _decode_frames(members, schema)
+        logvar = _checked(decode_npy(members, LOGVAR_MEMBER), "logvar", schema) if schema.has_logvar else None
+        actions = _decode_actions(members, schema) if schema.num_actions else None
+    except MemberError as error:
+        raise DamagedSampleError(f"{where} {error}") from None
     for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
         if array is not None and not _all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
@@ -267,42 +270,25 @@ def _all_finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
-def _decode_frames(members: dict[str, memoryview], name: str, schema: FrameSchema, where: str) -> np.ndarray:
-    """A member of the frames' shape and type."""
-    array = _decode_array(members, name, where)
+def _decode_frames(members: Members, schema: FrameSchema) -> np.ndarray:
+    """The frames, of the schema's shape and type."""
+    return _checked(decode_frames(members, schema.encoding, schema.num_frames, schema.shape[0]), "frames", schema)
+
+
+def _decode_actions(members: Members, schema: FrameSchema) -> np.ndarray:
+    """The actions, (S, A)."""
+    actions = decode_npy(members, ACTIONS_MEMBER)
+    if actions.shape != (schema.num_frames, schema.num_actions):
+        raise MemberError(f"has actions {actions.shape}, the manifest says {(schema.num_frames, schema.num_actions)}")
+    return actions
+
+
+def _checked(array: np.ndarray, name: str, schema: FrameSchema) -> np.ndarray:
+    """An array that must have the frames' shape and type."""
     expected = (schema.num_frames, *schema.shape)
     if array.shape != expected or array.dtype != np.dtype(schema.dtype):
-        raise DamagedSampleError(
-            f"{where} has {name.removesuffix('.npy')} {array.dtype} {array.shape}, the manifest says {schema.dtype} "
-            f"{expected}"
-        )
+        raise MemberError(f"has {name} {array.dtype} {array.shape}, the manifest says {schema.dtype} {expected}")
     return array
-
-
-def _decode_array(members: dict[str, memoryview], name: str, where: str) -> np.ndarray:
-    """A member in npy format as a view of its bytes."""
-    if name not in members:
-        raise DamagedSampleError(f"{where} lacks its member {name}")
-    data = members[name]
-    try:
-        header_bytes = 10 + int.from_bytes(data[8:10], "little")
-        shape, dtype = _npy_header(bytes(data[:header_bytes]))
-        return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
-    except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
-        raise DamagedSampleError(f"{where} has an unreadable {name}: {error}") from None
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an npy file of format 1.0 in C order, which is what shards hold."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if version != (1, 0) or fortran_order or dtype.hasobject:
-        raise ValueError(
-            f"npy version {version}, {dtype}, Fortran order {fortran_order}; expected 1.0, plain numbers, C order"
-        )
-    return shape, dtype
 
 
 def _reason(error: OSError) -> str:

@@ -24,13 +24,19 @@ from dydiff_dist.data.manifest import (
     temporary_name,
     write_atomically,
 )
+from dydiff_dist.data.members import (
+    ACTIONS_MEMBER,
+    LOGVAR_MEMBER,
+    LOSSLESS,
+    META_MEMBER,
+    PLAIN,
+    STATES_MEMBER,
+    EncodingConfig,
+    decode_frames,
+    encode_frames,
+    npy_bytes,
+)
 from dydiff_dist.data.statistics import FrameMoments
-
-FRAMES_MEMBER = "frames.npy"
-ACTIONS_MEMBER = "actions.npy"
-LOGVAR_MEMBER = "logvar.npy"
-STATES_MEMBER = "states.npy"
-META_MEMBER = "meta.json"
 
 
 @dataclass
@@ -50,13 +56,6 @@ class Sample:
     """Where ``frames`` are the mean of a Gaussian: the logarithm of its variance, of the same shape and type."""
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The array in npy format, without pickle."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
-    return stream.getvalue()
-
-
 def index_path(tar_path: Path) -> Path:
     """Where the index of a shard lies."""
     return tar_path.with_suffix(".index.json")
@@ -66,9 +65,10 @@ def write_shard(
     tar_path: Path,
     samples: Iterable[Sample],
     measured_frames: Callable[[Sample], np.ndarray] = lambda sample: sample.frames,
+    encoding: EncodingConfig = PLAIN,
 ) -> tuple[ShardEntry, FrameMoments]:
     """Writes ``samples`` to ``tar_path`` and its index beside it; returns the manifest's entry and the moments of
-    ``measured_frames``.
+    ``measured_frames`` of the samples as a reader gets them back.
 
     Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
     are fixed.
@@ -84,7 +84,10 @@ def write_shard(
                 raise ValueError(f"sample key {sample.key!r} must be non-empty and hold no dot; rename the sample")
             keys.append(sample.key)
             offsets.append(writer.tarstream.offset)
-            writer.write(_members(sample))
+            frame_members = encode_frames(sample.frames, encoding)
+            writer.write(_members(sample, frame_members))
+            if encoding.encoding not in LOSSLESS:
+                sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
             moments.add(measured_frames(sample), sample.logvar)
         end = writer.tarstream.offset
         writer.close()
@@ -129,9 +132,9 @@ def _build_index(name: str, file: BinaryIO, keys: list[str], offsets: list[int],
     return ShardIndex(name=name, keys=tuple(keys), offsets=tuple(offsets), sizes=tuple(sizes), crc32=tuple(checksums))
 
 
-def _members(sample: Sample) -> dict[str, Any]:
+def _members(sample: Sample, frame_members: dict[str, bytes]) -> dict[str, Any]:
     """The tar members of a sample."""
-    members: dict[str, Any] = {"__key__": sample.key, FRAMES_MEMBER: npy_bytes(sample.frames)}
+    members: dict[str, Any] = {"__key__": sample.key, **frame_members}
     if sample.logvar is not None:
         members[LOGVAR_MEMBER] = npy_bytes(sample.logvar)
     if sample.actions is not None:

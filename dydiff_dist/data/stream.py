@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, exact under any number of ranks and workers and after any resume.
+"""Batches for training, exact under any number of ranks and workers and after any resume.
 
 Training reads an endless global order (``plan.py``). Global batch k holds positions k·G … (k + 1)·G − 1, where G is the
 global batch size; rank r of W takes the r-th of W equal parts of it, in micro-batches. So the only state is the
@@ -75,7 +75,7 @@ class TrainStream:
         """Damaged samples this rank met so far."""
         self._num_samples = 0
         self._positions = RankPositions(global_batch_size, micro_batch_size, rank, world_size, start_step)
-        self._reader = TrainReader(shards, config, seed)
+        self._reader = BatchReader(shards, config, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         """Micro-batches from ``start_step`` on, without end."""
@@ -97,56 +97,6 @@ class TrainStream:
             _check_damage_rate(self.num_damaged, self._num_samples, self.config.max_damaged_rate)
 
 
-class EvalStream:
-    """The first ``num_samples`` samples in manifest order, every rank the same number of batches.
-
-    Batches are as in training, with ``sample_index`` the number of the sample and ``mask`` (B,) bool: False marks
-    padding, which repeats sample 0 so that ranks stay in step, and samples that were damaged and skipped.
-    """
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        config: DataConfig,
-        batch_size: int,
-        num_samples: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        """``num_samples`` None takes all; more than there are is a ``ValueError``."""
-        check_against_schema(config, shards.schema, str(shards.folder))
-        if num_samples is not None and not 1 <= num_samples <= len(shards):
-            raise ValueError(
-                f"{num_samples} evaluation samples were asked for, {shards.folder} has {len(shards)}; ask for at "
-                "most that many"
-            )
-        self.config = config
-        self.num_samples = num_samples or len(shards)
-        self.num_batches = -(-self.num_samples // (batch_size * world_size))
-        self.num_damaged = 0
-        first = rank * self.num_batches * batch_size
-        self._batches = [
-            list(range(first + batch * batch_size, first + (batch + 1) * batch_size))
-            for batch in range(self.num_batches)
-        ]
-        self._reader = EvalReader(shards, config)
-
-    def __len__(self) -> int:
-        """Batches per rank."""
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        numbers = [[number if number < self.num_samples else 0 for number in batch] for batch in self._batches]
-        loaded = _read_ahead(self._reader, numbers, self.config)
-        for wanted, (batch, damage) in zip(self._batches, loaded, strict=True):
-            for message in damage:
-                logger.warning("skipped: %s", message)
-            self.num_damaged += len(damage)
-            inside = [number < self.num_samples and bool(key) for number, key in zip(wanted, batch["key"], strict=True)]
-            batch["mask"] = torch.tensor(inside)
-            yield batch
-
-
 class RankPositions:
     """The positions of each micro-batch of one rank, endless."""
 
@@ -166,14 +116,15 @@ class RankPositions:
 
 
 class BatchReader(Dataset):
-    """Reads one batch: a list of positions, or of sample numbers, to tensors. Subclasses say which sample is where."""
+    """Reads one batch: a list of positions of the global order to tensors."""
 
-    def __init__(self, shards: ShardSet, config: DataConfig, seed: int, training: bool):
+    def __init__(self, shards: ShardSet, config: DataConfig, seed: int):
         self.shards = shards
         self.config = config
         self.seed = seed
         manifest = shards.manifest
-        self.transform = SampleTransform(config, manifest.frames, manifest.shift, manifest.scale, training)
+        self.transform = SampleTransform(config, manifest.frames, manifest.shift, manifest.scale)
+        self.plan = ShufflePlan(manifest, seed, config.shuffle_window_bytes)
 
     def __getitem__(self, positions: list[int]) -> Loaded:
         """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
@@ -185,14 +136,22 @@ class BatchReader(Dataset):
                 sample = self._read(position, damage)
             except DamagedSampleError as error:
                 return error
-            batch["key"].append("" if sample is None else sample.key)
-            if sample is not None:
-                self._fill(sample, None if draws is None else draws[row], batch, row)
+            batch["key"].append(sample.key)
+            self._fill(sample, None if draws is None else draws[row], batch, row)
         return batch, damage
 
-    def _read(self, position: int, damage: list[str]) -> Sample | None:
-        """The sample, None for one to leave blank; messages about skipped ones go to ``damage``."""
-        raise NotImplementedError
+    def _read(self, position: int, damage: list[str]) -> Sample:
+        """The sample at a position; for a damaged one, named in ``damage``, a draw from all samples."""
+        address = self.plan.address(position)
+        for attempt in range(MAX_REPLACEMENTS):
+            try:
+                return self.shards.read(address)
+            except DamagedSampleError as error:
+                if self.config.damaged_samples == "error":
+                    raise
+                damage.append(str(error))
+                address = self.shards.address(self.plan.replacement(position, attempt))
+        raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
 
     def _fill(self, sample: Sample, draws: np.ndarray | None, batch: Batch, row: int) -> None:
         """Puts a sample into a row of the batch."""
@@ -213,42 +172,6 @@ class BatchReader(Dataset):
         if self.shards.schema.num_actions:
             batch["actions"] = _zeros(len(positions), self.config.num_frames, self.shards.schema.num_actions)
         return batch
-
-
-class TrainReader(BatchReader):
-    """Positions of the global order; a damaged sample is replaced by a draw from all samples."""
-
-    def __init__(self, shards: ShardSet, config: DataConfig, seed: int):
-        super().__init__(shards, config, seed, training=True)
-        self.plan = ShufflePlan(shards.manifest, seed, config.shuffle_window_bytes)
-
-    def _read(self, position: int, damage: list[str]) -> Sample:
-        address = self.plan.address(position)
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                return self.shards.read(address)
-            except DamagedSampleError as error:
-                if self.config.damaged_samples == "error":
-                    raise
-                damage.append(str(error))
-                address = self.shards.address(self.plan.replacement(position, attempt))
-        raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
-
-
-class EvalReader(BatchReader):
-    """Numbers in manifest order; a damaged sample is left blank."""
-
-    def __init__(self, shards: ShardSet, config: DataConfig):
-        super().__init__(shards, config, 0, training=False)
-
-    def _read(self, position: int, damage: list[str]) -> Sample | None:
-        try:
-            return self.shards.read(self.shards.address(position))
-        except DamagedSampleError as error:
-            if self.config.damaged_samples == "error":
-                raise
-            damage.append(str(error))
-            return None
 
 
 def _zeros(*shape: int) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Cases: what a forecast is given and what happened, in stored units, straight from shards."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
-from dydiff_dist.data.manifest import document_bytes
+from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.colors import FieldStyle, field_style
 from dydiff_dist.evaluation.evaluate import ForecastCase
@@ -61,7 +60,7 @@ class CaseReader:
     @property
     def sha256(self) -> str:
         """Of the shards' manifest, which holds the checksums of all else."""
-        return hashlib.sha256(document_bytes(self.shards.manifest)).hexdigest()
+        return manifest_identity(self.shards.manifest)
 
     def style(self) -> FieldStyle:
         """How these frames are shown."""

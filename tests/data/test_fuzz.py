@@ -1,5 +1,6 @@
 """Randomly damaged shards: every loss has a name, and nothing is lost that was not damaged."""
 
+import json
 import random
 
 import numpy as np
@@ -93,16 +94,17 @@ def test_a_damaged_index_is_rebuilt_from_the_shard(folder):
     assert not any(isinstance(found, str) for found in read_all(folder))
 
 
-def test_a_damaged_manifest_opens_right_or_is_refused_in_one_line(folder):
+def test_a_damaged_manifest_is_refused_in_one_line(folder):
     path = folder / "manifest.json"
     whole = path.read_bytes()
-    refused = 0
+    content = json.loads(whole)
     for trial in range(200):
         rng = random.Random(trial)
-        path.write_bytes(rng.choice(DAMAGES)(whole, rng))
+        damaged = rng.choice(DAMAGES)(whole, rng)
+        path.write_bytes(damaged)
         try:
-            read_all(folder, num_samples=1)
+            found = read_all(folder, num_samples=1)[0]
         except ValueError as error:
             assert "\n" not in str(error) and "manifest.json" in str(error), (trial, str(error))
-            refused += 1
-    assert refused > 100
+        else:
+            assert json.loads(damaged) == content and np.array_equal(found, numbered_sample(0, 5).frames), trial

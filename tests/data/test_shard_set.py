@@ -1,10 +1,14 @@
 """Opening shards: what is missing or broken is said in one line."""
 
+import json
+import logging
+
 import numbered_source
 import numpy as np
 import pytest
 from numbered_source import numbered_sample
 
+from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import index_path
 
@@ -72,3 +76,19 @@ def test_nan_is_damage(make_shards, monkeypatch):
     shards = ShardSet.open(make_shards(counts=(3,)))
     with pytest.raises(DamagedSampleError, match=r"sample 'sample-0001' of shard .* has NaN or infinite frames"):
         shards.read(shards.address(1))
+
+
+def test_a_changed_digit_of_the_manifest_is_noticed(make_shards, caplog):
+    path = make_shards() / "manifest.json"
+    whole = json.loads(path.read_text())
+    for change in ({"scale": [whole["scale"][0] + 1e-9, whole["scale"][1]]}, {"split": "tset"}, {"details": {}}):
+        path.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=r"manifest.json was altered: its checksum does not fit") as caught:
+            ShardSet.open(path.parent)
+        assert "\n" not in str(caught.value)
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "sha256"}))
+    with caplog.at_level(logging.WARNING):
+        assert len(manifest_identity(ShardSet.open(path.parent).manifest)) == 64
+    assert "manifest.json has no checksum, so a changed value in it goes unnoticed" in caplog.text
+    path.write_text(json.dumps(whole))
+    assert ShardSet.open(path.parent).manifest.sha256 == whole["sha256"]

@@ -16,7 +16,7 @@ from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import FrameSchema, FrameStatistics, Manifest, ShardEntry
 from dydiff_dist.data.plan import ShufflePlan
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.data.stream import EvalStream, RankPositions, TrainStream
+from dydiff_dist.data.stream import RankPositions, TrainStream
 
 
 def config(**options) -> DataConfig:
@@ -151,19 +151,6 @@ def test_temporal_crops_keep_actions_aligned(make_shards):
     assert len(starts) > 1
 
 
-def test_evaluation_pads_and_masks_so_that_ranks_stay_in_step(make_shards):
-    shards = ShardSet.open(make_shards(counts=(5, 3, 4)))
-    numbers = []
-    for rank in range(3):
-        stream = EvalStream(shards, config(), batch_size=2, num_samples=10, rank=rank, world_size=3)
-        batches = list(stream)
-        assert len(batches) == len(stream) == 2
-        numbers += [
-            n for b in batches for n, inside in zip(b["sample_index"].tolist(), b["mask"], strict=True) if inside
-        ]
-    assert numbers == list(range(10))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -185,7 +172,7 @@ def test_vectors_turn_with_flips_and_rotations(make_shards):
     frames = np.stack([-y, x])[None].repeat(2, axis=0).astype(np.float32)
     schema = FrameSchema(num_frames=2, shape=(2, 8, 8), dtype="float32", vector_channels=(0, 1))
     turning = config(num_history_frames=1, num_future_frames=1, augmentation=AugmentationConfig(flip=True, rotate=True))
-    transform = SampleTransform(turning, schema, (0.0, 0.0), (1.0, 1.0), training=True)
+    transform = SampleTransform(turning, schema, (0.0, 0.0), (1.0, 1.0))
     signs = set()
     for position in range(40):
         found = np.empty_like(frames)

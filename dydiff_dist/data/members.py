@@ -1,0 +1,177 @@
+"""The members of a sample in a shard: names, and arrays to bytes and back.
+
+Frames are stored losslessly (npy, png) or, by choice, as jpg or mp4. Letters: S frames, C channels, H W height and
+width.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import av
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from dydiff_dist.strict_config import StrictConfig
+
+FRAMES_MEMBER = "frames.npy"
+VIDEO_MEMBER = "frames.mp4"
+ACTIONS_MEMBER = "actions.npy"
+LOGVAR_MEMBER = "logvar.npy"
+STATES_MEMBER = "states.npy"
+META_MEMBER = "meta.json"
+
+Encoding = Literal["npy", "png", "jpg", "mp4"]
+LOSSLESS = ("npy", "png")
+
+Members = Mapping[str, bytes | memoryview]
+
+
+class EncodingConfig(StrictConfig):
+    """How frames are stored."""
+
+    encoding: Encoding = "npy"
+    """npy and png are lossless, jpg and mp4 are not; all but npy need 8-bit frames of 1 or 3 channels."""
+    jpg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of jpg, 1 to 100."""
+    mp4_crf: Annotated[int, Field(ge=0, le=51)] = 14
+    """Constant rate factor of mp4 (H.264): 0 is best, 51 worst."""
+
+
+PLAIN = EncodingConfig()
+"""npy."""
+
+
+class MemberError(ValueError):
+    """A member that is missing or not what it must be; the message goes on after the sample's name."""
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array in npy format, without pickle."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def decode_npy(members: Members, name: str) -> np.ndarray:
+    """A member in npy format as a view of its bytes, read-only."""
+    data = _member(members, name)
+    try:
+        header_bytes = 10 + int.from_bytes(data[8:10], "little")
+        shape, dtype = _npy_header(bytes(data[:header_bytes]))
+        return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
+    except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
+        raise MemberError(f"has an unreadable {name}: {error}") from None
+
+
+def encode_frames(frames_SCHW: np.ndarray, config: EncodingConfig) -> dict[str, bytes]:
+    """The members that hold the frames.
+
+    Raises:
+        ValueError: these frames cannot be stored so.
+    """
+    if config.encoding == "npy":
+        return {FRAMES_MEMBER: npy_bytes(frames_SCHW)}
+    if frames_SCHW.dtype != np.uint8 or frames_SCHW.shape[1] not in (1, 3):
+        raise ValueError(
+            f"option --encoding {config.encoding} needs 8-bit frames of 1 or 3 channels, these are {frames_SCHW.dtype} "
+            f"of {frames_SCHW.shape[1]}; use npy"
+        )
+    if config.encoding == "mp4":
+        return {VIDEO_MEMBER: _encode_mp4(frames_SCHW, config.mp4_crf)}
+    settings = {"png": {"compress_level": 6}, "jpg": {"quality": config.jpg_quality, "subsampling": 0}}
+    kind = {"png": "png", "jpg": "jpeg"}[config.encoding]
+    return {
+        _picture_member(number, config.encoding): _encode_picture(frame, kind, settings[config.encoding])
+        for number, frame in enumerate(frames_SCHW)
+    }
+
+
+def decode_frames(members: Members, encoding: Encoding, num_frames: int, num_channels: int) -> np.ndarray:
+    """The frames, (S, C, H, W) as stored. The counts say how many pictures to look for, and how to read a video; what
+    is found may still have another shape.
+
+    Raises:
+        MemberError: a member is missing or unreadable.
+    """
+    if encoding == "npy":
+        return decode_npy(members, FRAMES_MEMBER)
+    if encoding == "mp4":
+        grey = num_channels == 1
+        frames = _decoded(members, VIDEO_MEMBER, lambda data: np.stack(decode_video(bytes(data), grey)))
+        return frames[:, None] if grey else frames.transpose(0, 3, 1, 2)
+    names = [_picture_member(number, encoding) for number in range(num_frames)]
+    frames = [_decoded(members, name, _decode_picture) for name in names]
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise MemberError(f"has pictures of several sizes, {sorted({frame.shape for frame in frames})}")
+    return np.stack(frames).transpose(0, 3, 1, 2)
+
+
+def decode_video(data: bytes, grey: bool = False) -> list[np.ndarray]:
+    """All frames of a video file in memory, each (H, W, 3) uint8 RGB, or (H, W) grey."""
+    with av.open(io.BytesIO(data)) as container:
+        container.streams.video[0].thread_count = 1  # workers share the cores
+        return [frame.to_ndarray(format="gray" if grey else "rgb24") for frame in container.decode(video=0)]
+
+
+def _encode_mp4(frames_SCHW: np.ndarray, crf: int) -> bytes:
+    """H.264 at full colour resolution; one thread, so that the same frames give the same bytes everywhere."""
+    _, C, H, W = frames_SCHW.shape
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=10, options={"crf": str(crf), "threads": "1"})
+        video.width, video.height, video.pix_fmt = W, H, "yuv444p"
+        video.codec_context.flags |= av.codec.context.Flags.bitexact
+        for frame_CHW in frames_SCHW:
+            frame_HWC = np.ascontiguousarray(frame_CHW.transpose(1, 2, 0))
+            picture = av.VideoFrame.from_ndarray(frame_HWC[:, :, 0], "gray") if C == 1 else None
+            container.mux(video.encode(picture or av.VideoFrame.from_ndarray(frame_HWC, "rgb24")))
+        container.mux(video.encode())
+    return stream.getvalue()
+
+
+def _encode_picture(frame_CHW: np.ndarray, kind: str, settings: dict[str, int]) -> bytes:
+    stream = io.BytesIO()
+    frame_HWC = np.ascontiguousarray(frame_CHW.transpose(1, 2, 0))
+    Image.fromarray(frame_HWC[:, :, 0] if len(frame_CHW) == 1 else frame_HWC).save(stream, kind, **settings)
+    return stream.getvalue()
+
+
+def _decode_picture(data: bytes | memoryview) -> np.ndarray:
+    """(H, W, C) uint8."""
+    picture = np.asarray(Image.open(io.BytesIO(data)))
+    return picture[:, :, None] if picture.ndim == 2 else picture
+
+
+def _decoded(members: Members, name: str, decode: Callable[[bytes | memoryview], np.ndarray]) -> np.ndarray:
+    """A member through ``decode``; whatever a damaged file makes the codec raise is a ``MemberError``."""
+    data = _member(members, name)
+    try:
+        return decode(data)
+    except Exception as error:
+        raise MemberError(f"has an unreadable {name}: {error}") from None
+
+
+def _member(members: Members, name: str) -> bytes | memoryview:
+    if name not in members:
+        raise MemberError(f"lacks its member {name}")
+    return members[name]
+
+
+def _picture_member(number: int, encoding: Encoding) -> str:
+    return f"{number:04d}.{encoding}"
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an npy file of format 1.0 in C order, which is what shards hold."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if version != (1, 0) or fortran_order or dtype.hasobject:
+        raise ValueError(
+            f"npy version {version}, {dtype}, Fortran order {fortran_order}; expected 1.0, plain numbers, C order"
+        )
+    return shape, dtype

@@ -1,0 +1,83 @@
+"""Running the same function on many jobs: in this process, in processes of this machine, or on a Dask cluster."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+CONNECT_TIMEOUT_SEC = 30
+"""Time in which a cluster's scheduler must answer."""
+
+
+def run_in_processes(
+    function: Callable[[Job], Result], jobs: Sequence[Job], num_processes: int
+) -> Iterator[tuple[Job, Result]]:
+    """Yields (job, result) as they finish; with one process or one job, here and in order."""
+    if num_processes <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, function(job)
+        return
+    # A fresh interpreter per process: forking a process that already runs torch's threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=_init_process) as pool:
+        futures = {pool.submit(function, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            # Without this the shards in the making would be finished first, minutes after Ctrl-C or an error.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+def run_on_cluster(
+    function: Callable[[Job], Result], jobs: Sequence[Job], address: str
+) -> Iterator[tuple[Job, Result]]:
+    """Yields (job, result) as a Dask cluster finishes them. The jobs run in this process's working folder, which must
+    be on a disk that all workers share; a job whose worker dies is given to another one by Dask.
+
+    Raises:
+        ValueError: Dask is not installed, or no scheduler answers at ``address``.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise ValueError("--cluster needs Dask; install it with pip install 'dydiff_dist[cluster]'") from None
+    try:
+        client = distributed.Client(address, timeout=CONNECT_TIMEOUT_SEC, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"no Dask scheduler answers at --cluster {address}: {reason}") from None
+    with client:
+        folder = os.getcwd()
+        futures = {client.submit(_in_folder, folder, function, job, pure=False): job for job in jobs}
+        try:
+            for future in distributed.as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            client.cancel(list(futures))  # what has not begun when the caller stops early
+
+
+def _in_folder(folder: str, function: Callable[[Job], Result], job: Job) -> Result:
+    """``function(job)`` with relative paths meaning what they mean on the machine that asked."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"a worker does not see {folder}; its machine must share the disk of this one")
+    os.chdir(folder)
+    return function(job)
+
+
+def _init_process() -> None:
+    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; and Ctrl-C
+    is the parent's to handle."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
