@@ -13,6 +13,7 @@ it takes a tensor, or the NoiseCounter to draw it from in the kernel.
     denoising_loss(output, target, sample_weights=…, frame_weights=…) -> (B,); differentiable in output
     CounterTarget(noise, gamma_bar)              the eps target by name, never stored
     reverse_step(z, output, StepCoefficients(…), prediction=…) -> ReverseStep(z, x0); every sampler's step
+    modulated_norm(x, shift, scale), gated_residual(x, gate, branch)    the network's adaLN, tokens (B, S, N, D)
 
 ``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU
 tensors and, where that is not to be had, the reference; what runs is logged once per op on the logger
@@ -25,6 +26,7 @@ from dydiff_kernels.backends import BACKENDS, Backend, available_backends
 from dydiff_kernels.counter import NoiseCounter, Stream
 from dydiff_kernels.denoising_loss import CounterTarget, denoising_loss
 from dydiff_kernels.frame_mix import frame_mix, frame_unmix
+from dydiff_kernels.modulation import gated_residual, modulated_norm
 from dydiff_kernels.noise import normal, uniform
 from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
 
@@ -43,6 +45,8 @@ __all__ = [
     "denoising_loss",
     "frame_mix",
     "frame_unmix",
+    "gated_residual",
+    "modulated_norm",
     "normal",
     "reverse_step",
     "uniform",

@@ -66,7 +66,9 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return (*(name for name in preferred if _REFUSALS[name](device) is None), "reference")
 
 
-def choose_backend(op: str, backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str:
+def choose_backend(
+    op: str, backend: str, device: torch.device, dtypes: tuple[torch.dtype, ...], *, has_triton: bool = True
+) -> str:
     """The backend that runs ``op``: ``triton``, ``cpp`` or ``reference``.
 
     Args:
@@ -74,6 +76,7 @@ def choose_backend(op: str, backend: str, device: torch.device, dtypes: tuple[to
         backend: what the caller asked for, one of ``BACKENDS``.
         device: where the op's tensors are.
         dtypes: their storage types; any float64 sends the op to the reference.
+        has_triton: False for an op that has no Triton kernel: on GPUs torch's own operations are its implementation.
 
     Raises:
         ValueError: ``backend`` is unknown, or was asked for by name and cannot run here.
@@ -86,6 +89,10 @@ def choose_backend(op: str, backend: str, device: torch.device, dtypes: tuple[to
         _log_once(logging.INFO, f"{op}: float64 tensors run on the torch reference (kernels calculate in float32)")
         return "reference"
     kernel = backend if backend != "auto" else ("triton" if device.type == "cuda" else "cpp")
+    if kernel == "triton" and not has_triton:
+        if backend == "triton":
+            raise ValueError(f"{op}: backend='triton' has no kernel of this op; use backend='auto'")
+        return _chosen(op, "reference", device)
     refusal = _REFUSALS[kernel](device)
     if refusal is None:
         return _chosen(op, kernel, device)

@@ -85,4 +85,23 @@ struct ReverseStepArgs {
     FrameView z_next, x0;  // x0 may be absent; z_next may be z
 };
 
+// modulate and its gradient: see modulation.h. A shape is (groups, tokens, channels), channels at most MAX_CHANNELS;
+// shift and scale are one row per group.
+constexpr int64_t MAX_CHANNELS = 4096;
+
+struct ModulationArgs {
+    Shape shape{};
+    float epsilon = 0.0f;
+    FrameView x, shift, scale;
+    uintptr_t statistics = 0;  // float*, (groups·tokens, 2): mean and 1/σ; written forward, read backward
+    FrameView out;             // forward
+    FrameView grad_out, grad_x, grad_shift, grad_scale;  // backward
+};
+
+// Gradient of x + gate·branch with respect to gate (one row per group) and branch.
+struct GateArgs {
+    Shape shape{};
+    FrameView branch, gate, grad_out, grad_branch, grad_gate;
+};
+
 }  // namespace dydiff

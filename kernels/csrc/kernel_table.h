@@ -13,6 +13,9 @@ struct KernelTable {
     void (*loss_forward)(const LossArgs&, int threads);
     void (*loss_backward)(const LossArgs&, int threads);
     void (*reverse_step)(const ReverseStepArgs&, int threads);
+    void (*modulate)(const ModulationArgs&, int threads);
+    void (*modulate_backward)(const ModulationArgs&, int threads);
+    void (*gate_backward)(const GateArgs&, int threads);
 };
 
 const KernelTable* portable_kernels();

@@ -46,6 +46,12 @@ void loss_backward(const LossArgs& args, int threads) { kernels().loss_backward(
 
 void reverse_step(const ReverseStepArgs& args, int threads) { kernels().reverse_step(args, threads); }
 
+void modulate(const ModulationArgs& args, int threads) { kernels().modulate(args, threads); }
+
+void modulate_backward(const ModulationArgs& args, int threads) { kernels().modulate_backward(args, threads); }
+
+void gate_backward(const GateArgs& args, int threads) { kernels().gate_backward(args, threads); }
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -108,6 +114,28 @@ PYBIND11_MODULE(_cpu, m) {
         .def_readwrite("noise", &ReverseStepArgs::noise)
         .def_readwrite("z_next", &ReverseStepArgs::z_next)
         .def_readwrite("x0", &ReverseStepArgs::x0);
+    py::class_<ModulationArgs>(m, "ModulationArgs")
+        .def(py::init<>())
+        .def_readwrite("shape", &ModulationArgs::shape)
+        .def_readwrite("epsilon", &ModulationArgs::epsilon)
+        .def_readwrite("x", &ModulationArgs::x)
+        .def_readwrite("shift", &ModulationArgs::shift)
+        .def_readwrite("scale", &ModulationArgs::scale)
+        .def_readwrite("statistics", &ModulationArgs::statistics)
+        .def_readwrite("out", &ModulationArgs::out)
+        .def_readwrite("grad_out", &ModulationArgs::grad_out)
+        .def_readwrite("grad_x", &ModulationArgs::grad_x)
+        .def_readwrite("grad_shift", &ModulationArgs::grad_shift)
+        .def_readwrite("grad_scale", &ModulationArgs::grad_scale);
+    py::class_<GateArgs>(m, "GateArgs")
+        .def(py::init<>())
+        .def_readwrite("shape", &GateArgs::shape)
+        .def_readwrite("branch", &GateArgs::branch)
+        .def_readwrite("gate", &GateArgs::gate)
+        .def_readwrite("grad_out", &GateArgs::grad_out)
+        .def_readwrite("grad_branch", &GateArgs::grad_branch)
+        .def_readwrite("grad_gate", &GateArgs::grad_gate);
+    m.attr("MAX_CHANNELS") = MAX_CHANNELS;
     m.def("isa", [] { return std::string(kernels().isa); });
     m.def("available_isas", &available_isas);
     m.def("set_isa", &set_isa);
@@ -118,4 +146,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("loss_forward", &loss_forward, released);
     m.def("loss_backward", &loss_backward, released);
     m.def("reverse_step", &reverse_step, released);
+    m.def("modulate", &modulate, released);
+    m.def("modulate_backward", &modulate_backward, released);
+    m.def("gate_backward", &gate_backward, released);
 }

@@ -6,15 +6,17 @@
 // The rest need only those.
 #include "add_noise.h"
 #include "denoising_loss.h"
+#include "modulation.h"
 #include "normal.h"
 #include "reverse_step.h"
 
 namespace dydiff {
 namespace DYDIFF_ISA {
 
-constexpr KernelTable make_table(const char* isa) { 
-    return {isa, normal, frame_filter, add_noise, loss_forward, loss_backward, reverse_step};
- }
+constexpr KernelTable make_table(const char* isa) {
+    return {isa,          normal,   frame_filter,      add_noise,    loss_forward, loss_backward,
+            reverse_step, modulate, modulate_backward, gate_backward};
+}
 
 }  // namespace DYDIFF_ISA
 }  // namespace dydiff

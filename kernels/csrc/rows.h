@@ -7,6 +7,7 @@ namespace dydiff {
 namespace DYDIFF_ISA {
 
 constexpr int64_t ROW = 4096;
+static_assert(ROW >= MAX_CHANNELS, "a token's channels fill at most a row");
 constexpr int64_t PREFETCH_CHUNK = 256;  // few enough lines at once for the processor to keep track of
 constexpr int64_t NOISE_ROOM = ROW + NORMALS_PER_CALL + 4;
 

@@ -1,0 +1,140 @@
+// The two element-wise halves of an adaLN-Zero branch (Peebles & Xie 2023), per token of D channels; a group of tokens
+// shares its shift a, scale c and gate h:
+//   modulate        y = x̂ (1 + c) + a,   x̂ = (x - mean) / σ,   σ² = var + ε
+//     backward      p = dy (1 + c),  dx = (p - mean(p) - x̂ mean(p x̂)) / σ,   dc = Σ dy x̂,   da = Σ dy   (over a group)
+//   gate backward   y = x + h f:   df = dy h,   dh = Σ dy f
+#include <vector>
+
+namespace dydiff {
+namespace DYDIFF_ISA {
+
+// Sums over a group are made of sums over stretches of so many tokens, whatever the number of threads.
+constexpr int64_t TOKENS = 32;
+
+inline int64_t num_stretches(const Shape& shape) { return (shape.frames + TOKENS - 1) / TOKENS; }
+
+// Calls body(group, first token, end token, number of the stretch), on up to `threads` threads.
+template <class Body>
+void for_each_stretch(const Shape& shape, int threads, const Body& body) {
+    const int64_t stretches = num_stretches(shape), items = shape.batch * stretches;
+    const int64_t worthwhile = shape.batch * shape.frames * shape.inner / 16384 + 1;
+    const int team = int(threads < worthwhile ? threads : worthwhile);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+    for (int64_t item = 0; item < items; ++item) {
+        const int64_t first = (item % stretches) * TOKENS;
+        body(item / stretches, first, shape.frames - first < TOKENS ? shape.frames : first + TOKENS, item);
+    }
+}
+
+struct Moments {
+    float mean, inverse_deviation;
+};
+
+inline Moments moments(const float* x, int64_t n, float epsilon) {
+    float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    const float mean = sum / float(n);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    return {mean, 1.0f / std::sqrt(squares / float(n) + epsilon)};
+}
+
+inline void modulate(const ModulationArgs& args, int threads) {
+    const int64_t n = args.shape.inner;
+    Moments* statistics = reinterpret_cast<Moments*>(args.statistics);
+    for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t) {
+        Row shift_room, scale_room, x_room, y;
+        const float* shift = load_row(args.shift, g, 0, 0, n, shift_room);
+        const float* scale = load_row(args.scale, g, 0, 0, n, scale_room);
+        for (int64_t token = first; token < end; ++token) {
+            const float* x = load_row(args.x, g, token, 0, n, x_room);
+            const Moments m = moments(x, n, args.epsilon);
+            statistics[g * args.shape.frames + token] = m;
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i)
+                y.v[i] = (x[i] - m.mean) * m.inverse_deviation * (1.0f + scale[i]) + shift[i];
+            store_row(args.out, g, token, 0, n, y.v, false);
+        }
+    });
+}
+
+// Adds up the stretches' sums of each group, in order: `sums` holds (groups, stretches, channels).
+inline void add_stretches(const Shape& shape, const std::vector<float>& sums, const FrameView& out) {
+    const int64_t stretches = num_stretches(shape);
+    Row total;
+    for (int64_t g = 0; g < shape.batch; ++g) {
+        std::memset(&total, 0, sizeof(float) * size_t(shape.inner));
+        for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+            const float* part = sums.data() + (g * stretches + stretch) * shape.inner;
+#pragma omp simd
+            for (int64_t i = 0; i < shape.inner; ++i) total.v[i] += part[i];
+        }
+        store_row(out, g, 0, 0, shape.inner, total.v, false);
+    }
+}
+
+// One token: writes dx and adds to the sums of dy and dy x̂.
+inline void modulate_backward_row(const float* __restrict x, const float* __restrict dy, const float* __restrict scale,
+                                  Moments m, float* __restrict dx, float* __restrict sum_dy,
+                                  float* __restrict sum_dy_x, int64_t n) {
+    float sum_p = 0.0f, sum_px = 0.0f;
+#pragma omp simd reduction(+ : sum_p, sum_px)
+    for (int64_t i = 0; i < n; ++i) {
+        const float normal = (x[i] - m.mean) * m.inverse_deviation, p = dy[i] * (1.0f + scale[i]);
+        sum_p += p;
+        sum_px += p * normal;
+        sum_dy[i] += dy[i];
+        sum_dy_x[i] += dy[i] * normal;
+    }
+    const float mean_p = sum_p / float(n), mean_px = sum_px / float(n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        const float normal = (x[i] - m.mean) * m.inverse_deviation;
+        dx[i] = (dy[i] * (1.0f + scale[i]) - mean_p - normal * mean_px) * m.inverse_deviation;
+    }
+}
+
+inline void modulate_backward(const ModulationArgs& args, int threads) {
+    const int64_t n = args.shape.inner;
+    const Moments* statistics = reinterpret_cast<const Moments*>(args.statistics);
+    const size_t room = size_t(args.shape.batch * num_stretches(args.shape) * n);
+    std::vector<float> shift_sums(room, 0.0f), scale_sums(room, 0.0f);
+    for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t stretch) {
+        Row scale_room, x_room, dy_room, dx;
+        const float* scale = load_row(args.scale, g, 0, 0, n, scale_room);
+        for (int64_t token = first; token < end; ++token) {
+            const float* x = load_row(args.x, g, token, 0, n, x_room);
+            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_room);
+            modulate_backward_row(x, dy, scale, statistics[g * args.shape.frames + token], dx.v,
+                                  shift_sums.data() + stretch * n, scale_sums.data() + stretch * n, n);
+            store_row(args.grad_x, g, token, 0, n, dx.v, false);
+        }
+    });
+    add_stretches(args.shape, shift_sums, args.grad_shift);
+    add_stretches(args.shape, scale_sums, args.grad_scale);
+}
+
+inline void gate_backward(const GateArgs& args, int threads) {
+    const int64_t n = args.shape.inner;
+    std::vector<float> sums(size_t(args.shape.batch * num_stretches(args.shape) * n), 0.0f);
+    for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t stretch) {
+        Row gate_room, branch_room, dy_room, grad;
+        const float* gate = load_row(args.gate, g, 0, 0, n, gate_room);
+        float* sum = sums.data() + stretch * n;
+        for (int64_t token = first; token < end; ++token) {
+            const float* branch = load_row(args.branch, g, token, 0, n, branch_room);
+            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_room);
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                sum[i] += dy[i] * branch[i];
+                grad.v[i] = dy[i] * gate[i];
+            }
+            store_row(args.grad_branch, g, token, 0, n, grad.v, false);
+        }
+    });
+    add_stretches(args.shape, sums, args.grad_gate);
+}
+
+}  // namespace DYDIFF_ISA
+}  // namespace dydiff

@@ -1,0 +1,14 @@
+"""The element-wise halves of an adaLN-Zero branch in plain torch: the specification (Peebles & Xie 2023, section 3)."""
+
+import torch
+import torch.nn.functional as F
+
+
+def modulated_norm_reference(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """norm(x)·(1 + scale) + shift, norm without parameters of its own over the last axis."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=epsilon), 1 + scale)
+
+
+def gated_residual_reference(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """x + gate·branch."""
+    return torch.addcmul(x, gate, branch)
