@@ -42,7 +42,7 @@ class RunLog:
     def __init__(self, folder: Path, *, first_step: int, num_steps: int, enabled: bool):
         self.enabled, self.num_steps = enabled, num_steps
         self._first_step, self._start = first_step, time.perf_counter()
-        self._writer = SummaryWriter(str(folder), purge_step=first_step) if enabled else None
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if enabled else None
         on_terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
 
