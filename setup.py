@@ -75,6 +75,7 @@ setup(
         "scoringrules",
         "torchmetrics",
         "tqdm",
+        "psutil",
     ],
     extras_require={
         "gpu": ["xformers>=0.0.35"],
