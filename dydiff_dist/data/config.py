@@ -43,6 +43,8 @@ class DataConfig(StrictConfig):
     """Frames given to the forecast."""
     num_future_frames: Annotated[int, Field(ge=1)] = 11
     """Frames to forecast."""
+    use_actions: bool = True
+    """Whether actions are read where the data have them; false trains and forecasts from frames alone."""
     frame_stride: Annotated[int, Field(ge=1)] = 1
     """Every how many stored frames one is taken; more than 1 only for data without actions."""
     crop_size: tuple[int, int] | None = None

@@ -70,7 +70,9 @@ class ShardSet:
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
 
     @classmethod
-    def open(cls, path: str | Path, check: Check = "size", remote: RemoteConfig | None = None) -> "ShardSet":
+    def open(
+        cls, path: str | Path, check: Check = "size", remote: RemoteConfig | None = None, use_actions: bool = True
+    ) -> "ShardSet":
         """Opens the shards in folder ``path``.
 
         Args:
@@ -78,6 +80,7 @@ class ShardSet:
             check: what to verify of the shards now: nothing, their sizes, or their SHA-256 (reads everything). Samples
                 are checked against their own checksums when they are read, whatever stands here.
             remote: how a URL is read; the defaults if left out.
+            use_actions: False leaves actions unread, as if the shards held none.
 
         Raises:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
@@ -92,7 +95,11 @@ class ShardSet:
             raise FileNotFoundError(f"{path} has no {MANIFEST_NAME}; {_hint_for_folder(Path(path))}") from None
         except OSError as error:
             raise ValueError(f"{store.where(MANIFEST_NAME)} cannot be read: {_reason(error)}") from None
-        shards = cls(store, parse_document(data, Manifest, store.where(MANIFEST_NAME)))
+        manifest = parse_document(data, Manifest, store.where(MANIFEST_NAME))
+        if not use_actions:
+            frames = manifest.frames.model_copy(update={"num_actions": 0})
+            manifest = manifest.model_copy(update={"frames": frames})
+        shards = cls(store, manifest)
         if check != "none":
             for number in range(len(shards.manifest.shards)):
                 shards.check_shard(number, check)

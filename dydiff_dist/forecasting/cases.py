@@ -46,7 +46,7 @@ class CaseReader:
     @classmethod
     def open(cls, folder: str | Path, data: DataConfig) -> "CaseReader":
         """The reader of the shards in ``folder``."""
-        return cls(ShardSet.open(folder, remote=data.remote), data)
+        return cls(ShardSet.open(folder, remote=data.remote, use_actions=data.use_actions), data)
 
     @classmethod
     def for_model(cls, model: str | Path, folder: str | Path) -> "CaseReader":

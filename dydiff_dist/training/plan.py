@@ -90,8 +90,9 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     check_deepspeed(config.deepspeed, config.training)
     data = config.data
     absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
-    train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, remote=data.remote)
-    valid = ShardSet.open(data.valid, remote=data.remote) if data.valid and not absent else None
+    how = {"remote": data.remote, "use_actions": data.use_actions}
+    train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, **how)
+    valid = ShardSet.open(data.valid, **how) if data.valid and not absent else None
     if data.expect is not None:
         check_expectation(data.expect, train)
     for shards in filter(None, (train, valid)):

@@ -92,3 +92,12 @@ def test_a_changed_digit_of_the_manifest_is_noticed(make_shards, caplog):
     assert "manifest.json has no checksum, so a changed value in it goes unnoticed" in caplog.text
     path.write_text(json.dumps(whole))
     assert ShardSet.open(path.parent).manifest.sha256 == whole["sha256"]
+
+
+def test_actions_can_be_left_unread(make_shards):
+    folder = make_shards(counts=(2,), num_actions=3)
+    with_actions, without = ShardSet.open(folder), ShardSet.open(folder, use_actions=False)
+    assert (with_actions.schema.num_actions, without.schema.num_actions) == (3, 0)
+    sample = without.read(without.address(1))
+    assert sample.actions is None
+    np.testing.assert_array_equal(sample.frames, with_actions.read(with_actions.address(1)).frames)
