@@ -5,6 +5,7 @@ command again does only what is missing.
 """
 
 import argparse
+import signal
 from pathlib import Path
 
 from dydiff_dist.errors import run_command
@@ -16,6 +17,7 @@ from dydiff_dist.study.runner import StudyRunner, collect
 
 def main() -> int:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training is told, and waited for
     name, study = load_study(arguments.study)
     folder = Path(arguments.runs) / name
     runs = plan_study(study, folder, tuple(arguments.arms) if arguments.arms else None)

@@ -7,6 +7,7 @@ and scores are the functions behind tools/forecast.py and tools/evaluate.py.
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -70,12 +71,18 @@ class StudyRunner:
         run.folder.mkdir(parents=True, exist_ok=True)
         config = run.folder / "config.json"
         write_json(config, run.config.model_dump(mode="json", exclude_defaults=True))
-        start, resumed = time.perf_counter(), (run.folder / "checkpoints").is_dir()
+        start, cpu_start, resumed = time.perf_counter(), _children_cpu_sec(), (run.folder / "checkpoints").is_dir()
         status = _run_until_done(training_command(config, self.processes), run.folder / "train.log")
         seconds = time.perf_counter() - start
         if status != 0:
             raise TrainingFailedError(f"exit status {status}: {_last_line(run.folder / 'train.log')}")
-        facts = {"train_sec": round(seconds, 1), "resumed": resumed, "processes": self.processes, **versions()}
+        facts = {
+            "train_sec": round(seconds, 1),
+            "train_cpu_sec": round(_children_cpu_sec() - cpu_start, 1),
+            "resumed": resumed,
+            "processes": self.processes,
+            **versions(),
+        }
         write_json(run.folder / TRAINED_NAME, facts)
         self._seconds["train"].append(seconds)
 
@@ -189,12 +196,18 @@ def _run_until_done(command: list[str], log: Path) -> int:
             progress.set_description_str(f"    {_last_line(log)[:120]}")
             time.sleep(_POLL_SEC)
         return status
-    except BaseException:  # Ctrl-C too: the run writes a checkpoint, and the next start of the study resumes it
+    except BaseException:  # Ctrl-C or SIGTERM: the run writes a checkpoint, and the next start of the study resumes it
         process.send_signal(signal.SIGINT)
         process.wait()
         raise
     finally:
         progress.close()
+
+
+def _children_cpu_sec() -> float:
+    """CPU time of all processes that this one has started and waited for: what a training took, whatever else ran."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def versions() -> dict[str, str | int]:
