@@ -1,7 +1,8 @@
-"""Runs a study and writes what it found: python tools/study.py configs/studies/turbulence.json ...
+"""Runs studies and writes what they found: python tools/study.py configs/studies/turbulence.json ...
 
 Trains every arm with every seed, forecasts, scores, and writes docs/study/NAME_runs.csv and NAME_cases.csv. The same
-command again does only what is missing.
+command again does only what is missing. With --page nothing is run: docs/study.md and its figures are written from the
+tables.
 """
 
 import argparse
@@ -9,7 +10,8 @@ import signal
 from pathlib import Path
 
 from dydiff_dist.errors import run_command
-from dydiff_dist.study.config import load_study
+from dydiff_dist.study.config import StudyConfig, load_study
+from dydiff_dist.study.page import write_page
 from dydiff_dist.study.plan import plan_study
 from dydiff_dist.study.records import write_case_rows, write_run_rows
 from dydiff_dist.study.runner import StudyRunner, collect
@@ -18,37 +20,52 @@ from dydiff_dist.study.runner import StudyRunner, collect
 def main() -> int:
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training is told, and waited for
-    name, study = load_study(arguments.study)
-    folder = Path(arguments.runs) / name
+    studies = dict(load_study(path) for path in arguments.studies)
+    if arguments.page:
+        write_page(studies, Path(arguments.out), Path(arguments.page_file), Path(arguments.images))
+        print(arguments.page_file)
+        return 0
+    failures = {}
+    for name, study in studies.items():
+        failures |= run_study(name, study, arguments)
+    for run, reason in failures.items():
+        print(f"failed: {run}: {reason}")
+    return 1 if failures else 0
+
+
+def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> dict[str, str]:
+    """Runs what is missing and writes the tables; returns what failed."""
+    folder, out = Path(arguments.runs) / name, Path(arguments.out)
     runs = plan_study(study, folder, tuple(arguments.arms) if arguments.arms else None)
     num_forecasts = sum(len(run.forecasts) for run in runs)
     print(f"{name}: {len(runs)} trainings, {num_forecasts} forecasts, in {folder}", flush=True)
     if arguments.dry_run:
         for run in runs:
             print(f"{run.folder}: {', '.join(forecast.name for forecast in run.forecasts)}")
-        return 0
+        return {}
     runner = StudyRunner(study, runs, say=lambda text: print(text, flush=True), processes=arguments.processes)
     if not arguments.collect:
         runner.run()
     run_rows, rows_by_case = collect(plan_study(study, folder))
-    out = Path(arguments.out)
     write_run_rows(out / f"{name}_runs.csv", run_rows)
     write_case_rows(out / f"{name}_cases.csv", rows_by_case)
     print(f"{len(run_rows)} forecasts are in {out / name}_runs.csv, their cases in {out / name}_cases.csv")
-    for run, reason in runner.failures.items():
-        print(f"failed: {run}: {reason}")
-    return 1 if runner.failures else 0
+    return {f"{name}, {run}": reason for run, reason in runner.failures.items()}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", metavar="STUDY", help="a study's configuration, e.g. configs/studies/turbulence.json")
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="configurations, e.g. configs/studies/radar.json")
     parser.add_argument("--runs", default="runs/studies", metavar="DIR", help="folder of the runs (runs/studies)")
     parser.add_argument("--out", default="docs/study", metavar="DIR", help="folder of the tables (docs/study)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each training (1)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and stop")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write the tables of what is finished")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and stop")
+    what.add_argument("--collect", action="store_true", help="run nothing, write the tables of what is finished")
+    what.add_argument("--page", action="store_true", help="run nothing, write the page from the tables")
+    parser.add_argument("--page-file", default="docs/study.md", metavar="FILE", help="the page (docs/study.md)")
+    parser.add_argument("--images", default="docs/images", metavar="DIR", help="folder of its figures (docs/images)")
     return parser.parse_args()
 
 

@@ -192,7 +192,7 @@ def series_figure(case: ForecastCase, channels: tuple[str, ...] = (), max_channe
         actual = np.concatenate([history[:, channel], truth[:, channel]])
         axis.plot(np.concatenate([given, leads]), actual, color=INK, linewidth=1.3, label="truth")
         axis.axvline(0.5, color=FAINT_INK, linewidth=0.8, linestyle=":")
-        _style_axis(axis, channels[channel] if channel < len(channels) else f"channel {channel}", from_zero=False)
+        style_axis(axis, channels[channel] if channel < len(channels) else f"channel {channel}", from_zero=False)
     panels[0].legend(frameon=False, labelcolor=INK, fontsize=10)
     for axis in panels[count:]:
         axis.set_visible(False)
@@ -210,15 +210,16 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
             leads = np.arange(1, len(by_lead) + 1)
             axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)
             axis.plot(leads, by_lead, line, color=color, linewidth=width, label=label)
-        _style_axis(axis, titles.get(score, score))
+        style_axis(axis, titles.get(score, score))
         axis.legend(frameon=False, labelcolor=INK, fontsize=11)
     return figure
 
 
-def _style_axis(axis, title: str, from_zero: bool = True) -> None:
+def style_axis(axis, title: str, from_zero: bool = True, xlabel: str = "lead time (frames)") -> None:
+    """The look of every panel with curves."""
     axis.set_facecolor(BACKGROUND)
     axis.set_title(title, color=INK, fontsize=13, loc="left", pad=10)
-    axis.set_xlabel("lead time (frames)", color=FAINT_INK, fontsize=11)
+    axis.set_xlabel(xlabel, color=FAINT_INK, fontsize=11)
     if from_zero:
         axis.set_ylim(bottom=0)
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -52,11 +52,8 @@ class ComparisonConfig(StrictConfig):
     """ARM or ARM/FORECAST each; an arm alone is judged by the study's first forecast."""
     note: str = ""
     """A sentence below the table."""
-    shared_training: bool = False
-    """Whether all rows forecast with the reference's own trained models, so that training luck is in none of the
-    differences."""
-    curves: bool = False
-    """Whether scores by lead time are drawn."""
+    curves: Literal["lead", "cost"] | None = None
+    """Figure below the table: scores by lead time, or by what sampling costs; null for none."""
 
 
 class StudyConfig(StrictConfig):

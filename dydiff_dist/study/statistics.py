@@ -29,41 +29,40 @@ class Scored:
     """One score of one arm: its terms for every seed, case and lead time."""
 
     seeds: tuple[int, ...]
-    value_RKS: np.ndarray
-    scale_RKS: np.ndarray
-    """Ones for a score that is no ratio."""
-    groups_K: np.ndarray
-    """Which independent group a case belongs to, 0..G-1."""
+    """-1 alone for a baseline, which has none."""
+    value: np.ndarray
+    """(R, K, S)."""
+    scale: np.ndarray
+    """(R, K, S); ones for a score that is no ratio."""
+    groups: np.ndarray
+    """(K,): which independent group a case belongs to, 0..G-1."""
 
     def mean(self) -> float:
         """The score over all seeds, cases and lead times."""
-        return float(self.value_RKS.mean() / self.scale_RKS.mean())
+        return float(self.value.mean() / self.scale.mean())
 
     def by_lead(self) -> np.ndarray:
         """(S,) over all seeds and cases."""
-        return self.value_RKS.mean(axis=(0, 1)) / self.scale_RKS.mean(axis=(0, 1))
+        return self.value.mean(axis=(0, 1)) / self.scale.mean(axis=(0, 1))
 
     def by_seed(self) -> np.ndarray:
         """(R,) over all cases and lead times."""
-        return self.value_RKS.mean(axis=(1, 2)) / self.scale_RKS.mean(axis=(1, 2))
+        return self.value.mean(axis=(1, 2)) / self.scale.mean(axis=(1, 2))
 
     def of_seeds(self, seeds: Sequence[int]) -> "Scored":
         """The same for some of the seeds, in the order given."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        return Scored(tuple(seeds), self.value_RKS[rows], self.scale_RKS[rows], self.groups_K)
+        return Scored(tuple(seeds), self.value[rows], self.scale[rows], self.groups)
 
     def at_lead(self, lead: int) -> "Scored":
         """The same at one lead time, counted from 0."""
-        return Scored(
-            self.seeds, self.value_RKS[..., lead : lead + 1], self.scale_RKS[..., lead : lead + 1], self.groups_K
-        )
+        return Scored(self.seeds, self.value[..., lead : lead + 1], self.scale[..., lead : lead + 1], self.groups)
 
     def resampled(self, weights_DG: np.ndarray) -> np.ndarray:
         """(D,): the score where group g counts ``weights[d, g]`` times."""
         num_groups = weights_DG.shape[1]
         value, scale = (
-            np.bincount(self.groups_K, terms.mean(axis=(0, 2)), num_groups)
-            for terms in (self.value_RKS, self.scale_RKS)
+            np.bincount(self.groups, terms.mean(axis=(0, 2)), num_groups) for terms in (self.value, self.scale)
         )
         return (weights_DG @ value) / (weights_DG @ scale)
 
@@ -105,7 +104,7 @@ def compare(arms: Sequence[Scored], reference: Scored, seed: int = 0) -> list[Di
 
 def _paired(arm: Scored, reference: Scored) -> tuple[Scored, Scored]:
     """Both with the seeds they share; a baseline (one row, seed -1) goes with all of the other's."""
-    if arm.value_RKS.shape[1:] != reference.value_RKS.shape[1:] or (arm.groups_K != reference.groups_K).any():
+    if arm.value.shape[1:] != reference.value.shape[1:] or (arm.groups != reference.groups).any():
         raise ValueError("two arms were scored on different cases; compare what was forecast alike")
     if -1 in (*arm.seeds, *reference.seeds):
         return arm, reference
@@ -129,7 +128,7 @@ def pooled_deviation(differences: Sequence[np.ndarray]) -> tuple[float, int]:
 
 def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int, seed: int) -> Difference:
     random = np.random.default_rng(seed)  # the same draws for every arm
-    num_groups = int(arm.groups_K.max()) + 1
+    num_groups = int(arm.groups.max()) + 1
     weights = random.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=NUM_DRAWS)
     draws = arm.resampled(weights) / reference.resampled(weights) - 1
     num_seeds = max(len(arm.seeds), len(reference.seeds))

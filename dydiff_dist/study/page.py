@@ -1,0 +1,213 @@
+"""The page of all studies, from their configurations and tables alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from dydiff_dist.evaluation.figures import save_figure
+from dydiff_dist.study.config import ComparisonConfig, StudyConfig
+from dydiff_dist.study.figures import cost_figure, lead_figure
+from dydiff_dist.study.records import read_case_rows, read_run_rows
+from dydiff_dist.study.scored import CaseTable
+from dydiff_dist.study.statistics import Difference, Scored, compare
+
+BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
+SCORE_NAMES = {
+    "crps": "CRPS",
+    "crps_fair": "fair CRPS",
+    "mse": "MSE of the ensemble mean",
+    "mae": "MAE of the ensemble mean",
+    "variance": "ensemble variance",
+    "crps_sum": "CRPS-sum",
+    "crps_quantile": "quantile CRPS",
+    "nd_sum": "ND-sum",
+}
+
+
+class StudySection:
+    """One study's part of the page."""
+
+    def __init__(self, name: str, study: StudyConfig, tables: Path):
+        """``tables`` is the folder of NAME_runs.csv and NAME_cases.csv."""
+        self.name, self.study = name, study
+        self.run_rows = read_run_rows(tables / f"{name}_runs.csv")
+        self.cases = CaseTable(read_case_rows(tables / f"{name}_cases.csv"), study.independent)
+
+    def write(self, images: Path, tables_link: str, images_link: str) -> list[str]:
+        """The section's lines; figures are written to ``images``. The links are how the page reaches the folders."""
+        lines = [f"## {self.study.title}", ""]
+        if self.study.text:
+            lines += [self.study.text, ""]
+        lines += [self._budget(tables_link), ""]
+        for number, comparison in enumerate(self.study.comparisons, start=1):
+            lines += self._comparison(comparison, images, images_link, number)
+        return lines
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _comparison(self, comparison: ComparisonConfig, images: Path, link: str, number: int) -> list[str]:
+        there = [item for item in comparison.against if self._has(item)]
+        missing = [self.study.label(item) for item in comparison.against if not self._has(item)]
+        lines = [f"### {comparison.title}", ""]
+        if not self._has(comparison.reference) or not there:
+            return [*lines, "Not run yet.", ""]
+        lines += self._table(comparison, there)
+        if comparison.note:
+            lines += [comparison.note, ""]
+        if missing:
+            lines += [f"Not run: {', '.join(missing)}.", ""]
+        if comparison.curves:
+            stem = f"study_{self.name}_{number}"
+            save_figure(self._curves(comparison, there), images / f"{stem}.png", dpi=110)
+            lines += [f"![{comparison.title}: curves]({link}/{stem}.png)", ""]
+        return lines
+
+    def _table(self, comparison: ComparisonConfig, items: Sequence[str]) -> list[str]:
+        score = self.study.scores[0]
+        reference = self._scored(comparison.reference, score)
+        baselines = {name: self._baseline(name, comparison.reference, score) for name in BASELINES}
+        baselines = {name: scored for name, scored in baselines.items() if scored is not None}
+        arms = {item: self._scored(item, score) for item in items}
+        differences = dict(zip(items, compare(list(arms.values()), reference), strict=True))
+        extra = self.study.scores[1:2]
+        header = ["setting", "seeds", SCORE_NAMES[score], *(f"of {_words(name)}'s" for name in baselines)]
+        header += [f"{SCORE_NAMES[name]}" for name in extra]
+        header += [f"{SCORE_NAMES[score]} against {self.study.label(comparison.reference)}", ""]
+        lines = [_row(header), _row(["---"] * len(header))]
+        for item in (comparison.reference, *items):
+            scored = reference if item == comparison.reference else arms[item]
+            cells = [self.study.label(item), str(len(scored.seeds)), f"{scored.mean():.4g}"]
+            cells += [f"{scored.mean() / baseline.mean():.3f}" for baseline in baselines.values()]
+            cells += [f"{self._scored(item, name).mean():.4g}" for name in extra]
+            cells += _verdict(differences[item]) if item in differences else ["–", ""]
+            lines.append(_row(cells))
+        for name, baseline in baselines.items():
+            others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
+            rest = [f"{self._baseline(name, comparison.reference, kept).mean():.4g}" for kept in extra]
+            lines.append(_row([f"*{_words(name)}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
+        return [*lines, "", self._footnote(list(differences.values())), ""]
+
+    def _footnote(self, differences: Sequence[Difference]) -> str:
+        """What the intervals of a table cover."""
+        groups = differences[0].num_groups
+        kind = "cases" if self.study.independent == "case" else "groups of cases (one event or trajectory each)"
+        if not differences[0].covers_training:
+            return (
+                f"Intervals: 95 %, over {groups} {kind} only; with one seed nothing is known of how another training "
+                "would have gone."
+            )
+        single = any(difference.num_seeds == 1 for difference in differences)
+        pooled = "; arms with one seed take the training luck of the others" if single else ""
+        return f"Intervals: 95 %, over {groups} {kind} and over seeds{pooled}."
+
+    def _curves(self, comparison: ComparisonConfig, items: Sequence[str]):
+        score = self.study.scores[0]
+        if comparison.curves == "cost":
+            return cost_figure(SCORE_NAMES[score], self._cost_curves((comparison.reference, *items), score))
+        reference = self._scored(comparison.reference, score)
+        arms = {item: self._scored(item, score) for item in items}
+        leads = range(reference.value.shape[-1])
+        at_leads = [compare([arm.at_lead(lead) for arm in arms.values()], reference.at_lead(lead)) for lead in leads]
+        by_lead = {self.study.label(item): [at[number] for at in at_leads] for number, item in enumerate(items)}
+        baselines = {name: self._baseline(name, comparison.reference, score) for name in BASELINES}
+        return lead_figure(
+            SCORE_NAMES[score],
+            (self.study.label(comparison.reference), reference),
+            {self.study.label(item): arm for item, arm in arms.items()},
+            by_lead,
+            {name: scored for name, scored in baselines.items() if scored is not None},
+        )
+
+    def _cost_curves(self, items: Sequence[str], score: str) -> dict[str, list[tuple[int, float]]]:
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for item in items:
+            arm, forecast = self.study.split_item(item)
+            row = next(row for row in self.run_rows if (row["arm"], row["forecast"]) == (arm, forecast))
+            label = f"{self.study.arms[arm].label or arm}: {row['sampler']}"
+            curves.setdefault(label, []).append((int(row["sampler_steps"]), self._scored(item, score).mean()))
+        return {label: sorted(points) for label, points in curves.items()}
+
+    def _budget(self, link: str) -> str:
+        """What every training and forecast of the study took."""
+        rows = self.run_rows
+        if not rows:
+            return "Nothing is run yet."
+        trainings = {row["run_hash"]: row for row in rows}
+        minutes = [float(row["train_cpu_sec"]) / 60 for row in trainings.values() if row.get("train_cpu_sec")]
+        took = f", {median(minutes):.1f} CPU minutes (median)" if minutes else ""
+        devices = ", ".join(sorted({row["device"] for row in rows}))
+        samples = sorted({int(row["samples"]) for row in rows})
+        steps = sorted({int(row["steps"]) for row in rows})
+        main = next((row for row in rows if row["forecast"] == self.study.main_forecast), rows[0])
+        return (
+            f"Budget of each of {len(trainings)} trainings: {_numbers(steps)} steps, {_numbers(samples)} samples{took} "
+            f"on {devices}. Forecasts of {main['cases']} test cases, {main['members']} members, {main['sampler']} in "
+            f"{main['sampler_steps']} steps unless a row says otherwise. Rows: [runs]({link}/{self.name}_runs.csv), "
+            f"[cases]({link}/{self.name}_cases.csv)."
+        )
+
+    def _has(self, item: str) -> bool:
+        return self.cases.has(*self.study.split_item(item), self.study.scores[0])
+
+    def _scored(self, item: str, score: str) -> Scored:
+        return self.cases.scored(*self.study.split_item(item), score)
+
+    def _baseline(self, name: str, reference: str, score: str) -> Scored | None:
+        """The baseline on the cases of the reference's forecast."""
+        forecast = self.study.split_item(reference)[1]
+        return self.cases.scored(name, forecast, score) if self.cases.has(name, forecast, score) else None
+
+
+def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, images: Path) -> None:
+    """Writes the page of several studies, and its figures.
+
+    Args:
+        studies: by name, in the order of the page.
+        tables: folder of the CSV files, below the page's.
+        page: the Markdown file.
+        images: folder of the figures, below the page's.
+
+    Raises:
+        FileNotFoundError: a study has no tables yet.
+    """
+    root = page.resolve().parent
+    links = [folder.resolve().relative_to(root).as_posix() for folder in (tables, images)]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    lines = [*_HEADER]
+    for name, study in studies.items():
+        lines += StudySection(name, study, tables).write(images, *links)
+    page.write_text("\n".join(lines).rstrip("\n") + "\n")
+
+
+_HEADER = (
+    "# Does it forecast better?",
+    "",
+    "Dynamical Diffusion against standard diffusion, trained alike: the same network, data order, noise and budget,",
+    "seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 % interval of the",
+    "difference leaves out zero; of twenty comparisons without any true difference about one would do so by chance.",
+    "[Choosing γ](choosing_gamma.md) says what follows.",
+    "",
+    "`tools/study.py` ran what stands in `configs/studies/`, and wrote the tables in `docs/study/` and from them this",
+    "page; do not edit it.",
+    "",
+)
+
+
+def _verdict(difference: Difference) -> list[str]:
+    """Two cells: the difference with its interval, and what may be said of it."""
+    numbers = f"{100 * difference.relative:+.1f} % [{100 * difference.lower:+.1f}, {100 * difference.upper:+.1f}]"
+    if not difference.is_significant:
+        return [numbers, "no clear difference"]
+    return [numbers, "**better**" if difference.upper < 0 else "**worse**"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " or ".join(f"{value:,}" for value in values)
