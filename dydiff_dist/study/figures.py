@@ -67,12 +67,11 @@ def cost_figure(score: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     for color, (label, points) in zip(_cycle(len(curves)), curves.items(), strict=True):
         steps, values = zip(*points, strict=True)
         axis.plot(steps, values, "o-", color=color, linewidth=2, markersize=4, label=label)
-    axis.set_xscale("log")
     ticks = sorted({steps for points in curves.values() for steps, _ in points})
     style_axis(axis, score, from_zero=False, xlabel="passes through the network per forecast")
-    axis.xaxis.set_major_locator(_fixed(ticks))
-    axis.xaxis.set_minor_locator(_fixed([]))
-    axis.set_xticklabels([str(tick) for tick in ticks])
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
     axis.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
@@ -83,9 +82,3 @@ def _leads(scored: Scored) -> np.ndarray:
 
 def _cycle(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
-
-
-def _fixed(ticks: list[int]):
-    from matplotlib.ticker import FixedLocator
-
-    return FixedLocator(ticks)

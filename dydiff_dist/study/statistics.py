@@ -17,6 +17,7 @@ Letters: R seeds, K cases, S lead times, G groups of cases, D draws.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -86,20 +87,19 @@ class Difference:
         return self.lower > 0 or self.upper < 0
 
 
-def compare(arms: Sequence[Scored], reference: Scored, seed: int = 0) -> list[Difference]:
+def compare(arms: Sequence[Scored], reference: Scored) -> list[Difference]:
     """Every arm against the reference, with training luck pooled over the arms.
 
     Args:
         arms: scored on the same cases as the reference.
         reference: what they are compared with.
-        seed: of the resampling.
 
     Raises:
         ValueError: other cases, or no seed in common.
     """
     pairs = [_paired(arm, reference) for arm in arms]
     deviation, degrees = pooled_deviation([_by_seed(arm, other) for arm, other in pairs])
-    return [_difference(arm, other, deviation, degrees, seed) for arm, other in pairs]
+    return [_difference(arm, other, deviation, degrees) for arm, other in pairs]
 
 
 def _paired(arm: Scored, reference: Scored) -> tuple[Scored, Scored]:
@@ -126,14 +126,13 @@ def pooled_deviation(differences: Sequence[np.ndarray]) -> tuple[float, int]:
     return (np.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
 
 
-def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int, seed: int) -> Difference:
-    random = np.random.default_rng(seed)  # the same draws for every arm
+def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int) -> Difference:
     num_groups = int(arm.groups.max()) + 1
-    weights = random.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=NUM_DRAWS)
+    weights = _resamplings(num_groups)
     draws = arm.resampled(weights) / reference.resampled(weights) - 1
     num_seeds = max(len(arm.seeds), len(reference.seeds))
     if degrees:
-        draws = draws + deviation / np.sqrt(num_seeds) * random.standard_t(degrees, NUM_DRAWS)
+        draws = draws + deviation / np.sqrt(num_seeds) * _training_luck(degrees)
     lower, upper = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Difference(
         relative=arm.mean() / reference.mean() - 1,
@@ -143,3 +142,16 @@ def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int, 
         num_groups=num_groups,
         covers_training=bool(degrees),
     )
+
+
+@lru_cache(maxsize=4)
+def _resamplings(num_groups: int) -> np.ndarray:
+    """(D, G): how often each group is drawn; the same for all arms, so that they are compared on the same cases."""
+    even = np.full(num_groups, 1 / num_groups)
+    return np.random.default_rng([0, num_groups]).multinomial(num_groups, even, size=NUM_DRAWS)
+
+
+@lru_cache(maxsize=4)
+def _training_luck(degrees: int) -> np.ndarray:
+    """(D,): Student's t with so many degrees of freedom."""
+    return np.random.default_rng([1, degrees]).standard_t(degrees, NUM_DRAWS)

@@ -1,0 +1,95 @@
+"""The page says what the tables say, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from dydiff_dist.study.config import StudyConfig
+from dydiff_dist.study.page import write_page
+from dydiff_dist.study.records import CaseRow, read_case_rows, write_case_rows, write_run_rows
+
+
+def tables(folder, ratio: float, forecasts=("main",), num_cases: int = 30) -> None:
+    """Tables of a study with arms a and b, where b's CRPS is ``ratio`` of a's in every case."""
+    random = np.random.default_rng(0)
+    rows, runs = [], []
+    for forecast in forecasts:
+        for arm, factor, seeds in (("a", 1.0, (0, 1)), ("b", ratio, (0, 1)), ("persistence", 2.0, (-1,))):
+            random = np.random.default_rng(0)
+            values = random.uniform(1, 2, (num_cases, 3))
+            for seed in seeds:
+                for case, leads in enumerate(values * factor):
+                    key = f"event{case // 2}-{case % 2}"
+                    rows += [
+                        CaseRow(arm, seed, forecast, score, "value", case, key, leads) for score in ("crps", "mse")
+                    ]
+        for arm in ("a", "b"):
+            run = {"arm": arm, "seed": 0, "forecast": forecast, "run_hash": arm, "steps": 5, "samples": 10}
+            what = {"device": "cpu x86_64", "cases": num_cases, "members": 2, "sampler": "ddim"}
+            runs.append({**run, **what, "sampler_steps": 4 if forecast == "main" else 8, "train_cpu_sec": 30})
+    write_case_rows(folder / "tiny_cases.csv", rows)
+    write_run_rows(folder / "tiny_runs.csv", runs)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.9, "**better**"), (1.0, "no clear difference"), (1.2, "**worse**")])
+def test_the_verdict_is_that_of_the_rows(study_tree, tmp_path, ratio, verdict):
+    tables(tmp_path / "study", ratio)
+    study = StudyConfig.model_validate_json(json.dumps({**study_tree, "independent": "key_prefix"}))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    page = (tmp_path / "study.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| DyDiff"))
+    assert row.endswith(f"| {verdict} |")
+    assert f"{100 * (ratio - 1):+.1f} %" in row and f"| {ratio / 2:.3f} |" in row
+    assert "over 15 groups of cases" in page and "0.5 CPU minutes" in page
+    assert "(images/study_tiny_1.png)" in page and "(study/tiny_runs.csv)" in page
+    assert imread(tmp_path / "images" / "study_tiny_1.png").std() > 0.05
+
+
+def test_what_was_not_run_is_said(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    study_tree["arms"]["c"] = {"label": "third"}
+    study_tree["comparisons"][0]["against"].append("c")
+    study_tree["comparisons"].append({"title": "Third alone", "reference": "a", "against": ["c"]})
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    page = (tmp_path / "study.md").read_text()
+    assert "Not run: third." in page
+    assert "### Third alone\n\nNot run yet." in page
+
+
+def test_cost_curves_go_by_sampler_steps(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9, forecasts=("main", "long"))
+    study_tree["forecasts"]["long"] = {"members": 2, "sampling": {"num_steps": 8}}
+    study_tree["comparisons"] = [
+        {"title": "Cost", "reference": "a/long", "against": ["a/main", "b/main", "b/long"], "curves": "cost"}
+    ]
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    assert (tmp_path / "images" / "study_tiny_1.png").is_file()
+    assert "| standard, main | 2 |" in (tmp_path / "study.md").read_text()
+
+
+def test_rows_come_back_as_written(tmp_path):
+    rows = [
+        CaseRow("a", 3, "main", "crps", part, case, 'key, "quoted"', np.array([0.125, 1e-9, 12345.6]))
+        for case in range(2)
+        for part in ("value", "scale")
+    ]
+    write_case_rows(tmp_path / "cases.csv", rows)
+    back = read_case_rows(tmp_path / "cases.csv")
+    assert back == rows
+    np.testing.assert_allclose(back[0].leads, rows[0].leads, rtol=1e-5)
+    (tmp_path / "cases.csv").write_text("something,else\n1,2\n")
+    with pytest.raises(ValueError, match="is not a table of scores by case"):
+        read_case_rows(tmp_path / "cases.csv")
+
+
+def test_a_missing_case_is_named(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    rows = [row for row in read_case_rows(tmp_path / "study" / "tiny_cases.csv") if (row.seed, row.case) != (1, 4)]
+    write_case_rows(tmp_path / "study" / "tiny_cases.csv", rows)
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    with pytest.raises(ValueError, match="a seed 1, main: case 4 is missing"):
+        write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")

@@ -1,0 +1,87 @@
+"""A study's configuration, its plan, and the hashes that say what is done already."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dydiff_dist.study.config import StudyConfig, load_study
+from dydiff_dist.study.plan import hash_of, plan_study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.json"))
+
+
+def test_every_shipped_study_is_valid():
+    assert STUDIES
+    for path in STUDIES:
+        name, study = load_study(path)
+        assert name == path.stem and study.comparisons
+        assert (ROOT / study.base).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": ["crsp"]}, "unknown score 'crsp'; there are crps, "),
+        ({"forecasts": {"main": {"arms": ["c"]}}}, "forecasts.main.arms names 'c'; the arms are a, b"),
+        (
+            {"comparisons": [{"title": "t", "reference": "a", "against": ["b/fast"]}]},
+            "names 'b/fast'; write ARM or ARM/",
+        ),
+        ({"arms": {"../a": {}}}, "arms"),
+        ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
+    ],
+)
+def test_mistakes_are_one_line(study_tree, tmp_path, change, message):
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({**study_tree, **change}))
+    with pytest.raises(ValueError) as error:
+        load_study(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_wrong_field_of_an_arm_names_the_arm(study_tree, tmp_path):
+    study_tree["arms"]["b"]["set"] = {"diffusion.gama_ratio": 0.5}
+    with pytest.raises(ValueError, match=r"arm 'b': .*did you mean 'diffusion.gamma_ratio'"):
+        plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+
+
+def test_the_plan_goes_by_seed_and_shares_everything_but_what_is_set(study_tree, tmp_path):
+    study_tree["arms"]["b"]["seeds"] = [7]
+    study_tree["seeds"] = [7, 3]
+    runs = plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+    assert [(run.arm, run.seed) for run in runs] == [("a", 7), ("b", 7), ("a", 3)]
+    one, other = (run.config.model_dump() for run in runs[:2])
+    one["diffusion"].pop("gamma_ratio"), other["diffusion"].pop("gamma_ratio")
+    one.pop("output_dir"), other.pop("output_dir")
+    assert one == other
+
+
+def test_the_hash_follows_the_configuration_and_nothing_else(study_tree, tmp_path):
+    def hashes(folder: str = "one", **change) -> list[str]:
+        study = StudyConfig.model_validate_json(json.dumps({**study_tree, **change}))
+        return [run.hash for run in plan_study(study, tmp_path / folder)]
+
+    first = hashes()
+    assert len(set(first)) == 2
+    assert hashes("two", title="another title") == first
+    assert not set(hashes(set={"training.steps": 5})) & set(first)
+    assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})
+
+
+def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):
+    def forecasts(**change) -> list[str]:
+        tree = {**study_tree, "forecasts": {"main": {"members": 2, **change}}}
+        runs = plan_study(StudyConfig.model_validate_json(json.dumps(tree)), tmp_path)
+        return [forecast.hash for run in runs for forecast in run.forecasts]
+
+    assert len({*forecasts(), *forecasts(sampling={"num_steps": 3}), *forecasts(members=3)}) == 6
+    assert forecasts(arms=["a"]) == forecasts()[:1]
+
+
+def test_only_some_arms(study_tree, tmp_path):
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    assert [run.arm for run in plan_study(study, tmp_path, ("b",))] == ["b"]
+    with pytest.raises(ValueError, match="no arm 'c'; the arms are a, b"):
+        plan_study(study, tmp_path, ("c",))

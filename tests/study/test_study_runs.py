@@ -1,0 +1,55 @@
+"""A whole tiny study by its command line: done once, resumed, and not lost with one broken arm."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def study_command(path: Path, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """tools/study.py with everything it writes below ``folder``."""
+    where = ["--runs", folder / "runs", "--out", folder / "study", "--page-file", folder / "study.md"]
+    words = [sys.executable, ROOT / "tools" / "study.py", path, *where, "--images", folder / "images", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=240, env=environment)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_study_from_configuration_to_page(study_tree, tmp_path):
+    study_tree["arms"]["broken"] = {"set": {"training.learning_rate": 1e30, "training.steps": 20}}
+    study_tree["set"] = {"training.log_every_steps": 1}
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(study_tree))
+    first = study_command(path, tmp_path)
+    assert first.returncode == 1, first.stderr
+    assert "failed: tiny, broken seed 0: exit status" in first.stdout and "Traceback" not in first.stderr
+    runs = rows(tmp_path / "study" / "tiny_runs.csv")
+    assert [(row["arm"], row["seed"]) for row in runs] == [("a", "0"), ("b", "0")]
+    assert all(len(row["run_hash"]) == 12 and row["torch"] and float(row["train_cpu_sec"]) > 0 for row in runs)
+    cases = rows(tmp_path / "study" / "tiny_cases.csv")
+    by_arm = {arm: [float(r["lead_2"]) for r in cases if (r["arm"], r["score"]) == (arm, "crps")] for arm in "ab"}
+    assert len(by_arm["a"]) == 3 and by_arm["a"] != by_arm["b"]
+    assert len([r for r in cases if r["arm"] == "persistence"]) == 2 * 3  # once, not once a run
+
+    del study_tree["arms"]["broken"]
+    path.write_text(json.dumps(study_tree))
+    before = (tmp_path / "study" / "tiny_cases.csv").read_bytes()
+    again = study_command(path, tmp_path)
+    assert again.returncode == 0 and "train" not in again.stdout.split("\n", 1)[1]
+    assert (tmp_path / "study" / "tiny_cases.csv").read_bytes() == before
+
+    page = study_command(path, tmp_path, "--page")
+    assert page.returncode == 0, page.stderr
+    assert "| DyDiff | 1 |" in (tmp_path / "study.md").read_text()
