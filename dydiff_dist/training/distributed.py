@@ -161,6 +161,17 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def raise_together(reason: str | None) -> None:
+    """Raises on every rank if any rank has a reason to, so that none waits for one that has left. Collective.
+
+    Raises:
+        ValueError: the first such rank's reason, the same line on every rank.
+    """
+    for rank, found in enumerate(gather_objects(reason)):
+        if found:
+            raise ValueError(f"rank {rank}: {found}" if rank else found)
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
