@@ -1,4 +1,4 @@
-"""Started on one or two ranks by test_checkpoint_ranks.py, once for each job on its command line.
+"""Started on one to three ranks by test_checkpoint_ranks.py, once for each job on its command line.
 
 What an engine holds is asked of DeepSpeed's own public functions, so that the truth doesn't come from the code under
 test. Prints one line ``ok JOB`` for each job on rank 0.
@@ -17,7 +17,7 @@ from dydiff_dist.training.distributed import read_world, start_process_group
 from dydiff_dist.training.engine import build_engine, quiet_deepspeed
 from dydiff_dist.training.position import RunPosition
 
-STEPS = 3
+STEPS, BATCH = 3, 6
 STAGES = {
     "0": {"stage": 0},
     "1": {"stage": 1, "round_robin_gradients": True},
@@ -42,8 +42,8 @@ class Run:
         )
         self.training = TrainingConfig(
             steps=10,
-            global_batch_size=4,
-            micro_batch_per_gpu=4 // world.world_size,
+            global_batch_size=BATCH,
+            micro_batch_per_gpu=BATCH // world.world_size,
             learning_rate=0.05,
             warmup_steps=4,
             weight_decay=0.1,
@@ -58,7 +58,7 @@ class Run:
     def train(self, steps: int) -> None:
         for _ in range(steps):
             generator = torch.Generator().manual_seed(self.step)
-            x = torch.randn(4, 7, generator=generator).chunk(self.world.world_size)[self.world.rank]
+            x = torch.randn(BATCH, 7, generator=generator).chunk(self.world.world_size)[self.world.rank]
             loss = self.engine(x.to(next(self.engine.module.parameters()).dtype)).float().square().mean()
             self.engine.backward(loss)
             self.engine.step()
