@@ -1,14 +1,18 @@
-"""Exported models: a folder with ``model.safetensors`` and ``config.json``, and nothing that runs when it is read."""
+"""Exported models: a folder with ``model.safetensors`` and ``config.json``, and nothing that runs when it is read.
 
-import hashlib
+Large weights lie in several files, ``model-00001-of-00003.safetensors`` and so on, with ``model.safetensors.index.json``
+to say which tensor is where.
+"""
+
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dydiff_dist.data.config import DataConfig
@@ -17,10 +21,14 @@ from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.models import VideoTransformerConfig, build_network
 from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_json, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAME = "config.json"
 FORMAT_VERSION = 1
+MAX_FILE_BYTES = 8 * 2**30
+"""Weights beyond it go to several files."""
 
 
 class ModelDescription(StrictConfig):
@@ -50,22 +58,88 @@ def save_model(
     Returns:
         The folder.
     """
+    specs = {name: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in state_dict.items()}
+    return stream_model(folder, specs, lambda name: state_dict[name].detach().cpu(), run_config, data_schema)
+
+
+def stream_model(
+    folder: str | Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], Tensor],
+    run_config: dict[str, Any],
+    data_schema: dict[str, Any],
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Path:
+    """``save_model`` for weights that needn't fit in memory: they are read and written one tensor after the other.
+
+    Args:
+        folder: created where needed.
+        specs: dtype and shape of every weight, by name.
+        read: name -> the weight, on the CPU.
+        run_config: as in ``save_model``.
+        data_schema: as in ``save_model``.
+        max_file_bytes: weights beyond it go to several files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder can't be written; an older model in it is untouched.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    partial = folder / f".{WEIGHTS_NAME}.partial"
-    save_file(weights, partial)
+    parts = _split(specs, max_file_bytes)
+    names = (
+        [WEIGHTS_NAME]
+        if len(parts) == 1
+        else [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sums = {
+            name: write_tensor_file(folder / f".{name}.partial", part, map(read, file_order(part))).sha256
+            for name, part in zip(names, parts, strict=True)
+        }
+    except OSError as error:
+        for name in names:
+            (folder / f".{name}.partial").unlink(missing_ok=True)
+        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
+    for name in names:
+        (folder / f".{name}.partial").replace(folder / name)
+    if len(parts) > 1:
+        total_size = sum(spec.num_bytes for spec in specs.values())
+        index = {
+            "metadata": {"total_size": total_size, "sha256": sums},
+            "weight_map": {weight: name for name, part in zip(names, parts, strict=True) for weight in part},
+        }
+        write_json(folder / INDEX_NAME, index)
     record = {
         "format_version": FORMAT_VERSION,
-        "weights_sha256": _sha256(partial),
+        "weights_sha256": sums[WEIGHTS_NAME] if len(parts) == 1 else file_sha256(folder / INDEX_NAME),
         "data_schema": data_schema,
         "run": run_config,
     }
-    partial.replace(folder / WEIGHTS_NAME)
-    description = folder / f".{CONFIG_NAME}.partial"
-    description.write_text(json.dumps(record, indent=1) + "\n")
-    description.replace(folder / CONFIG_NAME)
+    write_json(folder / CONFIG_NAME, record)
+    _remove_older(folder, {*names, INDEX_NAME} if len(parts) > 1 else {*names})
     return folder
+
+
+def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
+    """The weights in their order, in as many parts as keep each below ``max_bytes`` where a single one allows it."""
+    parts, size = [{}], 0
+    for name, spec in specs.items():
+        if parts[-1] and size + spec.num_bytes > max_bytes:
+            parts.append({})
+            size = 0
+        parts[-1][name] = spec
+        size += spec.num_bytes
+    return parts
+
+
+def _remove_older(folder: Path, written: set[str]) -> None:
+    """Deletes the weights of an older model that lay in other files."""
+    for path in (*folder.glob("model*.safetensors"), folder / INDEX_NAME):
+        if path.name not in written:
+            path.unlink(missing_ok=True)
 
 
 def find_model(path: str | Path) -> Path:
@@ -76,10 +150,14 @@ def find_model(path: str | Path) -> Path:
     """
     path = Path(path)
     for folder in (path, path / "model"):
-        if (folder / WEIGHTS_NAME).is_file() and (folder / CONFIG_NAME).is_file():
+        has_weights = (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file()
+        if has_weights and (folder / CONFIG_NAME).is_file():
             return folder
     if (path / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{path} has checkpoints but no model/; start its training again so that it finishes")
+        raise FileNotFoundError(
+            f"{path} has checkpoints but no model/; start its training again so that it finishes, or export a "
+            "checkpoint with tools/export.py"
+        )
     raise FileNotFoundError(
         f"no model in {str(path)!r}: expected {WEIGHTS_NAME} and {CONFIG_NAME} there or in its model/"
     )
@@ -132,7 +210,7 @@ def load_forecaster(
     """
     folder = find_model(path)
     description, weights_sha256 = read_description(folder)
-    weights = _load_weights(folder / WEIGHTS_NAME, weights_sha256)
+    weights = _load_weights(folder, weights_sha256)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     schema = description.data_schema
     network = build_network(
@@ -159,15 +237,26 @@ def load_forecaster(
     )
 
 
-def _load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    if _sha256(path) != sha256:
-        raise ValueError(f"{path} was altered or cut off: its SHA-256 differs from {CONFIG_NAME}'s; export it again")
+def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """All weights of the model in ``folder``, whose config.json says ``sha256``."""
+    index, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
+    if not index.is_file() or (single.is_file() and file_sha256(index) != sha256):
+        return _load_file(single, sha256, CONFIG_NAME)
+    if file_sha256(index) != sha256:
+        raise ValueError(f"{index} was altered: its SHA-256 differs from {CONFIG_NAME}'s; export it again")
+    weights = {}
+    for name, digest in json.loads(index.read_text())["metadata"]["sha256"].items():
+        if name != Path(name).name or not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name!r}, which {INDEX_NAME} lists; export it again")
+        weights |= _load_file(folder / name, digest, INDEX_NAME)
+    return weights
+
+
+def _load_file(path: Path, sha256: str, source: str) -> dict[str, Tensor]:
+    """The tensors of one file; ``source`` is where the SHA-256 stands."""
+    if file_sha256(path) != sha256:
+        raise ValueError(f"{path} was altered or cut off: its SHA-256 differs from {source}'s; export it again")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,13 +28,11 @@ from dydiff_dist.training.background_write import BackgroundWrite, HostBuffer
 from dydiff_dist.training.checkpoint_folder import CheckpointReader, DamagedError
 from dydiff_dist.training.distributed import World, barrier, gather_objects, raise_together
 from dydiff_dist.training.ema import ShardedEMA
-from dydiff_dist.training.engine_state import EngineState
+from dydiff_dist.training.engine_state import AVERAGED, EngineState
 from dydiff_dist.training.position import RunPosition
 
 logger = logging.getLogger(__name__)
 
-AVERAGED = "model"
-"""The engine whose weights are averaged."""
 _MARKER_POLL_SEC = 0.02
 
 

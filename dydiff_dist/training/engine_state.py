@@ -17,6 +17,8 @@ from dydiff_dist.training.shards import Piece, engine_shards
 
 logger = logging.getLogger(__name__)
 
+AVERAGED = "model"
+"""The engine whose weights are averaged and exported."""
 WEIGHTS = "weights"
 _ENGINE_COUNTS = ("global_steps", "global_samples", "skipped_steps")
 _LOSS_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
