@@ -1,7 +1,7 @@
 """Exported models: a folder with ``model.safetensors`` and ``config.json``, and nothing that runs when it is read.
 
-Large weights lie in several files, ``model-00001-of-00003.safetensors`` and so on, with ``model.safetensors.index.json``
-to say which tensor is where.
+Large weights lie in several files, ``model-00001-of-00003.safetensors`` and so on, and
+``model.safetensors.index.json`` says which tensor is where.
 """
 
 import json
@@ -100,8 +100,8 @@ def stream_model(
             for name, part in zip(names, parts, strict=True)
         }
     except OSError as error:
-        for name in names:
-            (folder / f".{name}.partial").unlink(missing_ok=True)
+        for partial in folder.glob(".model*.partial"):
+            partial.unlink()
         raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
     for name in names:
         (folder / f".{name}.partial").replace(folder / name)

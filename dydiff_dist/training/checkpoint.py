@@ -303,7 +303,7 @@ def _share(
                     key = checkpoint_folder.tensor_key(engine, kind, piece.name)
                     tensors[key] = shards[piece.shard][piece.offset : piece.offset + piece.length]
         if world.is_main:
-            for name, buffer in state.buffers().items():
+            for name, buffer in state.shards.buffers().items():
                 tensors[checkpoint_folder.tensor_key(engine, checkpoint_folder.BUFFER, name)] = buffer
     specs = {key: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for key, tensor in tensors.items()}
     return specs, pieces, [tensors[key].detach() for key in file_order(specs)]

@@ -39,6 +39,11 @@ class TrainingConfig(StrictConfig):
     """Steps between checkpoints; one more is written at the end and at an interruption."""
     keep_last_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted once a newer one is complete."""
+    keep_every_steps: NonNegativeInt = 0
+    """Checkpoints at multiples of it are never deleted; 0 for none. Only steps at which a checkpoint falls count."""
+    async_checkpoints: bool = True
+    """Whether training goes on while a checkpoint is written; it takes host memory for a copy of the rank's share of
+    weights, moments and averages."""
     validate_every_steps: NonNegativeInt = 500
     """Steps between validations; 0 turns them off."""
 

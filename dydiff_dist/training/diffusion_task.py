@@ -99,9 +99,13 @@ class DiffusionTask(Task):
         """Forecasts of validation cases."""
         self._validation.run(step, weights, log)
 
+    def exported_facts(self) -> dict[str, Any]:
+        """The data's schema, as `save_model` takes it."""
+        return {"data_schema": self.plan.data_schema}
+
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A model for `dydiff_dist.forecasting.load_forecaster`."""
-        save_model(folder, weights, self.config.model_dump(mode="json"), self.plan.data_schema)
+        save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
         """Uniform timesteps, (B,) int64, from the counter: the same on any number of ranks."""

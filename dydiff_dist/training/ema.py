@@ -37,5 +37,7 @@ class ShardedEMA:
         return {"ema": self.shards}
 
     def gather(self) -> dict[str, Tensor]:
-        """The full averaged weights by parameter name, float32 on the CPU. Collective: call it on every rank."""
-        return self._engine_shards.gather(self.shards)
+        """The full averaged weights by parameter name, float32 on the CPU, and this rank's buffers as they are.
+        Collective: call it on every rank."""
+        buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._engine_shards.buffers().items()}
+        return {**self._engine_shards.gather(self.shards), **buffers}

@@ -63,14 +63,9 @@ class EngineState:
         """Updates that the optimizer has made of each shard; None before the first."""
         return [int(state["step"]) if state else None for state in self._optimizer_states()]
 
-    def buffers(self) -> dict[str, Tensor]:
-        """The network's persistent buffers, by name."""
-        network = self.shards.network
-        return {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
-
     def layout(self) -> dict[str, Any]:
         """What ``checkpoint_folder.seal`` takes of an engine; the same on every rank."""
-        return {"shapes": self.shards.shapes, "kinds": list(self.kinds()), "buffers": list(self.buffers())}
+        return {"shapes": self.shards.shapes, "kinds": list(self.kinds()), "buffers": list(self.shards.buffers())}
 
     def numbers(self) -> dict[str, Any]:
         """Counters, position in the learning-rate schedule and loss scale, as JSON types; the same on every rank."""
@@ -114,7 +109,7 @@ class EngineState:
                 logger.warning("the checkpoint has no average %r; it starts from the checkpoint's weights", name)
             for shard, own in zip(shards, pieces, strict=True):
                 _fill(shard, own, lambda piece, kind=kind if kind in kinds else WEIGHTS: read(kind, piece))
-        for name, buffer in self.buffers().items():
+        for name, buffer in self.shards.buffers().items():
             buffer.copy_(buffers[name])
         self._restore_numbers(numbers)
         self.shards.publish()

@@ -53,6 +53,11 @@ class EngineShards:
             for name, parameter in self.network.named_parameters()
         }
 
+    def buffers(self) -> dict[str, Tensor]:
+        """The network's persistent buffers, by name; whole on every rank."""
+        kept = self.network.state_dict().keys()
+        return {name: buffer for name, buffer in self.network.named_buffers() if name in kept}
+
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that steps the shards."""

@@ -100,6 +100,11 @@ class Task(ABC):
             weights: of ``model``, by parameter name, float32 on the CPU.
         """
 
+    def exported_facts(self) -> dict[str, Any]:
+        """What an exported model must say of itself beside the run's configuration, as JSON types. Every checkpoint
+        holds it too, so that tools/export.py needs no data."""
+        return {}
+
     @abstractmethod
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes the averaged weights for use outside training. Called on the main process only."""

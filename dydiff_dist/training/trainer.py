@@ -19,6 +19,9 @@ from dydiff_dist.training.position import RunPosition
 from dydiff_dist.training.progress import RateMeter, RunLog
 from dydiff_dist.training.task import MicroLoss, Task
 
+_SETTLE_SEC = 60.0
+"""On the way out after an error, the longest wait for a checkpoint that is being written."""
+
 
 class Trainer:
     """One run on this rank: builds everything, resumes where the run stopped, trains, exports the averaged weights."""
@@ -44,7 +47,11 @@ class Trainer:
         }
         self.ema = ShardedEMA(self.engines["model"], self.config.training.ema_decay)
         self.checkpoints = CheckpointStore(
-            self.folder / "checkpoints", self.world, self.config.training.keep_last_checkpoints
+            self.folder / "checkpoints",
+            self.world,
+            keep_last=self.config.training.keep_last_checkpoints,
+            keep_every=self.config.training.keep_every_steps,
+            asynchronous=self.config.training.async_checkpoints,
         )
         self.position = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
 
@@ -53,7 +60,10 @@ class Trainer:
 
     def __exit__(self, *exception) -> None:
         if exception[0] is None:
+            self.checkpoints.close()
             torch.distributed.destroy_process_group()
+        else:
+            self.checkpoints.settle(_SETTLE_SEC)
 
     @property
     def step(self) -> int:
@@ -82,7 +92,8 @@ class Trainer:
                     meter.read()
                 signal = interruption.agreed()
                 if signal or self.step % training.checkpoint_every_steps == 0 or self.step == training.steps:
-                    log.say(f"checkpoint: {self._save()}")
+                    self._save(log)
+            self.checkpoints.wait()
             if not signal:
                 self._export(log)
         log.close()
@@ -125,6 +136,8 @@ class Trainer:
                 f"the loss is {loss} at step {self.step}; lower training.learning_rate or training.gradient_clipping "
                 "(the last checkpoint is kept)"
             )
+        if agree_max(int(self.checkpoints.has_failed())):
+            self.checkpoints.wait()  # raises what went wrong, on every rank
         engine = self.engines["model"]
         samples_per_sec, wait_fraction = meter.read()
         lr, grad_norm = engine.get_lr()[0], float(engine.get_global_grad_norm() or 0.0)
@@ -153,8 +166,13 @@ class Trainer:
             start_step=self.position.batches,
         )
 
-    def _save(self) -> Path:
-        return self.checkpoints.save(self.position, self.engines, self.ema, self.config.model_dump(mode="json"))
+    def _save(self, log: RunLog) -> None:
+        """Begins a checkpoint; the one before is complete by then."""
+        config, exported = self.config.model_dump(mode="json"), self.task.exported_facts()
+        report = self.checkpoints.save(self.position, self.engines, self.ema, config, exported)
+        log.say(f"checkpoint: {report}")
+        scalars = {"checkpoint/pause_sec": report.pause_sec, "checkpoint/bytes_per_rank": float(report.num_bytes)}
+        log.scalars(self.step, scalars)
 
     def _export(self, log: RunLog) -> None:
         """Writes the averaged weights with all that their use needs to `model/`."""

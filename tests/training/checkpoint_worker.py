@@ -96,8 +96,11 @@ class Run:
                 found[f"weights {name}"] = safe_get_full_fp32_param(p)
                 found[f"m {name}"] = safe_get_full_optimizer_state(p, "exp_avg")
                 found[f"v {name}"] = safe_get_full_optimizer_state(p, "exp_avg_sq")
-        if self.world.world_size == 1:  # with more, each rank has statistics of its own until a resume
-            found |= dict(self.engine.module.named_buffers())
+        buffers = dict(self.engine.module.named_buffers())
+        # until a resume each rank has statistics of its own
+        found = {
+            name: t for name, t in (found | buffers).items() if self.world.world_size == 1 or "running" not in name
+        }
         found["rate"] = torch.tensor(self.engine.get_lr(), dtype=torch.float64)
         found["counts"] = torch.tensor([self.engine.global_steps, self.engine.global_samples])
         return {name: tensor.detach().clone().cpu().contiguous() for name, tensor in found.items()}
