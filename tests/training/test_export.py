@@ -95,7 +95,7 @@ def test_memory_is_that_of_one_parameter(tmp_path, monkeypatch):
     num_mib = 2
     shape = (num_mib * 2**18,)
     values = {f"layer{i}": torch.randn(shape) for i in range(12)}
-    state = {kind: values for kind in KINDS}  # noqa: C420: one dictionary on purpose
+    state = {kind: values for kind in KINDS}
     folder = tmp_path / "step_000001"
     write_checkpoint(folder, state, [0, 5 * shape[0] // 2, 12 * shape[0]], facts=FACTS)
     del state
