@@ -16,7 +16,7 @@ setup: $(STAMP) ## create .venv and install the exact versions of constraints.tx
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr,latents]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr,s3,cluster,latents]'
 	@$(BIN)/python -c "from dydiff_kernels import available_backends as a; print('installed; kernels here, best first:', *a('cpu'))"
 	@touch $@
 

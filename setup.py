@@ -80,7 +80,12 @@ setup(
     extras_require={
         "gpu": ["xformers>=0.0.35"],
         "zarr": ["zarr>=3"],
+        "s3": ["s3fs"],
+        "cluster": ["distributed"],
         "latents": ["diffusers>=0.42,<1"],
-        "dev": ["pytest", "hypothesis", "ruff", "ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"],
+        "dev": [
+            *("pytest", "hypothesis", "ruff", "ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),
+            *("moto[s3]", "flask", "flask-cors"),  # the S3 server of the tests
+        ],
     },
 )

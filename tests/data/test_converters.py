@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.data.convert import convert
-from dydiff_dist.data.manifest import Manifest, read_document
+from dydiff_dist.data.manifest import Manifest, file_sha256, read_document
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
@@ -158,25 +158,32 @@ def test_robonet_frames_actions_and_states_equal_an_independent_reading(sample_d
     assert total == 75 and encodings == {"mp4", "jpg"}
 
 
-def write_trajectory(path, num_frames=4, image_format="RGB", num_actions=4, primitives="none"):
-    """A RoboNet file with jpg frames of one flat colour each."""
+def write_trajectory(
+    path, num_frames=4, image_format="RGB", num_actions=4, primitives="none", robot="baxter", cameras=(0,)
+):
+    """A RoboNet file with jpg frames of one flat colour each, for each camera."""
     with h5py.File(path, "w") as data:
-        video = data.create_group("env/cam0_video")
-        for number in range(num_frames):
-            stream = io.BytesIO()
-            Image.new("RGB", (32, 24), (200, 100, 10 * number)).save(stream, "jpeg", quality=95)
-            frame = video.create_dataset(f"frame{number}", data=np.frombuffer(stream.getvalue(), np.uint8))
-            frame.attrs["image_format"] = image_format
+        for camera in cameras:
+            video = data.create_group(f"env/cam{camera}_video")
+            for number in range(num_frames):
+                stream = io.BytesIO()
+                Image.new("RGB", (32, 24), (200 - 20 * camera, 100, 10 * number)).save(stream, "jpeg", quality=95)
+                frame = video.create_dataset(f"frame{number}", data=np.frombuffer(stream.getvalue(), np.uint8))
+                frame.attrs["image_format"] = image_format
         data["env/state"] = np.linspace(0, 1, num_frames)[:, None].repeat(5, axis=1).astype(np.float32)
         data["env/low_bound"] = np.full((1, 5), -2.0, np.float32)
         data["env/high_bound"] = np.full((1, 5), 3.0, np.float32)
         data["policy/actions"] = np.ones((num_frames - 1, num_actions), np.float32)
-        data.create_group("metadata").attrs.update({"robot": "baxter", "primitives": primitives})
+        data.create_group("metadata").attrs.update({"robot": robot, "primitives": primitives})
+
+
+def robonet(tmp_path, **options):
+    settings = {"num_frames": 4, "size": (12, 16), "test_fraction": 0.0, "valid_fraction": 0.0, **options}
+    return RobonetSource(RobonetSourceConfig(root=str(tmp_path / "in"), **settings))
 
 
 def convert_one(tmp_path, **options):
-    settings = {"num_frames": 4, "size": (12, 16), "test_fraction": 0.0, "valid_fraction": 0.0, **options}
-    report = convert(RobonetSource(RobonetSourceConfig(root=str(tmp_path / "in"), **settings)), tmp_path / "out")
+    report = convert(robonet(tmp_path, **options), tmp_path / "out")
     shards = ShardSet.open(tmp_path / "out" / "train")
     return report, shards.read(shards.address(0))
 
@@ -218,6 +225,59 @@ def test_robonet_test_list_decides_the_split(tmp_path):
     (tmp_path / "list.txt").write_text("b.hdf5\n")
     convert_one(tmp_path, test_list=str(tmp_path / "list.txt"))
     assert [name for name in tar_members(tmp_path / "out" / "test") if "frames" in name] == ["b-00.frames.npy"]
+
+
+def test_robonet_metadata_filters_leave_out_and_count(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, options in {"a": {}, "b": {"num_actions": 5}, "c": {"robot": "fetch"}}.items():
+        write_trajectory(tmp_path / "in" / f"{name}.hdf5", **options)
+    report, _ = convert_one(tmp_path, where=("robot=sawyer,baxter", "adim=4"))
+    assert report.left_out == {"not adim=4": 1, "not robot=sawyer,baxter": 1} and not report.bad_items
+    details = read_document(tmp_path / "out" / "train" / "manifest.json", Manifest).details
+    assert details["left_out_items"] == report.left_out
+    misspelt = robonet(tmp_path, where=("robt=baxter",))
+    with pytest.raises(ValueError, match=r"--where 'adim' must have the form NAME=VALUE"):
+        RobonetSource(RobonetSourceConfig(root=str(tmp_path), where=("adim",)))
+    bad = list(misspelt.read(misspelt.plan()[0]))
+    assert all("its metadata have no 'robt', only adim, image_format" in item.reason for item in bad) and len(bad) == 3
+
+
+def test_robonet_file_hashes_are_checked(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("good", "altered", "unlisted"):
+        write_trajectory(tmp_path / "in" / f"{name}.hdf5")
+    sums = {name: file_sha256(tmp_path / "in" / f"{name}.hdf5") for name in ("good", "altered")}
+    (tmp_path / "SHA256").write_text("".join(f"{digest}  {name}.hdf5\n" for name, digest in sums.items()))
+    with h5py.File(tmp_path / "in" / "altered.hdf5", "r+") as data:
+        data["policy/actions"][0, 0] = 7
+    report, sample = convert_one(tmp_path, hashes=str(tmp_path / "SHA256"))
+    reasons = {item.name: item.reason for item in report.bad_items}
+    assert set(reasons) == {"altered.hdf5", "unlisted.hdf5"} and sample.key == "good-00"
+    assert "fetch the file again" in reasons["altered.hdf5"] and "does not list it" in reasons["unlisted.hdf5"]
+
+
+def test_robonet_several_cameras_give_samples_of_their_own(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_trajectory(tmp_path / "in" / "a.hdf5", cameras=(0, 2))
+    write_trajectory(tmp_path / "in" / "b.hdf5")
+    report, _ = convert_one(tmp_path, cameras=(0, 2))
+    shards = ShardSet.open(tmp_path / "out" / "train")
+    samples = [shards.read(shards.address(number)) for number in range(len(shards))]
+    assert [sample.key for sample in samples] == ["a-cam0-00", "a-cam2-00", "b-cam0-00"]
+    # write_trajectory paints camera n with red 200 - 20 n; 4: loss of jpg on a flat colour.
+    assert [
+        abs(int(sample.frames[0, 0, 6, 8]) - red) <= 4 for sample, red in zip(samples, (200, 160, 200), strict=True)
+    ]
+    assert np.array_equal(samples[0].actions, samples[1].actions) and report.left_out == {"no camera 2": 1}
+
+
+def test_robonet_states_of_other_sizes_are_padded_or_cut(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_trajectory(tmp_path / "in" / "a.hdf5")
+    for number, expected in ((7, [1.0] * 5 + [0.0] * 2), (3, [1.0] * 3)):
+        source = robonet(tmp_path, num_states=number)
+        (sample,) = source.read(source.plan()[0])
+        assert sample.states[-1].tolist() == expected
 
 
 TINY_FLOW = TurbulenceSourceConfig(

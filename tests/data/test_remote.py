@@ -6,7 +6,7 @@ import os
 import fsspec
 import numpy as np
 import pytest
-from flaky_server import serve
+from faulty_proxy import faulty_proxy, nginx, python_server
 from numbered_source import numbered_sample
 from test_stream import assert_same_batches, config, global_batches
 
@@ -17,10 +17,16 @@ QUICK = {"timeout_sec": 0.3, "back_off_sec": 0.01}
 
 
 @pytest.fixture
-def server(make_shards):
-    folder = make_shards(counts=(4, 3), num_actions=1)
-    with serve(folder) as running:
-        yield running
+def folder(make_shards):
+    return make_shards(counts=(4, 3), num_actions=1)
+
+
+@pytest.fixture(params=["python", "nginx"])
+def server(request, folder, tmp_path):
+    """A proxy that can break what a web server answers."""
+    upstream = nginx(folder, tmp_path / "nginx") if request.param == "nginx" else python_server(folder)
+    with upstream as address, faulty_proxy(address) as proxy:
+        yield proxy
 
 
 def assert_all_right(shards):
@@ -81,10 +87,10 @@ def test_a_dead_server_is_named_and_does_not_hang(server, caplog):
     assert any("try 2 in" in record.message for record in caplog.records)
 
 
-def test_missing_and_truncated_shards_are_refused(server):
+def test_missing_and_truncated_shards_are_refused(server, folder):
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json; is the URL that of a folder of shards"):
         ShardSet.open(server.url + "/nothing", remote=RemoteConfig(**QUICK))
-    path = server.folder / "train-000001.tar"
+    path = folder / "train-000001.tar"
     os.truncate(path, 3000)
     with pytest.raises(ValueError, match=r"train-000001.tar is truncated: 3000 bytes"):
         ShardSet.open(server.url, remote=RemoteConfig(**QUICK))
@@ -93,8 +99,8 @@ def test_missing_and_truncated_shards_are_refused(server):
         ShardSet.open(server.url, remote=RemoteConfig(**QUICK))
 
 
-def test_training_from_a_server_gives_the_batches_of_the_folder(server, tmp_path):
-    expected = global_batches(ShardSet.open(server.folder), config(), 1, 4)
+def test_training_from_a_server_gives_the_batches_of_the_folder(server, folder, tmp_path):
+    expected = global_batches(ShardSet.open(folder), config(), 1, 4)
     remote = RemoteConfig(cache_dir=str(tmp_path / "cache"), **QUICK)
     assert_same_batches(global_batches(ShardSet.open(server.url, remote=remote), config(num_workers=2), 2, 4), expected)
 
@@ -106,8 +112,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     assert "secret" not in str(caught.value)
 
 
-def test_any_store_of_fsspec(make_shards):
-    folder = make_shards(counts=(4, 3), num_actions=1)
+def test_any_store_of_fsspec(folder):
     memory = fsspec.filesystem("memory")
     for path in [*folder.glob("*.tar"), *folder.glob("*.json")]:
         memory.pipe(f"/shards/{path.name}", path.read_bytes())
@@ -115,21 +120,46 @@ def test_any_store_of_fsspec(make_shards):
     memory.rm("/shards", recursive=True)
 
 
-def test_an_s3_server(make_shards, monkeypatch):
-    pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install s3fs")
-    moto = pytest.importorskip("moto.server", reason="the S3 server of the tests is moto: pip install moto[server]")
-    folder = make_shards(counts=(4, 3), num_actions=1)
+@pytest.fixture
+def bucket(folder, monkeypatch):
+    """(URL, proxy) of shards on moto's S3 server behind a proxy, with the store's own environment set."""
+    pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install 'dydiff_dist[s3]'")
+    moto = pytest.importorskip(
+        "moto.server", reason="the S3 server of the tests is moto: pip install 'dydiff_dist[dev]'"
+    )
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-store")
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
-    try:
-        host, port = running.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        store = fsspec.filesystem("s3", endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
-        store.mkdir("bucket")
-        for path in [*folder.glob("*.tar"), *folder.glob("*.json")]:
-            store.put_file(str(path), f"bucket/shards/{path.name}")
-        assert_all_right(ShardSet.open("s3://bucket/shards"))
-    finally:
-        running.stop()
+    host, port = running.get_host_and_port()
+    store = fsspec.filesystem("s3", endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
+    store.makedirs("bucket", exist_ok=True)
+    for path in [*folder.glob("*.tar"), *folder.glob("*.json")]:
+        store.pipe_file(f"bucket/shards/{path.name}", path.read_bytes())
+    with faulty_proxy((host, port)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        type(store).clear_instance_cache()
+        yield "s3://bucket/shards", proxy
+    running.stop()
+
+
+def test_an_s3_server_that_breaks(bucket, tmp_path, caplog):
+    url, proxy = bucket
+    shards = ShardSet.open(url, remote=RemoteConfig(**QUICK))
+    shards.index(0), shards.index(1)
+    for fault in ("503", "drop", "short"):
+        proxy.faults += [fault, fault]
+        assert_all_right(shards)
+        assert not proxy.faults
+    cached = ShardSet.open(url, remote=RemoteConfig(cache_dir=str(tmp_path / "cache"), **QUICK))
+    proxy.faults += ["drop"]
+    assert_all_right(cached)
+    proxy.requests.clear()
+    assert_all_right(cached)
+    assert not proxy.requests and "secret-of-the-store" not in caplog.text
+
+
+def test_an_s3_bucket_that_is_not_there_is_one_line(bucket):
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing has no manifest.json") as caught:
+        ShardSet.open("s3://bucket/nothing", remote=RemoteConfig(**QUICK))
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)

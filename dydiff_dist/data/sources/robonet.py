@@ -6,7 +6,8 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,10 +17,13 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.convert import BadItem, LeftOut, ShardTask, Source
+from dydiff_dist.data.manifest import FrameSchema, file_sha256
+from dydiff_dist.data.members import decode_video
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.strict_config import StrictConfig
+
+Mismatch = Literal["reject", "pad", "cut", "pad_or_cut"]
 
 
 class RobonetSourceConfig(StrictConfig):
@@ -32,14 +36,23 @@ class RobonetSourceConfig(StrictConfig):
     rejected."""
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (64, 64)
     """Height and width of the frames; others are resized (bilinear, with antialiasing when shrinking)."""
-    camera: Annotated[int, Field(ge=0)] = 0
-    """Number of the camera; trajectories without it are rejected."""
-    robots: tuple[str, ...] = ()
-    """Names of the robots to take; all if left out."""
+    cameras: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    """Numbers of the cameras. Each gives samples of its own; where a trajectory lacks one, the others are taken."""
+    where: tuple[str, ...] = ()
+    """Take only trajectories with these metadata, each NAME=VALUE or NAME=VALUE,VALUE: robot=sawyer,baxter adim=4
+    gripper=default. NAME is an attribute of the file's metadata, or one of adim, sdim, ncam, img_T, image_format,
+    img_encoding."""
+    hashes: str | None = None
+    """Text file of SHA-256 sums as sha256sum prints them, "HASH  NAME" a line; a file with another hash, or none in the
+    list, is rejected."""
     num_actions: Annotated[int, Field(ge=1)] = 4
     """Action channels of a sample."""
-    action_mismatch: Literal["reject", "pad", "cut", "pad_or_cut"] = "reject"
+    action_mismatch: Mismatch = "reject"
     """What happens to a trajectory with fewer or more action channels: rejected, zeros appended, channels cut off."""
+    num_states: Annotated[int, Field(ge=1)] | None = None
+    """State channels of a sample; as many as a trajectory has if left out."""
+    state_mismatch: Mismatch = "pad_or_cut"
+    """With num_states: what happens to a trajectory with fewer or more state channels."""
     impute_autograsp: bool = False
     """Where the gripper closes by itself (primitive "autograsp") and the actions lack its channel, append the command
     that the next state shows: the gripper's upper or lower bound."""
@@ -62,6 +75,8 @@ class RobonetSource(Source):
 
     def __init__(self, config: RobonetSourceConfig):
         self.config = config
+        self._conditions = [_parse_condition(text) for text in config.where]
+        self._hashes = None if config.hashes is None else read_hashes(Path(config.hashes))
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is a file, relative to the root."""
@@ -79,7 +94,7 @@ class RobonetSource(Source):
             raise ValueError(f"no trajectory of {len(files)} is left for training; lower the fractions")
         return [task for split, names in by_split.items() for task in self._plan_split(split, names)]
 
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
         """The samples of the shard's trajectories."""
         for file in task.items:
             try:
@@ -104,7 +119,7 @@ class RobonetSource(Source):
 
     def _plan_split(self, split: str, files: list[str]) -> list[ShardTask]:
         height, width = self.config.size
-        per_file = self.config.num_frames * 3 * height * width + 4096
+        per_file = (self.config.num_frames * 3 * height * width + 4096) * len(self.config.cameras)
         step = self.config.trajectories_per_shard
         groups = [tuple(files[first : first + step]) for first in range(0, len(files), step)]
         return [
@@ -138,14 +153,38 @@ class RobonetSource(Source):
             return "test"
         return "valid" if place < self.config.test_fraction + self.config.valid_fraction else "train"
 
-    def _read_trajectory(self, file: str) -> Iterator[Sample]:
-        with h5py.File(Path(self.config.root) / file, "r") as data:
-            metadata = {name: value for name, value in data["metadata"].attrs.items() if isinstance(value, str)}
-            if self.config.robots and metadata.get("robot") not in self.config.robots:
+    def _read_trajectory(self, file: str) -> Iterator[Sample | LeftOut]:
+        """The samples of a trajectory, camera after camera."""
+        path = Path(self.config.root) / file
+        if self._hashes is not None:
+            self._check_hash(path)
+        with h5py.File(path, "r") as data:
+            metadata = read_metadata(data)
+            unmet = next((text for text, test in self._conditions if not test(metadata)), None)
+            if unmet is not None:
+                yield LeftOut(f"not {unmet}")
                 return
-            actions = self._actions(data, metadata.get("primitives", ""))
+            actions = self._actions(data, str(metadata.get("primitives", "")))
             states = data["env/state"][()].astype(np.float32)
-            frames = read_camera(data, self.config.camera)
+            if self.config.num_states is not None:
+                states = _fit(states, self.config.num_states, self.config.state_mismatch, "state")
+            for camera in self.config.cameras:
+                if f"cam{camera}_video" in data["env"]:
+                    frames = read_camera(data, camera)
+                    yield from self._samples(file, camera, frames, actions, states, metadata)
+                else:
+                    yield LeftOut(f"no camera {camera}")
+
+    def _samples(
+        self,
+        file: str,
+        camera: int,
+        frames: list[np.ndarray],
+        actions: np.ndarray,
+        states: np.ndarray,
+        metadata: dict[str, str | int],
+    ) -> Iterator[Sample]:
+        """Stretches of ``num_frames`` of what one camera saw."""
         if not len(frames) == len(actions) + 1 == len(states):
             raise ValueError(
                 f"{len(frames)} frames, {len(actions)} actions and {len(states)} states do not fit together"
@@ -155,12 +194,23 @@ class RobonetSource(Source):
         frames_SCHW = np.stack([self._resize(frame) for frame in frames])
         # The action between frames s - 1 and s stands at frame s.
         actions_SA = np.concatenate([np.zeros_like(actions[:1]), actions])
+        stem = Path(file).with_suffix("").as_posix().replace(".", "_")
+        if len(self.config.cameras) > 1:
+            stem += f"-cam{camera}"
         for number, start in enumerate(range(0, len(frames) - self.config.num_frames + 1, self.config.num_frames)):
             cut = slice(start, start + self.config.num_frames)
             sample_actions = actions_SA[cut].copy()
             sample_actions[0] = 0
-            key = f"{Path(file).with_suffix('').as_posix().replace('.', '_')}-{number:02d}"
-            yield Sample(key, frames_SCHW[cut], sample_actions, {"file": file, "start": start, **metadata}, states[cut])
+            meta = {**metadata, "file": file, "camera": camera, "start": start}
+            yield Sample(f"{stem}-{number:02d}", frames_SCHW[cut], sample_actions, meta, states[cut])
+
+    def _check_hash(self, path: Path) -> None:
+        expected = self._hashes.get(path.name)
+        if expected is None:
+            raise ValueError(f"--hashes {self.config.hashes} does not list it")
+        found = file_sha256(path)
+        if found != expected:
+            raise ValueError(f"its SHA-256 is {found[:16]}…, --hashes says {expected[:16]}…; fetch the file again")
 
     def _actions(self, data: h5py.File, primitives: str) -> np.ndarray:
         """(T - 1, A) float32 with the asked number of channels."""
@@ -168,13 +218,7 @@ class RobonetSource(Source):
         wanted, found = self.config.num_actions, actions.shape[1]
         if self.config.impute_autograsp and "autograsp" in primitives and found == wanted - 1:
             return np.concatenate([actions, _gripper_commands(data)], axis=1)
-        if found < wanted and self.config.action_mismatch in ("pad", "pad_or_cut"):
-            return np.pad(actions, ((0, 0), (0, wanted - found)))
-        if found > wanted and self.config.action_mismatch in ("cut", "pad_or_cut"):
-            return actions[:, :wanted]
-        if found != wanted:
-            raise ValueError(f"{found} action channels where --num-actions is {wanted}; see --action-mismatch")
-        return actions
+        return _fit(actions, wanted, self.config.action_mismatch, "action")
 
     def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
         """(C, height, width) uint8."""
@@ -184,15 +228,74 @@ class RobonetSource(Source):
         return frame_HWC.transpose(2, 0, 1)
 
 
+def read_metadata(data: h5py.File) -> dict[str, str | int]:
+    """What can be filtered by: the file's metadata attributes, and the sizes that RoboNet's own loader derives."""
+    metadata: dict[str, str | int] = {}
+    for name, value in data["metadata"].attrs.items():
+        value = value.decode() if isinstance(value, bytes) else value
+        metadata[name] = value if isinstance(value, str | int) else str(value)
+    metadata["adim"] = data["policy/actions"].shape[1]
+    metadata["state_T"], metadata["sdim"] = data["env/state"].shape
+    videos = [name for name in data["env"] if name.startswith("cam") and name.endswith("_video")]
+    metadata["ncam"] = len(videos)
+    if videos:
+        video = data["env"][sorted(videos)[0]]
+        is_mp4 = "frames" in video
+        first = video["frames" if is_mp4 else "frame0"]
+        metadata["img_encoding"] = "mp4" if is_mp4 else "jpg"
+        metadata["img_T"] = int(first.attrs["T"]) if is_mp4 and "T" in first.attrs else len(video)
+        metadata["image_format"] = str(first.attrs.get("image_format", "RGB"))
+    return metadata
+
+
+def _fit(values_TN: np.ndarray, wanted: int, mismatch: Mismatch, kind: str) -> np.ndarray:
+    """``values`` with the wanted number of channels, by padding with zeros or cutting as ``mismatch`` allows."""
+    found = values_TN.shape[1]
+    if found < wanted and mismatch in ("pad", "pad_or_cut"):
+        return np.pad(values_TN, ((0, 0), (0, wanted - found)))
+    if found > wanted and mismatch in ("cut", "pad_or_cut"):
+        return values_TN[:, :wanted]
+    if found != wanted:
+        raise ValueError(f"{found} {kind} channels where --num-{kind}s is {wanted}; see --{kind}-mismatch")
+    return values_TN
+
+
+def _parse_condition(text: str) -> tuple[str, Callable[[dict[str, str | int]], bool]]:
+    """(the text, whether metadata meet it) of NAME=VALUE,VALUE."""
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise ValueError(f"--where {text!r} must have the form NAME=VALUE or NAME=VALUE,VALUE, for example adim=4")
+    allowed = values.split(",")
+
+    def test(metadata: dict[str, str | int]) -> bool:
+        if name not in metadata:
+            raise ValueError(f"--where {text}: its metadata have no {name!r}, only {', '.join(sorted(metadata))}")
+        return str(metadata[name]) in allowed
+
+    return text, test
+
+
+def read_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 by file name, from lines "HASH  NAME"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--hashes {path} does not exist; make it with sha256sum *.hdf5 > FILE")
+    hashes = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        digest, _, name = line.strip().partition(" ")
+        if not re.fullmatch("[0-9a-fA-F]{64}", digest) or not name.strip():
+            raise ValueError(f"--hashes {path}, line {number}: expected a SHA-256 and a file name")
+        hashes[Path(name.strip().lstrip("*")).name] = digest.lower()
+    return hashes
+
+
 def read_camera(data: h5py.File, camera: int) -> list[np.ndarray]:
     """The frames of one camera, each (H, W, 3) uint8 RGB."""
-    name = f"env/cam{camera}_video"
-    if name not in data:
-        raise ValueError(f"there is no camera {camera}")
-    video = data[name]
+    video = data[f"env/cam{camera}_video"]
     if "frames" in video:
         stored = video["frames"]
-        frames = decode_mp4(stored[()].tobytes())
+        frames = decode_video(stored[()].tobytes())
         formats = [stored.attrs.get("image_format", "RGB")]
     else:
         stored_frames = [video[f"frame{number}"] for number in range(len(video))]
@@ -201,12 +304,6 @@ def read_camera(data: h5py.File, camera: int) -> list[np.ndarray]:
     if formats not in (["RGB"], ["BGR"]):
         raise ValueError(f"image_format is {formats}, neither RGB nor BGR")
     return frames if formats == ["RGB"] else [np.ascontiguousarray(frame[:, :, ::-1]) for frame in frames]
-
-
-def decode_mp4(data: bytes) -> list[np.ndarray]:
-    """All frames of a video file in memory, each (H, W, 3) uint8 RGB."""
-    with av.open(io.BytesIO(data)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def _gripper_commands(data: h5py.File) -> np.ndarray:
