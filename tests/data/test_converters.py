@@ -126,6 +126,81 @@ def test_sevir_diffcast_preset_and_an_option_that_overrides_it(tmp_path):
     assert tasks[0].items[0][3] == (0, 24)
 
 
+def write_event(root, image_type, data):
+    """A catalogue of one event of ``image_type`` and its file, which ``data`` fills."""
+    (root / "data" / image_type).mkdir(parents=True)
+    header = "id,file_name,file_index,img_type,time_utc,minute_offsets,size_x,pct_missing"
+    offsets = ":".join(str(minutes) for minutes in range(-120, 125, 5))
+    (root / "CATALOG.csv").write_text(f"{header}\nE,{image_type}/e.h5,0,{image_type},2019-01-01,{offsets},12,\n")
+    with h5py.File(root / "data" / image_type / "e.h5", "w") as file:
+        for name, values in data.items():
+            file[name] = values
+
+
+def sevir_sample(root, **options):
+    """The first window of the only event, with its manifest."""
+    source = SevirSource(SevirSourceConfig(root=str(root), window_frames=49, **options))
+    convert(source, root / "out")
+    shards = ShardSet.open(root / "out" / "train")
+    return shards.read(shards.address(0)).frames[:, 0], shards.manifest
+
+
+@pytest.mark.parametrize(
+    ("image_type", "normalisation", "shift_scale"),
+    [("ir069", "sevir", (-3683.58, 1174.68)), ("ir107", "sevir", (-1552.8, 2562.43)), ("vis", "unit", (0.0, 1e4))],
+)
+def test_sevir_other_image_types_are_kept_or_made_physical(tmp_path, image_type, normalisation, shift_scale):
+    stored = np.random.default_rng(0).integers(-6000, 4000, (1, 12, 12, 49)).astype(np.int16)
+    write_event(tmp_path, image_type, {"id": [b"E"], image_type: stored})
+    frames, manifest = sevir_sample(tmp_path, image_type=image_type, normalisation=normalisation)
+    assert frames.dtype == np.int16 and np.array_equal(frames, np.moveaxis(stored[0], -1, 0))
+    assert (manifest.shift[0], manifest.scale[0]) == shift_scale and manifest.frames.channels == (image_type,)
+    source = SevirSource(
+        SevirSourceConfig(root=str(tmp_path), window_frames=49, image_type=image_type, values="physical")
+    )
+    (sample,) = source.read(source.plan()[0])
+    factor = 1e-4 if image_type == "vis" else 1e-2
+    np.testing.assert_allclose(sample.frames[:, 0], frames * factor, rtol=1e-6)
+
+
+def test_sevir_liquid_in_physical_units_and_its_logarithm(tmp_path):
+    """The published curve at hand-calculated values."""
+    stored = np.zeros((1, 12, 12, 49), np.uint8)
+    stored[0, 0, :6, :] = np.array([0, 5, 6, 18, 84, 254], np.uint8)[:, None]
+    expected = [0, 0, 0.04412, 0.17648, 1.00257, 79.261]
+    write_event(tmp_path, "vil", {"id": [b"E"], "vil": stored})
+    for values, expect in (("physical", expected), ("log", np.log1p(expected))):
+        source = SevirSource(SevirSourceConfig(root=str(tmp_path), window_frames=49, values=values))
+        (sample,) = source.read(source.plan()[0])
+        np.testing.assert_allclose(sample.frames[7, 0, 0, :6], expect, rtol=1e-4)
+        assert sample.frames.dtype == np.float32 and "vil" not in source.schema(sample).channels[0]
+
+
+def test_sevir_lightning_counts_flashes_in_pixels_and_frames(tmp_path):
+    # (seconds, latitude, longitude, x, y)
+    flashes = [
+        *([-7200, 0, 0, 3.9, 10.1], [-6901, 0, 0, 3.2, 10.7], [-6900, 0, 0, 3, 10], [-9000, 0, 0, 47.9, 0]),
+        *([7500, 0, 0, 0, 47], [0, 0, 0, 48, 5], [0, 0, 0, 5, -1]),
+    ]
+    write_event(tmp_path, "lght", {"id": [b"E"], "E": np.array(flashes, np.float32)})
+    frames, manifest = sevir_sample(tmp_path, image_type="lght", normalisation="sevir")
+    assert frames.shape == (49, 48, 48) and frames.sum() == 5 and manifest.scale == (0.60517,)
+    assert frames[0, 10, 3] == 2 and frames[1, 10, 3] == 1 and frames[0, 0, 47] == 1 and frames[48, 47, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_type": "vis", "normalisation": "sevir"}, "normalisation sevir is not defined for vis"),
+        ({"values": "log", "image_type": "ir069"}, "values log is of vil and lght"),
+        ({"values": "physical", "normalisation": "unit"}, "normalisation unit is of SEVIR's stored values"),
+    ],
+)
+def test_sevir_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SevirSourceConfig(root="-", **options)
+
+
 def read_trajectory(path):
     """Frames (T, H, W, 3), actions and states of a RoboNet file."""
     with h5py.File(path) as data:

@@ -20,16 +20,15 @@ from pydantic import Field, model_validator
 from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.sources.sevir_values import (
+    IMAGE_TYPES,
+    LIGHTNING_SIDE,
+    NUM_FRAMES,
+    converted,
+    flashes_to_frames,
+    shift_and_scale,
+)
 from dydiff_dist.strict_config import StrictConfig
-
-IMAGE_TYPES = {"vil": "vertically integrated liquid", "ir069": "6.9 µm", "ir107": "10.7 µm", "vis": "visible"}
-
-LOG_RAIN_SCALE = 255 / float(np.log(101))
-"""Stored 255·log(1 + mm/h)/log(101) -> log(1 + mm/h)."""
-
-NORMALISATIONS = {"unit": (0.0, 255.0), "sevir": (33.44, 47.54), "log_rain": (0.0, LOG_RAIN_SCALE)}
-"""Shift and scale by name; "sevir" are the published mean and standard deviation of VIL."""
-
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sevir-lr": {
@@ -68,8 +67,11 @@ class SevirSourceConfig(StrictConfig):
     """Folder that holds CATALOG.csv and data/."""
     preset: Literal["sevir-lr", "cascast", "diffcast"] | None = None
     """Windows, sizes, dates and normalisation of a published benchmark; other options given beside it override it."""
-    image_type: Literal["vil", "ir069", "ir107", "vis"] = "vil"
-    """Which of the event's image types to convert."""
+    image_type: Literal["vil", "ir069", "ir107", "vis", "lght"] = "vil"
+    """Which of the event's image types to convert; lght are counts of lightning flashes on a grid of 8 km."""
+    values: Literal["stored", "physical", "log"] = "stored"
+    """stored: as in the files, lossless; physical: kg/m2 (vil), degrees Celsius (ir069, ir107), reflectance (vis); log:
+    log(1 + kg/m2) of vil, or log(1 + flashes). Scores of rain with published thresholds need stored values."""
     window_frames: Annotated[int, Field(ge=1)] = 15
     """Frames of a window, after the time stride."""
     window_step: Annotated[int, Field(ge=1)] = 5
@@ -85,8 +87,8 @@ class SevirSourceConfig(StrictConfig):
     max_pct_missing: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Events with a larger share of missing pixels (percent, from the catalogue) are left out."""
     normalisation: Literal["standard", "unit", "sevir", "log_rain"] = "standard"
-    """Network units: mean 0 and variance 1 over the training split; 0 to 1; SEVIR's published z-score of VIL; or
-    log(1 + mm/h) for values that are stored as 255 log(1 + mm/h) / log 101."""
+    """Network units: mean 0 and variance 1 over the training split; 0 to 1 (vil, vis); the published z-score of stored
+    values (all but vis); or log(1 + mm/h) for values that are stored as 255 log(1 + mm/h) / log 101."""
     events_per_shard: Annotated[int, Field(ge=1)] = 16
     """Events whose windows make one shard."""
 
@@ -102,6 +104,9 @@ class SevirSourceConfig(StrictConfig):
         starts = [_parse_time(text, name) for name, text in self._starts() if text is not None]
         if starts != sorted(starts):
             raise ValueError(f"valid_start {self.valid_start} must come before test_start {self.test_start}; swap them")
+        if self.values == "log" and self.image_type not in ("vil", "lght"):
+            raise ValueError(f"values log is of vil and lght, image_type is {self.image_type}; use physical or stored")
+        shift_and_scale(self.image_type, self.values, self.normalisation)
         return self
 
     def _starts(self) -> list[tuple[str, str | None]]:
@@ -167,6 +172,7 @@ class SevirSource(Source):
             for start in starts:
                 stop = start + self._span_frames()
                 window = frames_SHW[start : stop : self.config.time_stride]
+                window = converted(window, self.config.image_type, self.config.values)
                 yield Sample(
                     f"{event}-{start:02d}", self._downsample(window)[:, None], meta={"event": event, "start": start}
                 )
@@ -177,17 +183,26 @@ class SevirSource(Source):
             num_frames=sample.frames.shape[0],
             shape=sample.frames.shape[1:],
             dtype=str(sample.frames.dtype),
-            channels=(self.config.image_type,),
-            units=f"SEVIR's stored values of {self.config.image_type} ({IMAGE_TYPES[self.config.image_type]})",
+            channels=(self._channel(),),
+            units=self._units(),
             allowed_augmentations=("flip", "rotate"),
         )
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Shift and scale by name; None for the training split's own mean and standard deviation."""
-        if self.config.normalisation == "standard":
-            return None
-        shift, scale = NORMALISATIONS[self.config.normalisation]
-        return (shift,), (scale,)
+        found = shift_and_scale(self.config.image_type, self.config.values, self.config.normalisation)
+        return None if found is None else ((found[0],), (found[1],))
+
+    def _channel(self) -> str:
+        """Scores know stored VIL by its name, so converted values have another one."""
+        name = self.config.image_type
+        return name if self.config.values == "stored" else {"vil": "integrated_liquid"}.get(name, name)
+
+    def _units(self) -> str:
+        kind = IMAGE_TYPES[self.config.image_type]
+        if self.config.values == "stored":
+            return f"SEVIR's stored values of {self.config.image_type} ({kind.name})"
+        return kind.physical_units if self.config.values == "physical" else f"log(1 + {kind.physical_units})"
 
     def details(self) -> dict[str, Any]:
         """Minutes between two frames of a sample."""
@@ -227,7 +242,8 @@ class SevirSource(Source):
 
     def _task(self, split: str, shard: int, items: list[tuple[SevirEvent, tuple[int, ...]]]) -> ShardTask:
         side = items[0][0].side // self.config.downsample
-        pixel_bytes = 4 if self.config.downsample > 1 else 1
+        is_float = self.config.downsample > 1 or self.config.values != "stored"
+        pixel_bytes = 4 if is_float else (1 if self.config.image_type == "vil" else 2)
         num_windows = sum(len(starts) for _, starts in items)
         size = num_windows * (self.config.window_frames * side**2 * pixel_bytes + 2048)
         plain = tuple((event.event, event.file, event.row, starts) for event, starts in items)
@@ -236,6 +252,10 @@ class SevirSource(Source):
     def _read_event(self, file: str, row: int, event: str) -> np.ndarray:
         """All frames of an event, (S, H, W) as stored."""
         with h5py.File(Path(self.config.root) / "data" / file, "r") as data:
+            if self.config.image_type == "lght":
+                if event not in data:
+                    raise ValueError("it is not in the file")
+                return flashes_to_frames(data[event][()])
             stored = data["id"][row].decode()
             if stored != event:
                 raise ValueError(f"row {row} holds event {stored}, the catalogue says {event}")
@@ -274,8 +294,10 @@ def _event(row: dict[str, str]) -> SevirEvent:
         file=row["file_name"],
         row=int(row["file_index"]),
         time=datetime.fromisoformat(row["time_utc"]),
-        minutes=tuple(float(offset) for offset in row["minute_offsets"].split(":")),
-        side=int(float(row["size_x"] or 384)),
+        minutes=tuple(float(offset) for offset in row["minute_offsets"].split(":"))
+        if row["minute_offsets"]
+        else tuple(5.0 * number - 120 for number in range(NUM_FRAMES)),
+        side=LIGHTNING_SIDE if row["img_type"] == "lght" else int(float(row["size_x"] or 384)),
     )
 
 
