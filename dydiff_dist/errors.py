@@ -7,7 +7,13 @@ from collections.abc import Callable
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError)
 """Errors whose message is written for the user. Any other exception is a bug and keeps its traceback."""
 
-_GRACE_SEC = 3.0
+
+class SharedError(ValueError):
+    """A user error that every rank of a run has agreed on and raises alike, so that one of them speaks for all."""
+
+
+SILENCE_SEC = 3.0
+"""How long ranks that leave the talking to another wait before they exit."""
 
 
 def run_command(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> None:
@@ -24,7 +30,7 @@ def run_command(main: Callable[[], int | None], speaks: Callable[[], bool] = lam
         if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SEC)
+            time.sleep(SILENCE_SEC)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+import os
 import signal
+import time
 
 import torch
 
 from dydiff_dist.config import load_config
-from dydiff_dist.errors import run_command
+from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.training.distributed import read_world
 from dydiff_dist.training.engine import quiet_deepspeed
 from dydiff_dist.training.plan import describe, make_plan
@@ -49,9 +51,19 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
         return 0
 
     from dydiff_dist.training.trainer import Trainer  # imports DeepSpeed, seconds that an error above need not wait for
+    from dydiff_dist.training.watchdog import EXIT_LOST, PeerLostError, report_lost
 
-    with Trainer(task) as trainer:
-        received = trainer.train()
+    try:
+        with Trainer(task) as trainer:
+            received = trainer.train()
+    except SharedError:
+        if world.is_main:
+            raise
+        time.sleep(SILENCE_SEC)
+        return 2
+    except PeerLostError as error:
+        report_lost(world, str(error))
+        os._exit(EXIT_LOST)  # the group of the ranks is broken, and taking it down may hang
     if received and world.is_main:
         print(f"stopped by {signal.Signals(received).name} after step {trainer.step}; the same command resumes")
     return 130 if received == signal.SIGINT else 0

@@ -7,6 +7,44 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from dydiff_dist.strict_config import StrictConfig
 
 
+class NonFiniteConfig(StrictConfig):
+    """What happens when a loss or a gradient is not finite. The update is left out in any case, on all ranks alike."""
+
+    max_in_a_row: PositiveInt = 3
+    """Bad batches in a row that are too many."""
+    action: Literal["stop", "rollback"] = "stop"
+    """Then: stop the run with its last checkpoint, or load that and go on with the data that follow."""
+    max_rollbacks: PositiveInt = 3
+    """Rollbacks of one start of the program; one more stops the run."""
+
+
+class FaultsConfig(StrictConfig):
+    """How long the ranks wait for each other, and for a save after a signal."""
+
+    join_timeout_sec: float = Field(default=300, gt=0)
+    """Within which all ranks must have started and met."""
+    exchange_timeout_sec: float = Field(default=600, gt=0)
+    """Within which every rank must take part in an exchange that one of them has begun; then the run ends."""
+    heartbeat_sec: float = Field(default=2, gt=0)
+    """Between a rank's signs of life."""
+    slow_after_sec: float = Field(default=60, gt=0)
+    """After which a rank that makes no progress is named in the log, with what it is doing."""
+    dead_after_sec: float = Field(default=120, gt=0)
+    """Without a sign of life, after which a rank counts as dead and the others end the run."""
+    grace_sec: float = Field(default=120, gt=0)
+    """After SIGTERM or SIGUSR1, for finishing the step and saving; what isn't complete by then is given up. Set it
+    below what the scheduler grants before it kills."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "FaultsConfig":
+        if self.dead_after_sec < 5 * self.heartbeat_sec:
+            raise ValueError(
+                f"dead_after_sec {self.dead_after_sec} must be at least 5 x heartbeat_sec {self.heartbeat_sec}; change "
+                "either"
+            )
+        return self
+
+
 class TrainingConfig(StrictConfig):
     """The training loop. Batch sizes count samples; one step is one optimizer update."""
 
@@ -33,6 +71,10 @@ class TrainingConfig(StrictConfig):
     """Largest norm of the gradient over all parameters."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay per step of the weights' moving average; it starts at 1/10 and grows as (1 + step) / (10 + step)."""
+    nonfinite: NonFiniteConfig = NonFiniteConfig()
+    """Losses and gradients that are not finite."""
+    faults: FaultsConfig = FaultsConfig()
+    """Ranks that are slow or gone, signals."""
     log_every_steps: PositiveInt = 20
     """Steps between lines in the log and TensorBoard."""
     checkpoint_every_steps: PositiveInt = 500

@@ -16,8 +16,10 @@ from dydiff_dist.diffusion import loss_by_timestep_bin
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.models import ExecutionConfig, VideoTransformer, build_network, drop_history
 from dydiff_dist.models.attention import resolve_attention
+from dydiff_dist.models.flops import training_flops
 from dydiff_dist.models.sequence_parallel import check_sequence_parallel
 from dydiff_dist.training.distributed import sample_group
+from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
@@ -63,6 +65,20 @@ class DiffusionTask(Task):
         """Shares the frames of each sample between ranks, where configured."""
         if self.plan.world.ranks_per_sample > 1:
             networks["model"].share_frames(sample_group(self.plan.world))
+
+    def work(self) -> Work:
+        """By the network's formula; recomputed blocks don't count."""
+        data, model, schema = self.config.data, self.config.model, self.plan.train_shards.schema
+        height, width = data.crop_size or schema.shape[1:]
+        flops = training_flops(
+            model,
+            num_frames=data.num_frames,
+            height=height,
+            width=width,
+            num_channels=schema.shape[0],
+            num_action_channels=schema.num_actions,
+        )
+        return Work(flops=flops, tokens=data.num_frames * (height // model.patch_size) * (width // model.patch_size))
 
     def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """Noising, network, loss."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dydiff_dist.errors import SharedError
 from dydiff_dist.training.launchers import Launch, read_launch
+from dydiff_dist.training.meeting import meet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +104,20 @@ def set_cpu_threads(world: World) -> int:
     return threads
 
 
-def start_process_group(world: World, timeout_minutes: float = 10) -> None:
+def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_minutes: float = 5) -> str:
     """Joins the ranks: NCCL between GPUs, gloo between CPU processes.
 
+    Args:
+        world: this process among the others.
+        timeout_minutes: within which all ranks must take part in an exchange that one has begun.
+        join_timeout_minutes: within which all ranks must have come.
+
+    Returns:
+        A name of this meeting, the same on every rank and another at every start.
+
     Raises:
-        ValueError: the address where the ranks meet is taken or can't be reached.
+        ValueError: the address where the ranks meet is taken or can't be reached, or ranks have not come.
     """
-    if dist.is_initialized():
-        return
     launch = read_launch(os.environ)
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
     os.environ.setdefault("MASTER_ADDR", launch.master_addr or "127.0.0.1")
@@ -117,15 +125,10 @@ def start_process_group(world: World, timeout_minutes: float = 10) -> None:
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    store, session = meet(world.rank, world.world_size, 60 * join_timeout_minutes)
     timeout = timedelta(minutes=timeout_minutes)
-    try:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
-    except dist.DistNetworkError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = "in use by another run" if "EADDRINUSE" in str(error) else "not reached"
-        raise ValueError(
-            f"the ranks meet at {address}, which is {reason}; give the launcher another --master_port"
-        ) from None
+    dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout, store=store)
+    return session
 
 
 def sample_group(world: World) -> dist.ProcessGroup:
@@ -135,13 +138,23 @@ def sample_group(world: World) -> dist.ProcessGroup:
     return [dist.new_group(ranks) for ranks in members][world.replica]  # every rank takes part in making every group
 
 
-def agree_max(value: int) -> int:
-    """The largest ``value`` over all ranks, through the CPU so that no device is waited for."""
+def agree_max(*values: int) -> tuple[int, ...]:
+    """The largest of each value over all ranks, in one exchange through the CPU, so that no device is waited for."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    shared = torch.tensor(value, dtype=torch.int64)
+        return values
+    shared = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared)
+    return tuple(shared.tolist())
+
+
+def gather_rows(row: torch.Tensor) -> torch.Tensor:
+    """Every rank's (K,) values on the CPU in rank order, (ranks, K), on all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return row[None]
+    rows = row.new_zeros(dist.get_world_size(), len(row))
+    rows[dist.get_rank()] = row
+    dist.all_reduce(rows)  # gloo has no gather into one tensor for every dtype
+    return rows
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -165,11 +178,11 @@ def raise_together(reason: str | None) -> None:
     """Raises on every rank if any rank has a reason to, so that none waits for one that has left. Collective.
 
     Raises:
-        ValueError: the first such rank's reason, the same line on every rank.
+        SharedError: the first such rank's reason, the same line on every rank.
     """
     for rank, found in enumerate(gather_objects(reason)):
         if found:
-            raise ValueError(f"rank {rank}: {found}" if rank else found)
+            raise SharedError(f"rank {rank}: {found}" if rank else found)
 
 
 def barrier() -> None:

@@ -17,25 +17,6 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {sec:02d} s" if minutes else f"{sec} s"
 
 
-class RateMeter:
-    """Samples per second and the share of time spent waiting for data, since the last `read`."""
-
-    def __init__(self):
-        self._start, self._samples, self._wait_sec = time.perf_counter(), 0, 0.0
-
-    def add(self, samples: int, wait_sec: float) -> None:
-        """Counts one step."""
-        self._samples += samples
-        self._wait_sec += wait_sec
-
-    def read(self) -> tuple[float, float]:
-        """(samples per second, fraction of the time waiting for data); starts anew."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        reading = self._samples / elapsed, self._wait_sec / elapsed
-        self.__init__()
-        return reading
-
-
 class RunLog:
     """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to TensorBoard."""
 
@@ -62,9 +43,14 @@ class RunLog:
         if self._writer is not None:
             self._writer.add_figure(name, figure, step)
 
-    def progress(self, step: int, *, loss: float, samples_per_sec: float, wait_fraction: float, lr: float) -> None:
+    def rewind(self, step: int) -> None:
+        """The run goes on from an earlier step."""
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
+    def progress(self, step: int, facts: str) -> None:
         """The line (or the bar's suffix) of a logging step."""
-        facts = f"loss {loss:.4f}, lr {lr:.2e}, {samples_per_sec:.1f} samples/s, waiting for data {wait_fraction:.0%}"
         if self._bar is not None:
             self._bar.set_postfix_str(facts)
         elif self.enabled:

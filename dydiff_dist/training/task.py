@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dydiff_dist.config import BaseRunConfig
 from dydiff_dist.training.config import TrainingConfig
+from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 
@@ -61,6 +62,10 @@ class Task(ABC):
 
     def join_ranks(self, networks: dict[str, nn.Module]) -> None:  # noqa: B027 (most tasks have nothing to do)
         """Called once the ranks have met, before the engines are built: connects networks that ranks share."""
+
+    def work(self) -> Work | None:
+        """What a sample costs the networks, for the log's utilisation; None where no formula is known."""
+        return None
 
     def training_of(self, network: str) -> TrainingConfig:
         """The optimizer's settings of a network; batch sizes and steps must be those of ``config.training``."""

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,21 @@ import torch
 
 from dydiff_dist.config import BaseRunConfig
 from dydiff_dist.data.stream import TrainStream
+from dydiff_dist.errors import SharedError
 from dydiff_dist.training.checkpoint import CheckpointStore
+from dydiff_dist.training.checkpoint_folder import list_checkpoints
 from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.distributed import World, agree_max, set_cpu_threads, start_process_group, sum_over_ranks
 from dydiff_dist.training.ema import ShardedEMA
 from dydiff_dist.training.engine import build_engine
+from dydiff_dist.training.gradients import discard_gradients
 from dydiff_dist.training.interruption import Interruption
+from dydiff_dist.training.metrics import Meter, find_peak
+from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
 from dydiff_dist.training.position import RunPosition
-from dydiff_dist.training.progress import RateMeter, RunLog
-from dydiff_dist.training.task import MicroLoss, Task
+from dydiff_dist.training.progress import RunLog
+from dydiff_dist.training.task import Task
+from dydiff_dist.training.watchdog import Activity, Watchdog, is_exchange_failure
 
 _SETTLE_SEC = 60.0
 """On the way out after an error, the longest wait for a checkpoint that is being written."""
@@ -35,35 +43,66 @@ class Trainer:
     def __init__(self, task: Task):
         self.task, self.plan = task, task.plan
         self.config, self.world = self.plan.config, self.plan.world
-        set_cpu_threads(self.world)
-        start_process_group(self.world)
         self.folder = Path(self.config.output_dir)
-        torch.manual_seed(self.config.seed)
-        networks = task.build_networks()
-        task.join_ranks(networks)
-        self.engines = {
-            name: build_engine(network, self.config.deepspeed, task.training_of(name), self.world)
-            for name, network in networks.items()
-        }
-        self.ema = ShardedEMA(self.engines["model"], self.config.training.ema_decay)
-        self.checkpoints = CheckpointStore(
-            self.folder / "checkpoints",
-            self.world,
-            keep_last=self.config.training.keep_last_checkpoints,
-            keep_every=self.config.training.keep_every_steps,
-            asynchronous=self.config.training.async_checkpoints,
-        )
-        self.position = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
+        self.activity = Activity()
 
     def __enter__(self) -> "Trainer":
+        """Joins the other ranks, builds everything and loads the last checkpoint."""
+        faults = self.config.training.faults
+        with ExitStack() as stack:
+            set_cpu_threads(self.world)
+            session = start_process_group(self.world, faults.exchange_timeout_sec / 60, faults.join_timeout_sec / 60)
+            self.watchdog = stack.enter_context(Watchdog(faults, self.world, self.activity, self._say, session))
+            self.activity.enter("building the networks")
+            self._build()
+            self.activity.enter("loading the last checkpoint")
+            self.position = self._load()
+            self._open_log()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
         if exception[0] is None:
             self.checkpoints.close()
+        self._stack.__exit__(*exception)
+        if exception[0] is None:
             torch.distributed.destroy_process_group()
         else:
             self.checkpoints.settle(_SETTLE_SEC)
+
+    def _build(self) -> None:
+        """Networks, engines and what belongs to them."""
+        training = self.config.training
+        torch.manual_seed(self.config.seed)
+        networks = self.task.build_networks()
+        self.task.join_ranks(networks)
+        self.engines = {
+            name: build_engine(network, self.config.deepspeed, self.task.training_of(name), self.world)
+            for name, network in networks.items()
+        }
+        self.ema = ShardedEMA(self.engines["model"], training.ema_decay)
+        self.checkpoints = CheckpointStore(
+            self.folder / "checkpoints",
+            self.world,
+            keep_last=training.keep_last_checkpoints,
+            keep_every=training.keep_every_steps,
+            asynchronous=training.async_checkpoints,
+        )
+        self.guard = NonFiniteGuard(training.nonfinite, self.folder / "nonfinite", self.world)
+
+    def _open_log(self) -> None:
+        """The log from the run's present position on; says what is worth knowing before the first step."""
+        training = self.config.training
+        self.log = RunLog(
+            self.folder / "tensorboard", first_step=self.step, num_steps=training.steps, enabled=self.world.is_main
+        )
+        if self.step:
+            self.log.say("all steps are complete" if self.step >= training.steps else f"resumed after step {self.step}")
+        peak, work = find_peak(self.world, training.precision), self.task.work()
+        self.meter = Meter(self.world, training.global_batch_size, work, peak)
+        if work is not None:
+            text = f"{peak.flops_per_sec / 1e9:.4g} GFLOP/s, {peak.source}" if peak else "unknown, so no MFU"
+            self.log.say(f"peak of a rank: {text}")
 
     @property
     def step(self) -> int:
@@ -71,87 +110,134 @@ class Trainer:
         return self.position.step
 
     def train(self) -> int:
-        """Trains to the configured step; returns the signal that stopped it early, 0 if it is done."""
-        training = self.config.training
-        micro_batches = iter(self._open_stream())
-        log = RunLog(
-            self.folder / "tensorboard", first_step=self.step, num_steps=training.steps, enabled=self.world.is_main
-        )
-        if self.step:
-            log.say(f"resumed after step {self.step}" if self.step < training.steps else "all steps are complete")
-        meter, signal = RateMeter(), 0
-        with Interruption() as interruption:
-            while self.step < training.steps and not signal:
-                parts, wait_sec = self._train_step(micro_batches)
-                meter.add(training.global_batch_size, wait_sec)
-                log.advance()
-                if self.step % training.log_every_steps == 0:
-                    self._log_step(log, parts, meter)
-                if self._is_due(training.validate_every_steps):
-                    self.task.validate(self.step, self.ema.gather(), log)
-                    meter.read()
-                signal = interruption.agreed()
-                if signal or self.step % training.checkpoint_every_steps == 0 or self.step == training.steps:
-                    self._save(log)
-            self.checkpoints.wait()
-            if not signal:
-                self._export(log)
-        log.close()
+        """Trains to the configured step; returns the signal that stopped it early, 0 if it is done.
+
+        Raises:
+            PeerLostError: another rank ended or froze.
+            SharedError: the run can't go on; raised by all ranks alike.
+        """
+        with Interruption(self.config.training.faults.grace_sec, self._last_saved, self.world.is_main) as interruption:
+            try:
+                signal = self._loop(interruption)
+                self.checkpoints.wait()
+                if not signal:
+                    self._export()
+            except RuntimeError as error:
+                if self.world.world_size > 1 and is_exchange_failure(error):
+                    raise self.watchdog.explain(error) from error
+                raise
+        self.log.close()
         return signal
 
-    def _is_due(self, every_steps: int) -> bool:
-        """Whether a validation falls on this step."""
-        return self.plan.valid_shards is not None and every_steps > 0 and self.step % every_steps == 0
+    def _loop(self, interruption: Interruption) -> int:
+        """Steps until the last one or a signal; returns the signal."""
+        training, signal = self.config.training, 0
+        micro_batches = iter(self._open_stream())
+        self.meter.restart()
+        while self.step < training.steps and not signal:
+            record = self._forward_backward(micro_batches)
+            self.activity.enter("waiting for the other ranks")
+            bad = self.guard.is_bad(record, self.engines, check_gradients=training.precision != "fp16")
+            signal, any_bad, save_failed = agree_max(
+                interruption.received, int(bad), int(self.checkpoints.has_failed())
+            )
+            if save_failed:
+                self.checkpoints.wait()  # raises what went wrong, on every rank
+            interruption.start_grace(signal)
+            updated = not any_bad and self._update(record)
+            if any_bad:
+                self._pass_over(record)
+            self.meter.add(record.wait_sec)
+            if updated:
+                self._after_update(record, leaving=bool(signal))
+            if signal:
+                self._save()
+        return signal
 
-    def _train_step(self, micro_batches: Iterator[dict]) -> tuple[list[MicroLoss], float]:
-        """One optimizer update; returns this rank's losses, and seconds spent waiting for data."""
-        parts, wait_sec = [], 0.0
-        for _ in range(accumulation_steps(self.config.training, self.world.num_replicas)):
+    def _after_update(self, record: StepRecord, leaving: bool) -> None:
+        """What falls due on a step: log, validation, checkpoint."""
+        training = self.config.training
+        self.log.advance()
+        if self.step % training.log_every_steps == 0:
+            self._log_step(record)
+        validates = self.plan.valid_shards is not None and training.validate_every_steps > 0
+        if validates and self.step % training.validate_every_steps == 0 and not leaving:
+            self.activity.enter("validating")
+            self.task.validate(self.step, self.ema.gather(), self.log)
+            self.meter.restart()
+        if (self.step % training.checkpoint_every_steps == 0 or self.step == training.steps) and not leaving:
+            self._save()
+
+    def _forward_backward(self, micro_batches: Iterator[dict]) -> StepRecord:
+        """Forward and backward passes of one step, all of this rank's micro-batches."""
+        record = StepRecord()
+        num_micro_batches = accumulation_steps(self.config.training, self.world.num_replicas)
+        for number in range(num_micro_batches):
+            self.activity.enter("waiting for data")
             start = time.perf_counter()
             batch = next(micro_batches)
-            wait_sec += time.perf_counter() - start
-            parts += self._forward_backward(batch)
-        self.position = RunPosition(self.position.step + 1, self.position.batches + 1)
-        self.ema.update(self.step)
-        return parts, wait_sec
+            record.wait_sec += time.perf_counter() - start
+            record.batches.append(batch)
+            self.activity.enter("in the forward pass")
+            for part in self.task.losses(self.engines, batch, self.step):
+                self.activity.enter("in the backward pass")
+                self.engines[part.network].backward(part.loss)
+                record.parts.append(replace(part, loss=part.loss.detach()))
+            if number < num_micro_batches - 1:
+                for name in record.networks:
+                    self.engines[name].step()  # DeepSpeed counts micro-batches; it updates after the last one
+        return record
 
-    def _forward_backward(self, batch: dict) -> list[MicroLoss]:
-        """One micro-batch through every network; the last one of a step also updates the weights."""
-        parts = []
-        for part in self.task.losses(self.engines, batch, self.step):
-            self.engines[part.network].backward(part.loss)
-            parts.append(part)
-        for name in dict.fromkeys(part.network for part in parts):
-            self.engines[name].step()  # DeepSpeed counts micro-batches and updates after the last one
-        return parts
+    def _update(self, record: StepRecord) -> bool:
+        """The optimizer's update; False where the loss scale was too high for this batch and is lowered instead."""
+        self.activity.enter("updating the weights")
+        for name in record.networks:
+            self.engines[name].step()
+        self.guard.passed()
+        updated = all(self.engines[name].was_step_applied() for name in record.networks)
+        self.position = RunPosition(self.step + updated, self.position.batches + 1)
+        self.activity.step = self.step
+        if updated:
+            self.ema.update(self.step)
+        return updated
 
-    def _log_step(self, log: RunLog, parts: list[MicroLoss], meter: RateMeter) -> None:
-        """Reduces the step's values over ranks and writes line and scalars; stops the run if the loss is not finite."""
-        scalars = self.task.scalars(parts)
+    def _pass_over(self, record: StepRecord) -> None:
+        """Leaves the update out, and follows the policy where that has happened too often."""
+        for name in record.networks:
+            discard_gradients(self.engines[name])
+        action, line = self.guard.judge(record, self.position)
+        self.position = replace(self.position, batches=self.position.batches + 1)
+        self.log.say(line)
+        if action == "rollback":
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, on with the data that follow."""
+        self.activity.enter("rolling back")
+        self.checkpoints.wait()
+        batches = self.position.batches
+        loaded = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
+        if loaded == RunPosition():
+            raise SharedError("there is no checkpoint to roll back to; lower training.learning_rate")
+        self.guard.record_rollback(loaded, batches)
+        self.position = replace(loaded, batches=batches)
+        self.log.rewind(self.step)
+        self.log.say(f"rolled back to step {self.step}; the data go on with batch {batches}")
+
+    def _log_step(self, record: StepRecord) -> None:
+        """Reduces the step's values over ranks and writes line and scalars."""
+        scalars = self.task.scalars(record.parts)
         totals = sum_over_ranks(torch.stack(tuple(scalars.values())))
         means = {name: float(total / count) for name, (total, count) in zip(scalars, totals, strict=True) if count > 0}
-        loss = means["loss/train"]
-        if agree_max(int(not torch.isfinite(torch.tensor(loss)))):
-            raise ValueError(
-                f"the loss is {loss} at step {self.step}; lower training.learning_rate or training.gradient_clipping "
-                "(the last checkpoint is kept)"
-            )
-        if agree_max(int(self.checkpoints.has_failed())):
-            self.checkpoints.wait()  # raises what went wrong, on every rank
-        engine = self.engines["model"]
-        samples_per_sec, wait_fraction = meter.read()
-        lr, grad_norm = engine.get_lr()[0], float(engine.get_global_grad_norm() or 0.0)
-        log.progress(self.step, loss=loss, samples_per_sec=samples_per_sec, wait_fraction=wait_fraction, lr=lr)
-        log.scalars(
-            self.step,
-            {
-                **means,
-                "optimizer/learning_rate": lr,
-                "optimizer/gradient_norm": grad_norm,
-                "speed/samples_per_sec": samples_per_sec,
-                "speed/data_wait_fraction": wait_fraction,
-            },
+        engine, speed = self.engines["model"], self.meter.read()
+        lr, grad_norm = engine.get_lr()[0], float(engine.get_global_grad_norm())
+        self.log.progress(
+            self.step, f"loss {means['loss/train']:.4f}, gradient {grad_norm:.3g}, lr {lr:.2e}, {speed.line}"
         )
+        optimizer = {"optimizer/learning_rate": lr, "optimizer/gradient_norm": grad_norm}
+        if self.guard.num_skipped:
+            optimizer["optimizer/skipped_batches"] = self.guard.num_skipped
+        self.log.scalars(self.step, {**means, **optimizer, **speed.scalars})
 
     def _open_stream(self) -> TrainStream:
         """The data from the run's present position on."""
@@ -166,17 +252,37 @@ class Trainer:
             start_step=self.position.batches,
         )
 
-    def _save(self, log: RunLog) -> None:
+    def _load(self) -> RunPosition:
+        """The last checkpoint, if there is one, and the data after the batches that a rollback passed over."""
+        loaded = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
+        return self.guard.after_rollback(loaded)
+
+    def _say(self, line: str) -> None:
+        """Prints a line, above the progress bar once there is one."""
+        if hasattr(self, "log"):
+            self.log.say(line)
+        elif self.world.is_main:
+            print(line, flush=True)
+
+    def _last_saved(self) -> str:
+        """What a later start goes on from, in words."""
+        saved = list_checkpoints(self.folder / "checkpoints")
+        return saved[-1].name if saved else "the beginning"
+
+    def _save(self) -> None:
         """Begins a checkpoint; the one before is complete by then."""
+        self.activity.enter("saving a checkpoint")
         config, exported = self.config.model_dump(mode="json"), self.task.exported_facts()
         report = self.checkpoints.save(self.position, self.engines, self.ema, config, exported)
-        log.say(f"checkpoint: {report}")
+        self.log.say(f"checkpoint: {report}")
         scalars = {"checkpoint/pause_sec": report.pause_sec, "checkpoint/bytes_per_rank": float(report.num_bytes)}
-        log.scalars(self.step, scalars)
+        self.log.scalars(self.step, scalars)
+        self.meter.restart()
 
-    def _export(self, log: RunLog) -> None:
+    def _export(self) -> None:
         """Writes the averaged weights with all that their use needs to `model/`."""
+        self.activity.enter("exporting the model")
         weights = self.ema.gather()
         if self.world.is_main:
             self.task.export(self.folder / "model", weights)
-            log.say(f"model: {self.folder / 'model'}")
+            self.log.say(f"model: {self.folder / 'model'}")

@@ -1,0 +1,143 @@
+"""Batches whose loss or gradient is not finite: all ranks agree on it before the update, which is left out.
+
+What was in the batch goes to a JSON file, so that the samples can be looked at. Too many in a row end the run, or take
+it back to its last checkpoint, past the batches that did it.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dydiff_dist.errors import SharedError
+from dydiff_dist.training.config import NonFiniteConfig
+from dydiff_dist.training.distributed import World, gather_objects
+from dydiff_dist.training.gradients import gradients_are_finite
+from dydiff_dist.training.position import RunPosition
+from dydiff_dist.training.task import MicroLoss
+
+
+@dataclass
+class StepRecord:
+    """One step of this rank until its update: what was read and what it cost."""
+
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    """Micro-batches in order."""
+    parts: list[MicroLoss] = field(default_factory=list)
+    wait_sec: float = 0.0
+    """Time spent waiting for data."""
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks that a loss was named for, in order."""
+        return list(dict.fromkeys(part.network for part in self.parts))
+
+
+class NonFiniteGuard:
+    """Counts bad batches of a run and decides what happens to it.
+
+    Args:
+        config: how many in a row are too many, and what to do then.
+        folder: of the JSON files, made where needed.
+    """
+
+    def __init__(self, config: NonFiniteConfig, folder: Path, world: World):
+        self.config, self.folder, self.world = config, folder, world
+        self.num_skipped, self._in_a_row, self._num_rollbacks = 0, 0, 0
+
+    def is_bad(self, record: StepRecord, engines: dict[str, Any], check_gradients: bool) -> bool:
+        """Whether a loss or a gradient on this rank is not finite.
+
+        Args:
+            record: a step after its last backward pass.
+            engines: by network.
+            check_gradients: False under loss scaling, where infinite gradients are part of the search for the scale.
+        """
+        losses = torch.stack([part.loss.detach().float() for part in record.parts])
+        finite = bool(losses.isfinite().all())
+        if check_gradients:
+            finite &= all([gradients_are_finite(engines[name]) for name in record.networks])
+        return not finite
+
+    def passed(self) -> None:
+        """A batch was good."""
+        self._in_a_row = 0
+
+    def judge(self, record: StepRecord, position: RunPosition) -> tuple[Literal["skip", "rollback"], str]:
+        """Records a batch that the ranks have agreed is bad; returns what to do, and a line that says so. Collective.
+
+        Raises:
+            SharedError: the run should not go on.
+        """
+        self.num_skipped += 1
+        self._in_a_row += 1
+        path = self._write(record, position)
+        line = f"batch {position.batches} after step {position.step}: loss or gradient not finite, skipped (see {path})"
+        if self._in_a_row < self.config.max_in_a_row:
+            return "skip", line
+        line = f"{self._in_a_row} batches in a row with a loss or gradient that is not finite, the last after step "
+        line += f"{position.step} (see {self.folder})"
+        if self.config.action == "stop":
+            raise SharedError(
+                f"{line}; lower training.learning_rate or training.gradient_clipping, or look at these samples. The "
+                "same command goes on from the last checkpoint, and with training.nonfinite.action=rollback past them"
+            )
+        if self._num_rollbacks == self.config.max_rollbacks:
+            raise SharedError(
+                f"{line}, after {self._num_rollbacks} rollbacks, as many as training.nonfinite.max_rollbacks allows; "
+                "lower training.learning_rate"
+            )
+        self._num_rollbacks += 1
+        self._in_a_row = 0
+        return "rollback", line
+
+    def record_rollback(self, loaded: RunPosition, batches: int) -> None:
+        """Notes beside the bad batches where the data went on, for a start from the same checkpoint."""
+        if self.world.is_main:
+            note = {"checkpoint_step": loaded.step, "next_batch": batches}
+            partial = self._rollback_path.with_suffix(".partial")
+            partial.write_text(json.dumps(note) + "\n")
+            partial.replace(self._rollback_path)
+
+    def after_rollback(self, loaded: RunPosition) -> RunPosition:
+        """The position to go on from after a start: past what a rollback to this very checkpoint went past."""
+        if not self._rollback_path.is_file():
+            return loaded
+        note = json.loads(self._rollback_path.read_text())
+        if note["checkpoint_step"] != loaded.step:
+            return loaded
+        return replace(loaded, batches=max(loaded.batches, note["next_batch"]))
+
+    @property
+    def _rollback_path(self) -> Path:
+        return self.folder / "rollback.json"
+
+    def _write(self, record: StepRecord, position: RunPosition) -> Path:
+        """Every rank's samples with their losses, in one file written by the main process."""
+        path = self.folder / f"batch_{position.batches:06d}.json"
+        finite = all(bool(part.loss.isfinite()) for part in record.parts)
+        mine = {"rank": self.world.rank, "losses_finite": finite, "samples": _samples(record)}
+        ranks = gather_objects(mine)
+        if self.world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            report = {"after_step": position.step, "batch": position.batches, "ranks": ranks}
+            path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        return path
+
+
+def _samples(record: StepRecord) -> list[dict[str, Any]]:
+    """Key, index and values of every sample of a step on this rank."""
+    rows = [
+        {"key": key, "sample_index": index}
+        for batch in record.batches
+        for key, index in zip(batch["key"], batch["sample_index"].tolist(), strict=True)
+    ]
+    for name in dict.fromkeys(name for part in record.parts for name in part.per_sample):
+        values = torch.cat([part.per_sample[name] for part in record.parts if name in part.per_sample]).tolist()
+        if len(values) == len(rows):  # not so for a loss that some micro-batches lack
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value if math.isfinite(value) else str(value)
+    return rows
