@@ -123,25 +123,29 @@ def rotary_angles(coordinates_NP: Tensor, num_channels: int, base: float = 10_00
         num_channels: E; shared between the axes in cosine-sine pairs, the first axes taking what does not divide.
 
     Returns:
-        Two float32 tensors (N, E / 2).
+        Two float32 tensors (N, E) as `rotate` takes them: each cosine at both channels of its pair, each sine negative
+        at the first.
     """
     num_axes, num_pairs = coordinates_NP.shape[1], num_channels // 2
     shares = [num_pairs // num_axes + (axis < num_pairs % num_axes) for axis in range(num_axes)]
-    angles = [
-        coordinates_NP[:, axis, None].float()
-        * base ** (-torch.arange(share, device=coordinates_NP.device, dtype=torch.float32) / max(share, 1))
-        for axis, share in enumerate(shares)
-    ]
-    angles_NE = torch.cat(angles, dim=1)
-    return angles_NE.cos(), angles_NE.sin()
+    angles = torch.cat(
+        [
+            coordinates_NP[:, axis, None].float()
+            * base ** (-torch.arange(share, device=coordinates_NP.device, dtype=torch.float32) / max(share, 1))
+            for axis, share in enumerate(shares)
+        ],
+        dim=1,
+    )
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
 
 
 def rotate(x_BHNE: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates channel pairs (e, e + E/2) of every token by its angles, in float32 whatever is stored."""
     dtype = torch.promote_types(x_BHNE.dtype, torch.float32)
     cos, sin = (angle.to(dtype) for angle in angles)
-    first, second = x_BHNE.to(dtype).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x_BHNE.dtype)
+    x = x_BHNE.to(dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x_BHNE.dtype)
 
 
 def _query_key_norm(name: str, head_width: int) -> nn.Module:
@@ -173,7 +177,7 @@ class Attention(nn.Module):
 
         Args:
             x_BND: this rank's tokens.
-            angles: of these tokens, from `rotary_angles`, each (N, E / 2).
+            angles: of these tokens, from `rotary_angles`, each (N, E).
             attend: from `resolve_attention`.
         """
         q, k, v = rearrange(self.qkv(x_BND), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
