@@ -55,15 +55,33 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure_size(ops: list[str], size: str, dtype: torch.dtype, device: torch.device, quick: bool) -> list[Row]:
-    """Rows of every op and variant at one size; the inputs are made once."""
+    """Rows of every op and variant at one size; ops of one shape share their inputs."""
     backend = available_backends(device)[0]
-    shape = cases.SIZES[size]
+    by_shape: dict[tuple[int, ...], list[str]] = {}
     for op in ops:
-        cases.check(op, shape, dtype, device, backend)
+        by_shape.setdefault(cases.OPS[op].sizes[size], []).append(op)
+    rows = []
+    for shape, alike in by_shape.items():
+        for op in alike:
+            cases.check(op, shape, dtype, device, backend)
+        rows += measure_shape(alike, size, shape, dtype, device, backend, quick)
+    return rows
+
+
+def measure_shape(
+    ops: list[str],
+    size: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str,
+    quick: bool,
+) -> list[Row]:
+    """Rows of ops that take tensors of this shape; the inputs are made once."""
     tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
     num_sets = measure.num_sets(4 * tensor_bytes)
     inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
-    levels = cases.make_levels(shape[0], device)
+    levels = cases.make_levels(shape, dtype, device)
     rows = []
     for op in ops:
         calls = variants(op, inputs, levels, backend, quick)
@@ -91,7 +109,7 @@ def make_row(
     return Row(
         op=op,
         size=size,
-        shape="x".join(map(str, cases.SIZES[size])),
+        shape="x".join(map(str, cases.OPS[op].sizes[size])),
         dtype=str(dtype).removeprefix("torch."),
         variant=variant,
         ms_median=round(timing.median, 3),
@@ -168,8 +186,8 @@ def draw_chart(path: Path, rows: list[Row], machine: dict[str, str]) -> None:
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_yscale("log")
         axis.set_xticks(range(len(ops)), ops, rotation=35, ha="right", fontsize=8)
-        shape = next(row.shape for row in rows if row.size == size)
-        axis.set_title(f"{size} ({shape})", fontsize=9)
+        shapes = dict.fromkeys(row.shape for row in rows if row.size == size)
+        axis.set_title(f"{size} ({', '.join(shapes)})", fontsize=9)
     axes[0, 0].set_ylabel("time / time at copy bandwidth")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", ncols=len(names), fontsize=8)
     figure.suptitle(
@@ -188,7 +206,7 @@ def main() -> None:
     ops, sizes = arguments.op or list(cases.OPS), arguments.size or list(cases.SIZES)
     rows = []
     for size in sizes:
-        print(f"{size} {cases.SIZES[size]}: checking, then timing {', '.join(ops)}", file=sys.stderr, flush=True)
+        print(f"{size}: checking, then timing {', '.join(ops)}", file=sys.stderr, flush=True)
         rows += measure_size(ops, size, DTYPES[arguments.dtype], device, arguments.quick)
     machine = measure.machine(device)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from dydiff_dist.models.conditioning import assemble_input, drop_history, num_input_channels
 from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
 from dydiff_dist.models.transformer import VideoTransformer
+from dydiff_kernels import Backend
 
 __all__ = [
     "ExecutionConfig",
@@ -21,8 +22,14 @@ def build_network(
     num_channels: int,
     num_action_channels: int = 0,
     execution: ExecutionConfig | None = None,
+    kernels: Backend = "auto",
 ) -> VideoTransformer:
-    """The network that ``config`` describes, for data with these channels; ``execution`` says how it runs."""
+    """The network that ``config`` describes, for data with these channels; ``execution`` and ``kernels`` say how it
+    runs."""
     return VideoTransformer(
-        config, num_channels=num_channels, num_action_channels=num_action_channels, execution=execution
+        config,
+        num_channels=num_channels,
+        num_action_channels=num_action_channels,
+        execution=execution,
+        kernels=kernels,
     )

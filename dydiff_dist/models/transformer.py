@@ -18,17 +18,20 @@ from dydiff_dist.models.conditioning import assemble_input, num_input_channels
 from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
 from dydiff_dist.models.flops import NUM_TIMESTEP_FEATURES, num_checkpointed_blocks
 from dydiff_dist.models.sequence_parallel import SequenceShards, check_sequence_parallel
+from dydiff_kernels import Backend, gated_residual, modulated_norm
 
 Angles = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class TokenContext:
-    """What all blocks share: how tokens attend to each other."""
+    """What all blocks share: how tokens attend to each other, and what runs the modulation."""
 
     attend: AttentionFunction
     angles: dict[str, Angles]
     """Rotary angles of this rank's tokens, by the axis they attend over: space, time or full."""
+    kernels: Backend
+    """Backend of `modulated_norm` and `gated_residual`."""
 
 
 def timestep_features(timesteps_B: Tensor) -> Tensor:
@@ -44,17 +47,18 @@ class ModulatedBranch(nn.Module):
 
     def __init__(self, width: int, layer: nn.Module):
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 3 * width)
         self.layer = layer
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x_BSND: Tensor, condition_BSND: Tensor, apply: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """``condition`` broadcasts over x; ``apply`` folds the token axes as the layer needs them."""
-        shift, scale, gate = self.modulation(condition_BSND).chunk(3, dim=-1)
-        branch = apply(self.layer, torch.addcmul(shift, self.norm(x_BSND), 1 + scale))
-        return torch.addcmul(x_BSND, gate, branch)
+    def forward(
+        self, x_BSND: Tensor, condition: Tensor, apply: Callable[[nn.Module, Tensor], Tensor], kernels: Backend
+    ) -> Tensor:
+        """``condition`` (B, S or 1, 1, D) broadcasts over x; ``apply`` folds the token axes as the layer needs them."""
+        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+        branch = apply(self.layer, modulated_norm(x_BSND, shift, scale, backend=kernels))
+        return gated_residual(x_BSND, gate, branch, backend=kernels)
 
 
 class Block(nn.Module):
@@ -96,17 +100,18 @@ class Block(nn.Module):
             return rearrange(y, "b (s n) d -> b s n d", s=S)
 
         if self.factorised:
-            x_BSND = self.space(x_BSND, condition, over_space)
-            x_BSND = self.time(x_BSND, condition, over_time)
+            x_BSND = self.space(x_BSND, condition, over_space, context.kernels)
+            x_BSND = self.time(x_BSND, condition, over_time, context.kernels)
         else:
-            x_BSND = self.full(x_BSND, condition, over_all)
-        return self.mlp(x_BSND, condition, lambda layer, x: layer(x))
+            x_BSND = self.full(x_BSND, condition, over_all, context.kernels)
+        return self.mlp(x_BSND, condition, lambda layer, x: layer(x), context.kernels)
 
 
 class VideoTransformer(nn.Module):
     """Denoising network: noisy latents of all frames, history and actions in; the process's prediction out.
 
-    The last layer starts at zero, so an untrained network predicts exactly zero.
+    The last layer starts at zero, so an untrained network predicts exactly zero. ``kernels`` is the backend of its
+    modulation.
     """
 
     def __init__(
@@ -116,10 +121,13 @@ class VideoTransformer(nn.Module):
         num_channels: int,
         num_action_channels: int = 0,
         execution: ExecutionConfig | None = None,
+        kernels: Backend = "auto",
     ):
         super().__init__()
         self.config, self.num_channels, self.num_action_channels = config, num_channels, num_action_channels
         self.execution, self.shards = execution or ExecutionConfig(), SequenceShards()
+        # adaLN has no Triton kernel and takes what fits; only the reference can be asked for by name
+        self.kernels: Backend = "reference" if kernels == "reference" else "auto"
         width, pixels = config.width, config.patch_size**2
         num_inputs = num_input_channels(num_channels, config.input_actions(num_action_channels))
         num_embedded = config.embedded_actions(num_action_channels)
@@ -127,7 +135,6 @@ class VideoTransformer(nn.Module):
         self.embed_timestep = nn.Sequential(nn.Linear(NUM_TIMESTEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_action = nn.Linear(num_embedded, width) if num_embedded else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, num_channels * pixels)
         self.skip_scale = nn.Linear(width, 2 * num_channels) if config.patch_skip else None
@@ -181,7 +188,7 @@ class VideoTransformer(nn.Module):
             else:
                 x_BSND = block(x_BSND, condition, context)
         shift, scale = self.head_modulation(condition).chunk(2, dim=-1)
-        x_BSND = torch.addcmul(shift, self.head_norm(x_BSND), 1 + scale)
+        x_BSND = modulated_norm(x_BSND, shift, scale, backend=self.kernels)
         out = rearrange(self.head(x_BSND), "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
         if self.skip_scale is not None:
             out = out + self._skip(x_BSND, self.shards.local(z_BSCHW, dim=1), history)
@@ -210,12 +217,13 @@ class VideoTransformer(nn.Module):
         frames, *pixels = (torch.arange(n, device=device) for n in (num_frames, rows, columns))
         frames = self.shards.local(frames, dim=0)
         if self.config.attention == "full":
-            return TokenContext(attend, {"full": rotary_angles(torch.cartesian_prod(frames, *pixels), head_width)})
+            angles = {"full": rotary_angles(torch.cartesian_prod(frames, *pixels), head_width)}
+            return TokenContext(attend, angles, self.kernels)
         angles = {
             "space": rotary_angles(torch.cartesian_prod(*pixels), head_width),
             "time": rotary_angles(frames[:, None], head_width),
         }
-        return TokenContext(attend, angles)
+        return TokenContext(attend, angles, self.kernels)
 
     def _check(self, z_BSCHW: Tensor, actions: Tensor | None) -> None:
         p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]

@@ -142,6 +142,7 @@ class DiffusionTask(Task):
             num_channels=schema.shape[0],
             num_action_channels=schema.num_actions,
             execution=execution,
+            kernels=self.config.kernels.backend,
         )
 
     def _counter(self, sample_index: Tensor, step: int, stream: Stream) -> NoiseCounter:

@@ -5,7 +5,7 @@ vectorised.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,6 +17,8 @@ from dydiff_kernels import (
     add_noise,
     denoising_loss,
     frame_mix,
+    gated_residual,
+    modulated_norm,
     reverse_step,
 )
 from dydiff_kernels.add_noise.reference import add_noise_reference
@@ -32,10 +34,18 @@ SIZES = {
 }
 """(B, S, C, H, W): the three data sets' configurations, and one of 33.5 million elements."""
 
+TOKEN_SIZES = {
+    "turbulence": (8, 15, 16, 128),
+    "robonet": (16, 12, 64, 384),
+    "sevir": (16, 13, 64, 768),
+    "large": (8, 32, 128, 1024),
+}
+"""(B, S, N, D): tokens of a network for the same data, for the operations between its layers."""
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """One set of tensors (B, S, C, H, W), and memory for results; the sets rotate."""
+    """One set of tensors of one shape, and memory for results; the sets rotate."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -51,6 +61,8 @@ class Levels:
     gamma_bar: torch.Tensor
     step: StepCoefficients
     counter: NoiseCounter
+    conditions: tuple[torch.Tensor, ...]
+    """Shift, scale and gate of a token's frame, (B, S, 1, D) each, as chunks of a linear layer's output."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,13 @@ class Op:
     eager: Callable[[Inputs, Levels], object]
     ours: Callable[[Inputs, Levels, str], object]
     ours_fresh: Callable[[Inputs, Levels, str], object]
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=lambda: SIZES)
+    """Shape by the name of the size."""
 
 
-def make_levels(batch: int, device: torch.device) -> Levels:
+def make_levels(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Levels:
     """Levels in the middle of the schedules, different for every sample; the step is DDIM with η = 0.5."""
+    batch = shape[0]
     ramp = torch.linspace(0, 1, max(2, batch), dtype=torch.float64, device=device)[:batch]
     alpha_bar, gamma_bar = 0.2 + 0.5 * ramp, 0.5 + 0.4 * ramp
     alpha_next, gamma_next = 0.3 + 0.5 * ramp, 0.55 + 0.4 * ramp
@@ -73,7 +88,10 @@ def make_levels(batch: int, device: torch.device) -> Levels:
     a = ((1 - alpha_next - sigma**2) / (1 - alpha_bar)).sqrt()
     b = alpha_next.sqrt() - a * alpha_bar.sqrt()
     step = StepCoefficients(alpha_bar, gamma_bar, gamma_next, a, b, torch.zeros_like(a), sigma)
-    return Levels(alpha_bar, gamma_bar, step, NoiseCounter(1, torch.arange(batch, device=device), 0))
+    counter = NoiseCounter(1, torch.arange(batch, device=device), 0)
+    generator = torch.Generator(device).manual_seed(0)
+    conditions = torch.randn(batch, shape[1], 1, 3 * shape[-1], generator=generator, device=device).to(dtype)
+    return Levels(alpha_bar, gamma_bar, step, counter, conditions.chunk(3, dim=-1))
 
 
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
@@ -115,6 +133,28 @@ def _our_step(i: Inputs, k: Levels, backend: str, with_noise: bool, out: Reverse
     return reverse_step(i.x, i.y, step, prediction="v", noise=noise, out=out, backend=backend)
 
 
+def _differentiate(op: Callable, tensors: list[torch.Tensor], upstream: torch.Tensor, **options) -> torch.Tensor:
+    """Forward and backward through every tensor; returns the gradient of the first."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    torch.autograd.backward(op(*leaves, **options), upstream)
+    return leaves[0].grad
+
+
+def _modulate(i: Inputs, k: Levels, backend: str) -> torch.Tensor:
+    return _differentiate(modulated_norm, [i.x, *k.conditions[:2]], i.y, backend=_adaln_backend(backend))
+
+
+def _gate(i: Inputs, k: Levels, backend: str) -> torch.Tensor:
+    """The gradient of the branch: that of x is the upstream gradient itself."""
+    swapped = lambda branch, gate, x, backend: gated_residual(x, gate, branch, backend=backend)  # noqa: E731
+    return _differentiate(swapped, [i.y, k.conditions[2], i.x], i.room, backend=_adaln_backend(backend))
+
+
+def _adaln_backend(backend: str) -> str:
+    """adaLN has no Triton kernel; there torch's own operations are what runs."""
+    return "auto" if backend == "triton" else backend
+
+
 _DETERMINISTIC = ("alpha_bar", "gamma_bar", "gamma_bar_next", "a", "b")
 
 
@@ -148,8 +188,11 @@ OPS = {
         lambda i, k, backend: _our_step(i, k, backend, True, ReverseStep(i.room, None)),
         lambda i, k, backend: _our_step(i, k, backend, True, None),
     ),
+    "modulated_norm": Op(5, lambda i, k: _modulate(i, k, "reference"), _modulate, _modulate, TOKEN_SIZES),
+    "gated_residual": Op(6, lambda i, k: _gate(i, k, "reference"), _gate, _gate, TOKEN_SIZES),
 }
-"""``denoising_loss`` is forward and backward; its gradient is new memory in every variant, as autograd has it."""
+"""``denoising_loss``, ``modulated_norm`` and ``gated_residual`` are forward and backward; gradients are new memory in
+every variant, as autograd has it."""
 
 
 def check(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, backend: str) -> None:
@@ -159,7 +202,7 @@ def check(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
         RuntimeError: naming op, shape and the largest difference.
     """
     shape = (min(2, shape[0]), *shape[1:])
-    inputs, levels = make_inputs(shape, dtype, device, seed=0), make_levels(shape[0], device)
+    inputs, levels = make_inputs(shape, dtype, device, seed=0), make_levels(shape, dtype, device)
     actual, expected = OPS[op].ours_fresh(inputs, levels, backend), OPS[op].ours_fresh(inputs, levels, "reference")
     pairs = [(actual, expected)] if isinstance(actual, torch.Tensor) else zip(actual, expected, strict=True)
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}[dtype]
