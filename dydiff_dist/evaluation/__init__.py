@@ -1,7 +1,8 @@
 """Evaluation on plain arrays: scores of single cases, their exact aggregation, baselines, tables and pictures."""
 
-from dydiff_dist.evaluation.baselines import Climatology, persistence
-from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
+from dydiff_dist.evaluation.baselines import Climatology, Persistence, SeasonalNaive
+from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
+from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.report import format_table, write_summary
 from dydiff_dist.evaluation.scores import case_scores, crps
 from dydiff_dist.evaluation.table import ScoreTable
@@ -10,11 +11,13 @@ __all__ = [
     "Climatology",
     "Evaluation",
     "ForecastCase",
+    "Persistence",
     "ScoreTable",
+    "SeasonalNaive",
+    "UnreadableCase",
     "case_scores",
     "crps",
     "evaluate",
     "format_table",
-    "persistence",
     "write_summary",
 ]

@@ -1,12 +1,15 @@
 """Forecasts that need no training, in the shape of ours: what every model must beat.
 
-Letters: M members, S lead times, C channels, H W height and width.
+Optical flow has a module of its own. Letters: M members, S lead times, C channels, H W height and width.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
+
+from dydiff_dist.evaluation.case import ForecastCase
 
 FramesOf = Callable[[int], np.ndarray]
 """Number of a training trajectory -> its frames (S, C, H, W) in stored units."""
@@ -15,9 +18,73 @@ MAX_MEAN_TRAJECTORIES = 1000
 """Trajectories that the climatological mean is taken over, evenly spaced among all."""
 
 
-def persistence(history_SCHW: np.ndarray, num_leads: int) -> np.ndarray:
-    """The last given frame at every lead time, an ensemble of one: (1, num_leads, C, H, W)."""
-    return np.repeat(history_SCHW[None, -1:], num_leads, axis=1)
+class Baseline(Protocol):
+    """A way to forecast a case without a trained model."""
+
+    name: str
+    """Its key in tables and files."""
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        """(M, S, C, H, W) for the lead times of ``case.truth``, from its history alone."""
+
+    def best_guess(self, case: ForecastCase) -> np.ndarray | None:
+        """(1, S, C, H, W) whose errors stand for MSE and MAE; None takes the ensemble's mean."""
+
+    def protocol(self) -> dict:
+        """How it is made, for the record."""
+
+
+class Persistence:
+    """The last given frame at every lead time, an ensemble of one."""
+
+    name = "persistence"
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        """(1, S, C, H, W)."""
+        return np.repeat(case.history[None, -1:], case.num_leads, axis=1)
+
+    def best_guess(self, case: ForecastCase) -> None:
+        """None: the ensemble is one forecast."""
+
+    def protocol(self) -> dict:
+        """What it is."""
+        return {"forecast": "the last given frame at every lead time", "crps": "of one member: its absolute error"}
+
+
+class SeasonalNaive:
+    """What was observed one season earlier, the naive forecast of time series with a season; an ensemble of one.
+
+    Lead time s takes the given frame a whole number of seasons before it, the latest there is.
+    """
+
+    name = "seasonal_naive"
+
+    def __init__(self, season_frames: int):
+        """``season_frames``: frames in a season, e.g. 24 for hourly series, 5 for business days."""
+        if season_frames < 1:
+            raise ValueError(f"the season is {season_frames} frames; give at least 1")
+        self.season_frames = season_frames
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        """(1, S, C, H, W).
+
+        Raises:
+            ValueError: the history is shorter than a season.
+        """
+        if len(case.history) < self.season_frames:
+            raise ValueError(
+                f"a season of {self.season_frames} frames is longer than the {len(case.history)} given ones; "
+                "give a shorter one"
+            )
+        last_season = case.history[-self.season_frames :]
+        return last_season[np.arange(case.num_leads) % self.season_frames][None]
+
+    def best_guess(self, case: ForecastCase) -> None:
+        """None: the ensemble is one forecast."""
+
+    def protocol(self) -> dict:
+        """Its season."""
+        return {"forecast": "the given frame one season before, repeated", "season_frames": self.season_frames}
 
 
 class Climatology:
@@ -29,11 +96,29 @@ class Climatology:
       c is named by (seed, c, m): it does not depend on how many members or cases there are.
     """
 
-    def __init__(self, frames_of: FramesOf, num_trajectories: int, seed: int = 0, cache_trajectories: int = 64):
-        """``frames_of`` must return the same number of frames for each of ``num_trajectories``."""
+    name = "climatology"
+
+    def __init__(
+        self,
+        frames_of: FramesOf,
+        num_trajectories: int,
+        seed: int = 0,
+        num_members: int | None = None,
+        cache_trajectories: int = 64,
+    ):
+        """
+        Args:
+            frames_of: must return the same number of frames for each of ``num_trajectories``.
+            num_trajectories: of the training set.
+            seed: of the draws.
+            num_members: M; None is as many as the forecast of the case has.
+            cache_trajectories: kept in memory.
+        """
         if num_trajectories < 1:
             raise ValueError("the climatology has no training trajectories; give a training set")
-        self.num_trajectories, self.seed = num_trajectories, seed
+        if num_members is not None and num_members < 1:
+            raise ValueError(f"the climatology has {num_members} members; take at least 1")
+        self.num_trajectories, self.seed, self.num_members = num_trajectories, seed, num_members
         self._frames_of = lru_cache(maxsize=cache_trajectories)(frames_of)
         self._mean: np.ndarray | None = None
 
@@ -46,26 +131,26 @@ class Climatology:
             self._mean = np.asarray(total) / count
         return self._mean
 
-    def mean_forecast(self, num_leads: int) -> np.ndarray:
-        """The mean at every lead time, an ensemble of one: (1, num_leads, C, H, W)."""
-        return np.broadcast_to(self.mean(), (1, num_leads, *self.mean().shape))
+    def best_guess(self, case: ForecastCase) -> np.ndarray:
+        """The mean at every lead time, (1, S, C, H, W)."""
+        return np.broadcast_to(self.mean(), (1, case.num_leads, *self.mean().shape))
 
-    def ensemble(self, case: int, num_members: int, num_leads: int) -> np.ndarray:
-        """The climatological ensemble of a case, (M, num_leads, C, H, W) in the frames' own dtype."""
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        """The climatological ensemble of a case, (M, S, C, H, W) in the frames' own dtype."""
         frames_per_trajectory = len(self._frames_of(0))
         pool = self.num_trajectories * frames_per_trajectory
         members = []
-        for member in range(num_members):
-            number, frame = divmod(_draw(self.seed, case, member, pool), frames_per_trajectory)
+        for member in range(self.num_members or len(case.members)):
+            number, frame = divmod(_draw(self.seed, case.number, member, pool), frames_per_trajectory)
             members.append(self._frames_of(number)[frame])
-        return np.repeat(np.stack(members)[:, None], num_leads, axis=1)
+        return np.repeat(np.stack(members)[:, None], case.num_leads, axis=1)
 
-    def protocol(self, num_members: int) -> dict:
+    def protocol(self) -> dict:
         """How the baseline was made, for the record."""
         return {
             "ensemble": "members are single training frames drawn uniformly, with replacement, constant in lead time",
-            "num_members": num_members,
-            "mean": "per pixel, over all frames of the training trajectories",
+            "num_members": self.num_members or "as the forecast",
+            "mean": "per pixel, over all frames of the training trajectories; MSE and MAE are its own",
             "num_trajectories": self.num_trajectories,
             "num_mean_trajectories": min(self.num_trajectories, MAX_MEAN_TRAJECTORIES),
             "seed": self.seed,

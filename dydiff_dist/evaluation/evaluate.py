@@ -2,29 +2,29 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from dydiff_dist.evaluation.baselines import Climatology, persistence
-from dydiff_dist.evaluation.scores import case_scores, check_case
+from dydiff_dist.evaluation.baselines import Baseline, Persistence
+from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
+from dydiff_dist.evaluation.frechet import FeatureTable, frechet_distance
+from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import ScoreTable
+from dydiff_dist.evaluation.video import Fvd
 
-FORECAST, PERSISTENCE, CLIMATOLOGY = "forecast", "persistence", "climatology"
+FORECAST = "forecast"
+FVD = "fvd"
 
 
-@dataclass(frozen=True)
-class ForecastCase:
-    """One case as it is scored; all arrays in the same, stored units."""
+class Draws(NamedTuple):
+    """Scores of resampled cases, for intervals and paired comparisons."""
 
-    number: int
-    key: str
-    history: np.ndarray
-    """(S_h, C, H, W)."""
-    truth: np.ndarray
-    """(S, C, H, W)."""
-    members: np.ndarray
-    """(M, S, C, H, W)."""
+    by_lead: Terms
+    """Each score (1000, S)."""
+    overall: Terms
+    """Each score (1000,)."""
 
 
 @dataclass
@@ -32,9 +32,14 @@ class Evaluation:
     """Scores of the forecast and its baselines over the same cases, with how they were made."""
 
     tables: dict[str, ScoreTable]
-    """By forecaster: forecast, persistence and, where a training set is given, climatology."""
+    """By forecaster: forecast and each baseline."""
     protocol: dict = field(default_factory=dict)
     suites: tuple[Suite, ...] = field(default_factory=lambda: (base_suite(),))
+    keys: dict[int, str] = field(default_factory=dict)
+    """Key of each scored case."""
+    clips: dict[str, FeatureTable] = field(default_factory=dict)
+    """Features of clips by forecaster, and under ``truth`` of the real ones; empty without FVD."""
+    _drawn: dict[str, Draws] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_cases(self) -> int:
@@ -58,86 +63,122 @@ class Evaluation:
 
     def by_lead(self, forecaster: str) -> Terms:
         """All scores (S,) and profiles (S, K) of a forecaster by lead time."""
-        table = self.tables[forecaster]
-        means = {name: table.by_lead(name) for name in table.names}
+        means = self._means(forecaster)
         return {name: values for suite in self.suites for name, values in suite.derive(means).items()}
 
     def overall(self, forecaster: str) -> Terms:
         """All scores () and profiles (K,) over lead times, pooled or averaged as each suite says."""
-        table = self.tables[forecaster]
-        means = {name: table.by_lead(name) for name in table.names}
-        pooled = {name: values.mean(axis=0, keepdims=True) for name, values in means.items()}
-        result: Terms = {}
-        for suite in self.suites:
-            if suite.overall == "pooled":
-                result |= {name: values[0] for name, values in suite.derive(pooled).items()}
-            else:
-                result |= {name: values.mean(axis=0) for name, values in suite.derive(means).items()}
-        return result
+        return _over_leads(self.suites, self._means(forecaster), lead_axis=0)
 
-    def intervals(self, forecaster: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """95 % bootstrap intervals over cases of every score by lead time: (lower, upper), each (S,)."""
-        drawn = self.tables[forecaster].bootstrap_means()
-        found = {}
-        for suite in self.suites:
-            derived = suite.derive(drawn)
-            for name in suite.scores:
-                found[name] = tuple(np.quantile(derived[name], q, axis=0) for q in (0.025, 0.975))
-        return found
+    def fvd(self, forecaster: str) -> float:
+        """Fréchet video distance of a forecaster's clips to the real ones.
+
+        Raises:
+            ValueError: fewer than two clips of either.
+        """
+        return frechet_distance(
+            self.clips["truth"].all(), self.clips[forecaster].all(), self.protocol[FVD]["covariance_divisor"]
+        )
+
+    def draws(self, forecaster: str) -> Draws:
+        """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""
+        if forecaster not in self._drawn:
+            means = self.tables[forecaster].bootstrap_means()
+            names = {name for suite in self.suites for name in suite.scores}
+            by_lead = {name: values for suite in self.suites for name, values in suite.derive(means).items()}
+            overall = _over_leads(self.suites, means, lead_axis=1)
+            self._drawn[forecaster] = Draws(
+                *({name: values for name, values in found.items() if name in names} for found in (by_lead, overall))
+            )
+        return self._drawn[forecaster]
+
+    def _means(self, forecaster: str) -> Terms:
+        """Means over cases of all terms."""
+        table = self.tables[forecaster]
+        return {name: table.by_lead(name) for name in table.names}
+
+
+def _over_leads(suites: Sequence[Suite], means: Terms, lead_axis: int) -> Terms:
+    """Scores and profiles over lead times, of terms with any axes before that of the lead times."""
+    pooled = {name: values.mean(axis=lead_axis, keepdims=True) for name, values in means.items()}
+    result: Terms = {}
+    for suite in suites:
+        if suite.overall == "pooled":
+            derived = suite.derive(pooled)
+            result |= {name: values.squeeze(lead_axis) for name, values in derived.items()}
+        else:
+            result |= {name: values.mean(axis=lead_axis) for name, values in suite.derive(means).items()}
+    return result
 
 
 def evaluate(
-    cases: Iterable[ForecastCase],
-    climatology: Climatology | None = None,
-    num_climatology_members: int | None = None,
+    cases: Iterable[ForecastCase | UnreadableCase],
+    *baselines: Baseline,
     suites: Sequence[Suite] = (),
+    fvd: Fvd | None = None,
 ) -> Evaluation:
     """Scores every case; one that can't be scored is named and counted, and left out of the baselines too.
 
     Args:
         cases: each case once, in any order; only one is held at a time.
-        climatology: None leaves that baseline out.
-        num_climatology_members: None is as many as the forecast has.
+        baselines: beyond persistence, which is always there.
         suites: scores beyond the base suite's, of the forecast and its baselines alike.
+        fvd: adds the Fréchet video distance.
 
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
     """
-    all_suites = (base_suite(), *suites)
-    names = (FORECAST, PERSISTENCE, *((CLIMATOLOGY,) if climatology is not None else ()))
+    all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
+    names = (FORECAST, *(baseline.name for baseline in all_baselines))
     evaluation = Evaluation({name: ScoreTable() for name in names}, _common_protocol(all_suites), all_suites)
+    evaluation.protocol["baselines"] = {baseline.name: baseline.protocol() for baseline in all_baselines}
+    if fvd is not None:
+        evaluation.clips = {name: FeatureTable() for name in ("truth", *names)}
     for case in cases:
+        if isinstance(case, UnreadableCase):
+            evaluation.errors[case.number] = case.reason
+            continue
         try:
-            check_case(case.members, case.truth, f"case {case.number} ({case.key})")
+            case.check()
         except ValueError as error:
             evaluation.errors[case.number] = str(error)
             continue
-        count = num_climatology_members or len(case.members)
-        for name, terms in _case_terms(case, all_suites, climatology, count).items():
-            evaluation.tables[name].add(case.number, terms)
-        evaluation.protocol |= {"num_members": len(case.members), "num_history_frames": len(case.history)}
-        if climatology is not None:
-            evaluation.protocol["climatology"] = climatology.protocol(count)
+        _enter(evaluation, case, all_baselines, fvd)
     return evaluation
 
 
-def _case_terms(
-    case: ForecastCase, suites: tuple[Suite, ...], climatology: Climatology | None, num_climatology_members: int
-) -> dict[str, Terms]:
-    """What one case contributes, by forecaster."""
-    num_leads = len(case.truth)
-    ensembles = {FORECAST: case.members, PERSISTENCE: persistence(case.history, num_leads)}
-    if climatology is not None:
-        ensembles[CLIMATOLOGY] = climatology.ensemble(case.number, num_climatology_members, num_leads)
-    terms = {
-        name: {term: values for suite in suites for term, values in suite.measure(members, case.truth).items()}
-        for name, members in ensembles.items()
+def _enter(evaluation: Evaluation, case: ForecastCase, baselines: Sequence[Baseline], fvd: Fvd | None) -> None:
+    """Scores a case that is whole and enters it everywhere."""
+    ensembles = {FORECAST: case.members} | {baseline.name: baseline.ensemble(case) for baseline in baselines}
+    terms = {name: _measured(evaluation.suites, members, case) for name, members in ensembles.items()}
+    for baseline in baselines:
+        terms[baseline.name] |= _terms_of_guess(baseline, case)
+    for name, measured in terms.items():
+        evaluation.tables[name].add(case.number, measured)
+    evaluation.keys[case.number] = case.key
+    evaluation.protocol |= {
+        "num_members": len(case.members),
+        "num_history_frames": len(case.history),
+        "num_forecast_frames": case.num_leads,
     }
-    if climatology is not None:
-        of_mean = case_scores(climatology.mean_forecast(num_leads), case.truth)
-        undefined = np.full(num_leads, np.nan)  # its spread belongs to the ensemble, its error to the mean
-        terms[CLIMATOLOGY] |= {"mse": of_mean["mse"], "mae": of_mean["mae"], "corrected_variance": undefined}
-    return terms
+    if fvd is not None:
+        for name, futures in (("truth", case.truth[None]), *ensembles.items()):
+            evaluation.clips[name].cases[case.number] = fvd.features(case.history, futures)
+        evaluation.protocol[FVD] = fvd.protocol(len(case.history), case.num_leads)
+
+
+def _measured(suites: Sequence[Suite], members: np.ndarray, case: ForecastCase) -> Terms:
+    return {name: values for suite in suites for name, values in suite.measure(members, case.truth).items()}
+
+
+def _terms_of_guess(baseline: Baseline, case: ForecastCase) -> Terms:
+    """Terms that are of the baseline's best guess rather than of its ensemble, if it has one."""
+    guess = baseline.best_guess(case)
+    if guess is None:
+        return {}
+    errors = case_scores(guess, case.truth)
+    undefined = np.full(case.num_leads, np.nan)  # its spread belongs to the ensemble, its error to the guess
+    return {"mse": errors["mse"], "mae": errors["mae"], "corrected_variance": undefined}
 
 
 def _common_protocol(suites: tuple[Suite, ...]) -> dict:
@@ -146,7 +187,6 @@ def _common_protocol(suites: tuple[Suite, ...]) -> dict:
         "units": "as stored in the shards",
         "frames": "forecast frames only; history is not scored",
         "aggregation": "mean over channels and pixels of a case, then over cases, in exact float64 sums",
-        "persistence": "the last given frame at every lead time; its CRPS is its absolute error",
-        "intervals": "95 %, percentile bootstrap over cases, 1000 draws",
+        "intervals": "95 %, percentile bootstrap over cases, 1000 draws, the same for every score and run",
         "scores": {suite.name: suite.protocol for suite in suites},
     }

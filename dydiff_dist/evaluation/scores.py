@@ -101,19 +101,6 @@ def energy_score(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     return scores
 
 
-def check_case(members_MSCHW: Array, truth_SCHW: Array, case: str) -> None:
-    """Raises a one-line ``ValueError`` if the shapes don't fit or a value is not finite; ``case`` names it."""
-    if members_MSCHW.ndim != 5 or members_MSCHW.shape[1:] != truth_SCHW.shape:
-        raise ValueError(
-            f"{case}: members have shape {members_MSCHW.shape}, the truth {truth_SCHW.shape}; expected (M, S, C, H, W) "
-            "and (S, C, H, W)"
-        )
-    for name, values in (("forecast", members_MSCHW), ("truth", truth_SCHW)):
-        num_bad = values.size - int(np.isfinite(values).sum())
-        if num_bad:
-            raise ValueError(f"{case}: {num_bad} of {values.size} values of the {name} are NaN or infinite")
-
-
 def case_scores(members_MSCHW: Array, truth_SCHW: Array) -> dict[str, Array]:
     """The scores that every evaluation has, by lead time: crps, crps_fair, mse, mae, variance; each (S,) float64."""
     ensemble, fair = crps(members_MSCHW, truth_SCHW)

@@ -1,0 +1,66 @@
+"""Fréchet distance between two sets of features, the second half of FVD.
+
+Letters: N clips, D features.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Divisor = Literal["n", "n-1"]
+
+
+def frechet_distance(first_ND: np.ndarray, second_ND: np.ndarray, divisor: Divisor = "n") -> float:
+    """Squared 2-Wasserstein distance of the Gaussians with the sets' means and covariances (Dowson & Landau 1982).
+
+    |m1 - m2|² + tr(Σ1 + Σ2 - 2 (Σ1 Σ2)^½). With Σ = Aᵀ A, A the centred features over √divisor, the last trace is the
+    sum of the singular values of A1 A2ᵀ. So no covariance is formed and no root of a nearly singular matrix is drawn:
+    it is as exact for fewer clips than features, where covariances have no full rank, as for many. All in float64.
+
+    Args:
+        first_ND, second_ND: features, at least two of each set, any real dtype; the sets may differ in size.
+        divisor: of the covariances.
+
+    Raises:
+        ValueError: fewer than two clips, or features that are not finite.
+    """
+    (mean1, root1), (mean2, root2) = (_mean_and_root(x, divisor) for x in (first_ND, second_ND))
+    between = np.linalg.svd(root1 @ root2.T, compute_uv=False).sum()
+    return float(np.square(mean1 - mean2).sum() + np.square(root1).sum() + np.square(root2).sum() - 2 * between)
+
+
+def _mean_and_root(features_ND: np.ndarray, divisor: Divisor) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (D,), A with at most D rows and Aᵀ A the covariance)."""
+    count = len(features_ND)
+    if count < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 clips of each kind, there are {count}; score more cases")
+    features = features_ND.astype(np.float64)
+    if not np.isfinite(features).all():
+        raise ValueError("the extractor returned features that are NaN or infinite")
+    mean = features.mean(axis=0)
+    root = (features - mean) / np.sqrt(count if divisor == "n" else count - 1)
+    return mean, root if count <= features.shape[1] else np.linalg.qr(root, mode="r")
+
+
+@dataclass
+class FeatureTable:
+    """Features of one forecaster's clips by case number, (M, D) float32 each.
+
+    They are kept by case and put together in order of number, so that a distance is the same to the last bit on any
+    number of processes. A clip takes some 2 KB: 100 samples of each of 256 contexts are 41 MB.
+    """
+
+    cases: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def merge(self, others: "list[FeatureTable]") -> "FeatureTable":
+        """This table with the cases of others, which must not overlap."""
+        merged = FeatureTable(dict(self.cases))
+        for other in others:
+            assert not merged.cases.keys() & other.cases.keys()
+            merged.cases |= other.cases
+        return merged
+
+    def all(self) -> np.ndarray:
+        """(N, D), cases in order."""
+        return np.concatenate([self.cases[number] for number in sorted(self.cases)])

@@ -1,0 +1,202 @@
+"""LPIPS (Zhang et al. 2018) without torchvision, from backbone weights that the user has.
+
+d(x, y) = Σ_layers mean over pixels of Σ_channels w (x̂ - ŷ)², x̂ the features of a layer over their length along
+channels. The linear weights w of version 0.1 come with torchmetrics; the backbone is torchvision's AlexNet or VGG-16
+file (``alexnet-owt-….pth``, ``vgg16-….pth``), as torch hub keeps it in its cache, or the same as safetensors. No weights
+come with this project, and no pickle is executed. Letters: B frames, C channels, H W height and width, S lead times.
+"""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dydiff_dist.evaluation.suites import Suite, Terms
+
+
+class _Convolution(NamedTuple):
+    key: int
+    """Its number in torchvision's ``features``."""
+    stride: int
+    padding: int
+
+
+class _Backbone(NamedTuple):
+    head: str
+    """File of the linear weights in torchmetrics."""
+    pool: int
+    """Window of the max-pooling, stride 2, before every stage but the first (and some of AlexNet's)."""
+    stages: tuple[tuple[bool, tuple[_Convolution, ...]], ...]
+    """Each stage: whether pooling comes first, and its convolutions, each with a ReLU. Features are taken at its end."""
+    min_pixels: int
+
+
+def _plain(*keys: int) -> tuple[_Convolution, ...]:
+    return tuple(_Convolution(key, 1, 1) for key in keys)
+
+
+_BACKBONES = {
+    "alex": _Backbone(
+        "alex.pth",
+        3,
+        (
+            (False, (_Convolution(0, 4, 2),)),
+            (True, (_Convolution(3, 1, 2),)),
+            (True, _plain(6)),
+            (False, _plain(8)),
+            (False, _plain(10)),
+        ),
+        min_pixels=31,
+    ),
+    "vgg": _Backbone(
+        "vgg.pth",
+        2,
+        (
+            (False, _plain(0, 2)),
+            (True, _plain(5, 7)),
+            (True, _plain(10, 12, 14)),
+            (True, _plain(17, 19, 21)),
+            (True, _plain(24, 26, 28)),
+        ),
+        min_pixels=16,
+    ),
+}
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""Of the released networks' input, in units where images span -1..1."""
+
+
+class Lpips(nn.Module):
+    """The distance of two batches of images."""
+
+    def __init__(self, net: str, weights: dict[str, Tensor], heads: list[Tensor]):
+        """
+        Args:
+            net: "alex" or "vgg".
+            weights: torchvision's names, ``features.N.weight`` and ``.bias``.
+            heads: w of each stage, (C,).
+        """
+        super().__init__()
+        self.net, self._spec = net, _BACKBONES[net]
+        for name, value in weights.items():
+            self.register_buffer(name.replace(".", "_"), value.float())
+        for stage, head in enumerate(heads):
+            self.register_buffer(f"head_{stage}", head.float())
+        self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None])
+        self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None])
+
+    @property
+    def min_pixels(self) -> int:
+        """Smallest edge of an image that passes through the network."""
+        return self._spec.min_pixels
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Unit-length features of every stage, (B, C, h, w), of images (B, 3, H, W) in -1..1."""
+        x, found = (images - self.shift) / self.scale, []
+        for pooled_first, convolutions in self._spec.stages:
+            x = functional.max_pool2d(x, self._spec.pool, 2) if pooled_first else x
+            for conv in convolutions:
+                weight, bias = (self.get_buffer(f"features_{conv.key}_{kind}") for kind in ("weight", "bias"))
+                x = functional.relu(functional.conv2d(x, weight, bias, conv.stride, conv.padding))
+            found.append(x / torch.sqrt(1e-8 + x.square().sum(dim=1, keepdim=True)))
+        return found
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Distances (B,) of images (B, 3, H, W) in -1..1; 0 for equal ones."""
+        distance = images.new_zeros(len(images))
+        for stage, (x, y) in enumerate(zip(self.features(images), self.features(others), strict=True)):
+            weighted = (x - y).square() * self.get_buffer(f"head_{stage}")[:, None, None]
+            distance += weighted.sum(dim=1).mean(dim=(1, 2))
+        return distance
+
+
+def load_lpips(path: str | Path, device: torch.device | str = "cpu") -> tuple[Lpips, str]:
+    """(network, SHA-256 of the backbone's file) from a file of AlexNet or VGG-16 weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of tensors, or of another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone {path} does not exist; give torchvision's alexnet-owt-*.pth or vgg16-*.pth")
+    weights = {name: value for name, value in _read_tensors(path).items() if name.startswith("features.")}
+    net = next((name for name, spec in _BACKBONES.items() if set(weights) == _names(spec)), None)
+    if net is None:
+        raise ValueError(
+            f"{path} is neither torchvision's AlexNet nor its VGG-16 (it holds {len(weights)} tensors features.*)"
+        )
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Lpips(net, weights, _heads(_BACKBONES[net].head)).eval().to(device), sha256
+
+
+def lpips_suite(lpips: Lpips, sha256: str, data_range: float) -> Suite:
+    """LPIPS per frame: averaged over members, and of the member with the best clip.
+
+    Args:
+        lpips: the network.
+        sha256: of the backbone's file, for the record.
+        data_range: largest value of the frames, whose least is 0; forecasts are clipped to it.
+    """
+    device = lpips.get_buffer("shift").device
+
+    def images(frames_SCHW: np.ndarray) -> Tensor:
+        values = torch.from_numpy(np.clip(frames_SCHW / data_range, 0, 1).astype(np.float32) * 2 - 1).to(device)
+        return values.expand(-1, 3, -1, -1)
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        if min(truth.shape[-2:]) < lpips.min_pixels:
+            raise ValueError(
+                f"LPIPS with {lpips.net} needs frames of at least {lpips.min_pixels} pixels, they are "
+                f"{truth.shape[-2]}x{truth.shape[-1]}; leave it out"
+            )
+        real = images(truth)
+        by_member = np.stack([lpips(images(member), real).double().cpu().numpy() for member in members])
+        return {"lpips": by_member.mean(axis=0), "lpips_best_member": by_member[by_member.mean(axis=1).argmin()]}
+
+    return Suite(
+        "lpips",
+        measure,
+        dict,
+        ("lpips", "lpips_best_member"),
+        protocol={
+            "network": lpips.net,
+            "backbone_sha256": sha256,
+            "linear_weights": "version 0.1, as torchmetrics ships them",
+            "images": f"0..{data_range:g} as -1..1, at their own size, one channel repeated",
+            "members": "averaged over members; best_member takes the member with the best mean over lead times",
+        },
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a file of tensors: {reason}") from None
+    except Exception as error:  # unpickling errors have no common class; none of them may run what the file holds
+        raise ValueError(f"{path} is not a plain file of tensors ({type(error).__name__})") from None
+
+
+def _names(spec: _Backbone) -> set[str]:
+    keys = [conv.key for _, convolutions in spec.stages for conv in convolutions]
+    return {f"features.{key}.{kind}" for key in keys for kind in ("weight", "bias")}
+
+
+def _heads(name: str) -> list[Tensor]:
+    """The linear weights of each stage, (C,)."""
+    path = files("torchmetrics") / "functional" / "image" / "lpips_models" / name
+    with path.open("rb") as file:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    return [stored[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)]
