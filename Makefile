@@ -17,6 +17,8 @@ $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr,s3,cluster,latents]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check pysteps opencv-python-headless || \
+	echo "pysteps could not be built; everything works without it but the optical-flow baseline"
 	@$(BIN)/python -c "from dydiff_kernels import available_backends as a; print('installed; kernels here, best first:', *a('cpu'))"
 	@touch $@
 

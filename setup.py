@@ -82,6 +82,7 @@ setup(
         "zarr": ["zarr>=3"],
         "s3": ["s3fs"],
         "cluster": ["distributed"],
+        "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
         "dev": [
             *("pytest", "hypothesis", "ruff", "ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from dydiff_dist.errors import run_command
-from dydiff_dist.evaluation.choice import SUITES
+from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
+from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
-from dydiff_dist.evaluation.rain import PRESETS
 from dydiff_dist.evaluation.report import format_more_scores, format_table
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification, write_evaluation
@@ -27,18 +27,35 @@ def main() -> int:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out = Path(arguments.out or Path(arguments.forecasts) / "scores")
     verification = Verification.open(arguments.forecasts, arguments.shards, arguments.cases)
-    climatology = verification.climatology(arguments.climatology, arguments.seed) if arguments.climatology else None
+    baselines = chosen_baselines(verification, arguments)
     suites = verification.choose_suites(arguments.scores, arguments.preset)
+    if arguments.lpips:
+        suites.append(verification.lpips(arguments.lpips, arguments.preset))
+    fvd = None
+    if arguments.fvd:
+        include_history = False if arguments.fvd_forecast_only else None
+        fvd = verification.fvd(arguments.fvd, arguments.fvd_sha256, arguments.preset, include_history)
     num_cases = len(verification.numbers[rank::world_size])
     if world_size > 1:
         dist.init_process_group("gloo")
     with CaseProgress("score", num_cases, enabled=rank == 0) as progress:
-        evaluation = verification.evaluate(climatology, arguments.climatology_members, suites, progress.advance)
+        evaluation = verification.evaluate(*baselines, suites=suites, fvd=fvd, on_case=progress.advance)
     if world_size > 1:
         dist.destroy_process_group()
     if rank == 0:
         report(verification, evaluation, out, tuple(arguments.pictures))
     return 1 if evaluation.errors else 0
+
+
+def chosen_baselines(verification: Verification, arguments: argparse.Namespace) -> list[Baseline]:
+    baselines: list[Baseline] = []
+    if arguments.climatology:
+        baselines.append(verification.climatology(arguments.climatology, arguments.seed, arguments.climatology_members))
+    if arguments.optical_flow:
+        baselines.append(verification.optical_flow())
+    if arguments.season:
+        baselines.append(SeasonalNaive(arguments.season))
+    return baselines
 
 
 def report(verification: Verification, evaluation: Evaluation, out: Path, pictures: tuple[int, ...]) -> None:
@@ -60,16 +77,28 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("forecasts", metavar="FORECASTS", help="folder that tools/forecast.py wrote")
     parser.add_argument("--shards", metavar="DIR", help="shards of the truth (where the forecasts were made from)")
-    parser.add_argument("--climatology", metavar="DIR", help="training shards; without them that baseline is left out")
-    parser.add_argument(
-        "--climatology-members", type=int, metavar="M", help="members of that ensemble (the forecast's)"
-    )
-    parser.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="published protocol of the rain scores")
-    parser.add_argument("--seed", type=int, default=0, help="of the climatological ensemble (0)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all that were forecast)")
     parser.add_argument("--pictures", type=int, nargs="*", default=[0], metavar="I", help="cases to picture (0)")
     parser.add_argument("--out", metavar="DIR", help="folder of scores and pictures (FORECASTS/scores)")
+    baselines = parser.add_argument_group("baselines beyond persistence")
+    baselines.add_argument("--climatology", metavar="DIR", help="an ensemble of training frames, from these shards")
+    baselines.add_argument("--climatology-members", type=int, metavar="M", help="of that ensemble (the forecast's)")
+    baselines.add_argument("--seed", type=int, default=0, help="of that ensemble (0)")
+    baselines.add_argument(
+        "--optical-flow", action="store_true", help="the motion of the given frames carried on (needs pysteps)"
+    )
+    baselines.add_argument(
+        "--season", type=int, metavar="N", help="of series: the value N frames earlier, e.g. 24 for hourly data"
+    )
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")
+    scores.add_argument("--preset", choices=PRESETS, default="default", help="a published protocol of rain or video")
+    scores.add_argument("--lpips", metavar="FILE", help="adds LPIPS: torchvision's AlexNet or VGG-16 weights")
+    scores.add_argument(
+        "--fvd", metavar="FILE", help="adds FVD: TorchScript file of an I3D network. Loading it runs what it holds"
+    )
+    scores.add_argument("--fvd-sha256", metavar="HEX", help="what that file must be; else it is not loaded")
+    scores.add_argument("--fvd-forecast-only", action="store_true", help="FVD of clips without the given frames")
     return parser.parse_args()
 
 

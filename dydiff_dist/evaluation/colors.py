@@ -5,6 +5,7 @@ Letters: C channels, H W height and width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib
 
@@ -15,7 +16,28 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
 """Of every picture: dark, so that one picture reads well on light and dark pages."""
-OURS, PERSISTENCE, CLIMATOLOGY = "#ff9d4d", "#8b949e", "#58a6ff"
+OURS = "#ff9d4d"
+
+
+class ForecasterStyle(NamedTuple):
+    """How a forecaster appears in tables and curves."""
+
+    label: str
+    short: str
+    """In narrow columns."""
+    color: str
+    line: str
+    width: float
+
+
+FORECASTERS = {
+    "forecast": ForecasterStyle("this model", "ours", OURS, "-", 2.4),
+    "persistence": ForecasterStyle("persistence", "persist", "#8b949e", "--", 1.6),
+    "climatology": ForecasterStyle("climatology", "climat", "#58a6ff", ":", 2.0),
+    "optical_flow": ForecasterStyle("optical flow", "flow", "#56d364", "-.", 1.6),
+    "seasonal_naive": ForecasterStyle("seasonal naive", "season", "#d2a8ff", "-.", 1.6),
+}
+"""By name in the tables; the page's style sheet has the same colours for light and dark."""
 
 _SPIN = LinearSegmentedColormap.from_list(
     "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512
@@ -61,6 +83,10 @@ class FieldStyle:
             return self.scalar(frames)
         low, high = self.value_range
         return np.moveaxis(np.clip((frames - low) / (high - low), 0, 1), -3, -1)
+
+    def tracer(self, frames: np.ndarray) -> np.ndarray:
+        """The scalar (..., H, W) whose motion the eye follows: the shown quantity, or the brightness of images."""
+        return self.scalar(frames) if self.scalar is not None else frames.mean(axis=-3)
 
     def limits(self, shown: np.ndarray) -> tuple[float, float]:
         """Colour limits for the truth ``shown``: robust to single pixels, the same for every panel."""

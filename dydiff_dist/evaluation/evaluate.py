@@ -70,15 +70,16 @@ class Evaluation:
         """All scores () and profiles (K,) over lead times, pooled or averaged as each suite says."""
         return _over_leads(self.suites, self._means(forecaster), lead_axis=0)
 
-    def fvd(self, forecaster: str) -> float:
-        """Fréchet video distance of a forecaster's clips to the real ones.
+    def of_case(self, forecaster: str, number: int) -> Terms:
+        """All scores () and profiles (K,) of one case over lead times."""
+        return _over_leads(self.suites, self.tables[forecaster].cases[number], lead_axis=0)
 
-        Raises:
-            ValueError: fewer than two clips of either.
-        """
-        return frechet_distance(
-            self.clips["truth"].all(), self.clips[forecaster].all(), self.protocol[FVD]["covariance_divisor"]
-        )
+    def fvd(self, forecaster: str) -> float:
+        """Fréchet video distance of a forecaster's clips to the real ones; NaN for fewer than two of either."""
+        real, forecast = (self.clips[name].all() for name in ("truth", forecaster))
+        if min(len(real), len(forecast)) < 2:
+            return float("nan")
+        return frechet_distance(real, forecast, self.protocol[FVD]["covariance_divisor"])
 
     def draws(self, forecaster: str) -> Draws:
         """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""

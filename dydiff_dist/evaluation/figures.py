@@ -11,17 +11,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from dydiff_dist.evaluation import colors
+from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, FieldStyle
-from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, Evaluation, ForecastCase
+from dydiff_dist.evaluation.evaluate import Evaluation
 
 MAX_COLUMNS = 6
 _PENDING = "#21262d"
 _COLORMAP_LEVELS = 56
-_LINES = {
-    FORECAST: ("this model", colors.OURS, "-", 2.4),
-    PERSISTENCE: ("persistence", colors.PERSISTENCE, "--", 1.6),
-    CLIMATOLOGY: ("climatology", colors.CLIMATOLOGY, ":", 2.0),
-}
 
 
 def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> Figure:
@@ -205,7 +201,7 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
     figure = Figure(figsize=(5.4 * len(scores), 4.0), facecolor=BACKGROUND, layout="constrained")
     for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         for name, table in evaluation.tables.items():
-            label, color, line, width = _LINES[name]
+            label, _, color, line, width = colors.FORECASTERS[name]
             by_lead, (lower, upper) = table.by_lead(score), table.interval(score)
             leads = np.arange(1, len(by_lead) + 1)
             axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)

@@ -6,53 +6,30 @@ The page holds everything itself: no network, no server, any browser. What it ne
 
 import base64
 import json
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle
-from dydiff_dist.evaluation.evaluate import ForecastCase
+from dydiff_dist.evaluation.comparison import compare
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.scored_run import STRIPS_FOLDER, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
 NUM_MEMBERS_SHOWN = 2
-CASES_NAME, STRIPS_NAME = "cases", "strips.json"
 _PAGE = "report_page"
-
-
-@dataclass(frozen=True)
-class ReportRun:
-    """One run in a report."""
-
-    label: str
-    folder: Path
-    """Where ``write_evaluation`` wrote its scores and strips."""
-
-    def summary(self) -> dict:
-        """Its scores.
-
-        Raises:
-            FileNotFoundError: no scores there.
-            ValueError: a damaged file.
-        """
-        return _read_json(self.folder / "scores.json")
-
-    def cases(self) -> list[dict]:
-        """Its animated cases as ``write_strips`` wrote them; none if it wrote none."""
-        path = self.folder / CASES_NAME / STRIPS_NAME
-        return _read_json(path) if path.is_file() else []
 
 
 def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> Path:
     """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``."""
-    target = folder / CASES_NAME
+    target = folder / STRIPS_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     records = []
     for case in cases:
@@ -73,7 +50,7 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
     return path
 
 
-def write_report(runs: list[ReportRun], path: str | Path, title: str = "Forecast report") -> Path:
+def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast report") -> Path:
     """Writes the page.
 
     Args:
@@ -88,14 +65,12 @@ def write_report(runs: list[ReportRun], path: str | Path, title: str = "Forecast
     if len(set(labels)) != len(labels):
         raise ValueError(f"two runs are called {max(labels, key=labels.count)!r}; give each its own label")
     summaries = [run.summary() for run in runs]
-    for run, summary in zip(runs, summaries, strict=True):
-        if not summary["scores"]:
-            raise ValueError(f"{run.folder / 'scores.json'} holds no scored case; see its errors")
     payload = {
         "title": title,
         "runs": [{"label": label, "summary": summary} for label, summary in zip(labels, summaries, strict=True)],
         "cases": _merged_cases(runs),
         "groups": _groups(summaries),
+        "comparisons": [compare(runs[0], run).to_json() for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
     }
     page = files("dydiff_dist.evaluation") / _PAGE
@@ -114,9 +89,9 @@ def write_report(runs: list[ReportRun], path: str | Path, title: str = "Forecast
     return path
 
 
-def _merged_cases(runs: list[ReportRun]) -> list[dict]:
+def _merged_cases(runs: list[ScoredRun]) -> list[dict]:
     """Cases that every run has, with the truth once and each run's own rows."""
-    by_run = [{(case["number"], case["key"]): case for case in run.cases()} for run in runs]
+    by_run = [{(case["number"], case["key"]): case for case in run.strips()} for run in runs]
     merged = []
     for identity, first in by_run[0].items():
         others = [cases.get(identity) for cases in by_run]
@@ -129,7 +104,7 @@ def _merged_cases(runs: list[ReportRun]) -> list[dict]:
                     continue
                 is_own = row["label"] != "truth" and len(runs) > 1
                 label = f"{run.label}: {row['label']}" if is_own else row["label"]
-                rows.append({"label": label, "src": _data_uri(run.folder / CASES_NAME / row["file"])})
+                rows.append({"label": label, "src": _data_uri(run.folder / STRIPS_FOLDER / Path(row["file"]).name)})
         merged.append({**first, "rows": rows})
     return merged
 
@@ -140,7 +115,7 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
     known = {
         "Ensemble": (*base_suite().scores, *ensemble_suite().scores),
         "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
-        "Images": image_suite(255.0).scores,
+        "Images": (*image_suite(255.0).scores, "lpips", "lpips_best_member", "fvd"),
         "Series": series_suite().scores,
     }
     groups = {title: [name for name in names if name in present] for title, names in known.items()}
@@ -150,7 +125,7 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
 
 
 def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:
-    """What a reader must know before comparing: protocols that differ, cases that were not scored."""
+    """What a reader must know before reading: protocols that differ, cases that were not scored."""
     warnings = []
     for label, summary in zip(labels, summaries, strict=True):
         differences = protocol_differences(summaries[0]["protocol"], summary["protocol"])
@@ -159,7 +134,10 @@ def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:
                 f"{labels[0]} and {label} were not scored alike, their numbers don't compare: {'; '.join(differences)}"
             )
         if summary["errors"]:
-            warnings.append(f"{label}: {len(summary['errors'])} cases could not be scored and are in no number")
+            first = next(iter(summary["errors"].values()))
+            warnings.append(
+                f"{label}: {len(summary['errors'])} cases could not be scored and are in no number; the first: {first}"
+            )
     return warnings
 
 
@@ -174,12 +152,3 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
 
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _read_json(path: Path):
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; run tools/evaluate.py first")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error.msg}); run tools/evaluate.py again") from None

@@ -2,8 +2,9 @@
 
 d(x, y) = Σ_layers mean over pixels of Σ_channels w (x̂ - ŷ)², x̂ the features of a layer over their length along
 channels. The linear weights w of version 0.1 come with torchmetrics; the backbone is torchvision's AlexNet or VGG-16
-file (``alexnet-owt-….pth``, ``vgg16-….pth``), as torch hub keeps it in its cache, or the same as safetensors. No weights
-come with this project, and no pickle is executed. Letters: B frames, C channels, H W height and width, S lead times.
+file (``alexnet-owt-….pth``, ``vgg16-….pth``), as torch hub keeps it in its cache, or the same as safetensors. No
+weights come with this project, and no pickle is executed.
+Letters: B frames, C channels, H W height and width, S lead times.
 """
 
 import hashlib
@@ -32,9 +33,9 @@ class _Backbone(NamedTuple):
     head: str
     """File of the linear weights in torchmetrics."""
     pool: int
-    """Window of the max-pooling, stride 2, before every stage but the first (and some of AlexNet's)."""
+    """Window of the max-pooling, stride 2."""
     stages: tuple[tuple[bool, tuple[_Convolution, ...]], ...]
-    """Each stage: whether pooling comes first, and its convolutions, each with a ReLU. Features are taken at its end."""
+    """Each: whether pooling comes first, and its convolutions, each with a ReLU; features are taken at its end."""
     min_pixels: int
 
 

@@ -66,7 +66,7 @@ class RainProtocol(StrictConfig):
             )
 
 
-PRESETS = {
+RAIN_PRESETS = {
     "default": RainProtocol(),
     "sevir-lr": RainProtocol(name="sevir-lr", undefined="zero", frames=(7, 6), size=(128, 128)),
     "cascast": RainProtocol(name="cascast", undefined="zero", frames=(13, 12), size=(384, 384)),

@@ -1,40 +1,51 @@
 """Scores as people read them: a table for the terminal, a JSON file with its protocol."""
 
+import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dydiff_dist.evaluation.evaluate import CLIMATOLOGY, FORECAST, PERSISTENCE, Evaluation
+from dydiff_dist.evaluation.colors import FORECASTERS
+from dydiff_dist.evaluation.evaluate import FORECAST, FVD, Evaluation
+from dydiff_dist.evaluation.table import interval_95
 
 _SCORES = ("crps", "mse")
-_LABELS = {FORECAST: "ours", PERSISTENCE: "persist", CLIMATOLOGY: "climat"}
+_MOST_BASELINES = 2
+"""With more of them the lines of a table by lead time hold one score."""
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """CRPS and MSE by lead time: ours, the baselines, and ours over each of them (below 1 is better)."""
+    """CRPS (and MSE where it fits) by lead time: ours, the baselines, and ours over each (below 1 is better)."""
     names = list(evaluation.tables)
-    labels = [_LABELS[name] for name in names] + [f"/{_LABELS[name]}" for name in names[1:]]
-    header = ["lead", *labels * len(_SCORES)]
-    columns = {(score, name): evaluation.tables[name].by_lead(score) for score in _SCORES for name in names}
+    scores = _SCORES if len(names) - 1 <= _MOST_BASELINES else _SCORES[:1]
+    labels = [FORECASTERS[name].short for name in names]
+    header = ["lead", *[*labels, *(f"/{label}" for label in labels[1:])] * len(scores)]
+    columns = {(score, name): evaluation.tables[name].by_lead(score) for score in scores for name in names}
     rows = [
-        [f"+{lead + 1}", *_cells({key: values[lead] for key, values in columns.items()}, names)]
-        for lead in range(len(columns[_SCORES[0], FORECAST]))
+        [f"+{lead + 1}", *_cells({key: values[lead] for key, values in columns.items()}, scores, names)]
+        for lead in range(evaluation.num_leads)
     ]
-    overall = {(score, name): evaluation.tables[name].overall(score) for score in _SCORES for name in names}
-    return _align([header, *rows, ["all", *_cells(overall, names)]], groups=[score.upper() for score in _SCORES])
+    overall = {(score, name): evaluation.tables[name].overall(score) for score in scores for name in names}
+    last = ["all", *_cells(overall, scores, names)]
+    return _align([header, *rows, last], groups=[score.upper() for score in scores])
 
 
 def format_more_scores(evaluation: Evaluation) -> str:
     """All scores over all lead times, a line each, ours beside the baselines; undefined ones as "-"."""
     names = list(evaluation.tables)
     overall = {name: evaluation.overall(name) for name in names}
-    rows = [["over all lead times", *(_LABELS[name] for name in names)]]
-    for suite in evaluation.suites:
-        for score in suite.scores:
-            values = [float(overall[name][score]) for name in names]
-            if not np.isnan(values[0]):
-                rows.append([score, *("-" if np.isnan(value) else _number(value) for value in values)])
+    scores = [score for suite in evaluation.suites for score in suite.scores]
+    if evaluation.clips:
+        scores.append(FVD)
+        for name in names:
+            overall[name][FVD] = np.array(evaluation.fvd(name))
+    rows = [["over all lead times", *(FORECASTERS[name].short for name in names)]]
+    for score in scores:
+        values = [float(overall[name][score]) for name in names]
+        if not np.isnan(values[0]):
+            rows.append([score, *("-" if np.isnan(value) else _number(value) for value in values)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     return "\n".join("  ".join(cells) for cells in lines)
@@ -47,6 +58,7 @@ def summary(evaluation: Evaluation) -> dict:
     return {
         "protocol": {**evaluation.protocol, "num_cases": evaluation.num_cases},
         "errors": {str(case): message for case, message in sorted(evaluation.errors.items())},
+        "cases": {str(case): key for case, key in sorted(evaluation.keys.items())},
         "skill": {score: {name: evaluation.skill(name, score) for name in baselines} for score in _SCORES},
         "scores": {name: _scores_of(evaluation, name) for name in forecasters},
         "profiles": {name: _profiles_of(evaluation, name) for name in forecasters},
@@ -61,36 +73,76 @@ def write_summary(evaluation: Evaluation, path: Path) -> dict:
     return content
 
 
+def write_draws(evaluation: Evaluation, path: Path) -> Path:
+    """Writes all scores over all lead times of 1000 sets of resampled cases, ``FORECASTER/SCORE`` -> (1000,) float64.
+
+    The same draw holds the same cases in every run that scored as many, so runs can be compared in pairs.
+    """
+    drawn = {
+        f"{name}/{score}": values
+        for name in evaluation.tables
+        for score, values in evaluation.draws(name).overall.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **drawn)
+    return path
+
+
+def write_case_scores(evaluation: Evaluation, path: Path) -> Path:
+    """Writes every case's own scores over all lead times as CSV: case, key, forecaster, then a column per score.
+
+    A score that is a ratio of sums (CSI, say) is here that of the single case; their mean is not the score of all.
+    """
+    scores = [score for suite in evaluation.suites for score in suite.scores]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", "key", "forecaster", *scores])
+        for number, key in sorted(evaluation.keys.items()):
+            for name in evaluation.tables:
+                values = evaluation.of_case(name, number)
+                cells = ["" if np.isnan(values[score]) else repr(float(values[score])) for score in scores]
+                writer.writerow([number, key, name, *cells])
+    return path
+
+
 def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[str]:
-    """What differs between the protocols of two summaries, one line each; runs may differ in model and number of cases.
+    """What differs between the protocols of two summaries, one line each; runs may differ in model and sampling.
 
     Two results with any difference here are not to be compared.
     """
     found = []
     for key in sorted({*first, *second}):
         one, other = first.get(key), second.get(key)
+        if prefix + key in _NOT_PROTOCOL:
+            continue
         if isinstance(one, dict) and isinstance(other, dict):
             found += protocol_differences(one, other, f"{prefix}{key}.")
-        elif one != other and prefix + key not in _NOT_PROTOCOL:
+        elif one != other:
             found.append(f"{prefix}{key}: {one!r} and {other!r}")
     return found
 
 
-_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision")
+_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision", "sampling")
 """What a comparison is between, or where things lie."""
 
 
 def _scores_of(evaluation: Evaluation, name: str) -> dict:
-    by_lead, overall, intervals = evaluation.by_lead(name), evaluation.overall(name), evaluation.intervals(name)
-    return {
+    by_lead, overall, draws = evaluation.by_lead(name), evaluation.overall(name), evaluation.draws(name)
+    scores = {
         score: {
             "overall": float(overall[score]),
+            "overall_interval_95": interval_95(draws.overall[score]).tolist(),
             "by_lead": by_lead[score].tolist(),
-            "interval_95": [bound.tolist() for bound in intervals[score]],
+            "interval_95": interval_95(draws.by_lead[score]).tolist(),
         }
         for suite in evaluation.suites
         for score in suite.scores
     }
+    if evaluation.clips:
+        clips = {"num_real": len(evaluation.clips["truth"].all()), "num_forecast": len(evaluation.clips[name].all())}
+        scores[FVD] = {"overall": evaluation.fvd(name), **clips}
+    return scores
 
 
 def _profiles_of(evaluation: Evaluation, name: str) -> dict:
@@ -102,9 +154,9 @@ def _profiles_of(evaluation: Evaluation, name: str) -> dict:
     }
 
 
-def _cells(values: dict, names: list[str]) -> list[str]:
+def _cells(values: dict, scores: Sequence[str], names: list[str]) -> list[str]:
     cells = []
-    for score in _SCORES:
+    for score in scores:
         cells += [_number(values[score, name]) for name in names]
         cells += [_ratio(values[score, FORECAST], values[score, name]) for name in names[1:]]
     return cells

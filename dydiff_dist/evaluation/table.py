@@ -70,9 +70,9 @@ class ScoreTable:
         """Mean over cases and lead times."""
         return float(exact_mean(self.values(name).reshape(-1, 1))[0])
 
-    def interval(self, name: str, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Percentile bootstrap over cases at every lead time: (lower, upper), each (S,); 1000 draws, seed 0."""
-        return bootstrap_interval(self.values(name), level)
+    def interval(self, name: str) -> np.ndarray:
+        """95 % percentile bootstrap over cases at every lead time: (2, S), lower and upper; 1000 draws, seed 0."""
+        return bootstrap_interval(self.values(name))
 
     def bootstrap_means(self) -> dict[str, np.ndarray]:
         """Means of all scores over resampled cases, (1000, S, …)."""
@@ -91,11 +91,14 @@ def exact_mean(values: np.ndarray) -> np.ndarray:
     return exact_sum(values) / len(values)
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap of the mean over the first axis (cases are resampled whole): (lower, upper)."""
-    means = np.einsum("dc,c...->d...", bootstrap_weights(len(values)), values)
-    tail = (1 - level) / 2
-    return np.quantile(means, tail, axis=0), np.quantile(means, 1 - tail, axis=0)
+def bootstrap_interval(values: np.ndarray) -> np.ndarray:
+    """95 % percentile bootstrap of the mean over the first axis (cases are resampled whole): (2, …)."""
+    return interval_95(np.einsum("dc,c...->d...", bootstrap_weights(len(values)), values))
+
+
+def interval_95(draws: np.ndarray) -> np.ndarray:
+    """(2, …): the 2.5 % and 97.5 % quantiles of draws (1000, …)."""
+    return np.quantile(draws, (0.025, 0.975), axis=0)
 
 
 def bootstrap_weights(num_cases: int) -> np.ndarray:

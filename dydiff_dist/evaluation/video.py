@@ -8,6 +8,7 @@ SHA-256. Letters: N clips, M members, S frames, C channels, H W height and width
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,46 @@ class FvdProtocol(StrictConfig):
     """Edge that frames are resized to, bilinear without antialiasing, where the extractor doesn't resize itself."""
     covariance_divisor: Divisor = "n"
     """n, as the evaluation codes that use the I3D TorchScript file do, or n-1."""
+
+
+class VideoProtocol(StrictConfig):
+    """What published numbers of video prediction ask for."""
+
+    name: str = "default"
+    fvd: FvdProtocol = FvdProtocol()
+    frames: tuple[int, int] | None = None
+    """(history, future); None takes any."""
+    size: tuple[int, int] | None = None
+    """(H, W); None takes any."""
+    num_members: int | None = None
+    """Samples per context; None takes any."""
+    lpips_network: Literal["alex", "vgg"] | None = None
+    """Backbone of LPIPS; None takes either."""
+
+    def check_data(self, num_history: int, shape_SCHW: tuple[int, ...], num_members: int) -> None:
+        """Raises a one-line ``ValueError`` that names the first thing these forecasts have otherwise."""
+        asked = {"frames": self.frames, "size": self.size, "samples per context": self.num_members}
+        have = {
+            "frames": (num_history, shape_SCHW[0]),
+            "size": tuple(shape_SCHW[-2:]),
+            "samples per context": num_members,
+        }
+        for what, wanted in asked.items():
+            if wanted is not None and wanted != have[what]:
+                raise ValueError(
+                    f"preset {self.name!r} asks for {what} {_text(wanted)}, these forecasts have {_text(have[what])}; "
+                    "take the preset 'default', whose numbers don't compare with published ones"
+                )
+
+
+VIDEO_PRESETS = {
+    "bair": VideoProtocol(name="bair", frames=(1, 15), size=(64, 64), num_members=100, lpips_network="vgg"),
+    "robonet-64": VideoProtocol(name="robonet-64", frames=(2, 10), size=(64, 64), num_members=100, lpips_network="vgg"),
+    "robonet-256": VideoProtocol(
+        name="robonet-256", frames=(2, 10), size=(256, 256), num_members=100, lpips_network="vgg"
+    ),
+}
+"""Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
 
 class ClipExtractor:
@@ -82,7 +123,8 @@ class ClipExtractor:
     def _features(self, clips: np.ndarray) -> np.ndarray:
         prepared = self._prepared(torch.from_numpy(clips.astype(np.float32)).to(self.device))
         try:
-            with torch.jit.fuser("none"):  # fused kernels of old networks fail on newer torch, and differ
+            # as it stands in the file: fused kernels of old networks fail on newer torch, and differ from call to call
+            with torch.jit.optimized_execution(False):
                 features = self._module(**{self._clip_name: prepared}, **self._flags)
         except RuntimeError as error:
             raise ValueError(
@@ -92,6 +134,8 @@ class ClipExtractor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(clips):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"{self.path} returned {shape} for {len(clips)} clips; expected (N, D)")
+        if not bool(torch.isfinite(features).all()):
+            raise ValueError(f"{self.path} returned features that are NaN or infinite")
         return features.float().cpu().numpy()
 
     def _prepared(self, clips: Tensor) -> Tensor:
@@ -113,7 +157,7 @@ class ClipExtractor:
             "resize": "by the extractor" if "resize" in self._flags else own,
             "rescale": "by the extractor, from 0..255" if "rescale" in self._flags else "to -1..1",
             "features": "return_features=True" if "return_features" in self._flags else "its output",
-            "called": f"by keyword {self._clip_name!r}, fuser off, float32",
+            "called": f"by keyword {self._clip_name!r}, no fused kernels, float32",
         }
 
 
@@ -146,6 +190,10 @@ class Fvd:
             "values": "clipped to the data's range, rounded to 256 levels, never through a video file",
             "real_clips": "the truth of every scored case, once",
         }
+
+
+def _text(value: tuple[int, int] | int) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,8 +10,8 @@ from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle, field_style
-from dydiff_dist.evaluation.evaluate import ForecastCase
 from dydiff_dist.forecasting.exported import read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
 

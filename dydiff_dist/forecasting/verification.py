@@ -4,16 +4,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
-from dydiff_dist.evaluation import figures
-from dydiff_dist.evaluation.baselines import Climatology
-from dydiff_dist.evaluation.choice import choose_suites
-from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, ForecastCase, evaluate
-from dydiff_dist.evaluation.html_report import ReportRun, write_report, write_strips
-from dydiff_dist.evaluation.report import write_summary
+from dydiff_dist.evaluation import choice, figures
+from dydiff_dist.evaluation.baselines import Baseline, Climatology
+from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
+from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, evaluate
+from dydiff_dist.evaluation.frechet import FeatureTable
+from dydiff_dist.evaluation.html_report import write_report, write_strips
+from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
+from dydiff_dist.evaluation.optical_flow import OpticalFlow
+from dydiff_dist.evaluation.report import write_case_scores, write_draws, write_summary
+from dydiff_dist.evaluation.scored_run import CASE_SCORES_NAME, DRAWS_NAME, SCORES_NAME, ScoredRun
 from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.evaluation.table import ScoreTable
+from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
 from dydiff_dist.forecasting.cases import CaseReader
 from dydiff_dist.forecasting.store import ForecastStore
 
@@ -25,7 +31,7 @@ class Verification:
     store: ForecastStore
     reader: CaseReader
     numbers: list[int]
-    """Cases that are scored."""
+    """Cases that are to be scored; one without a forecast is counted as an error."""
 
     @classmethod
     def open(cls, forecasts: str | Path, shards: str | Path | None = None, num_cases: int | None = None):
@@ -34,11 +40,11 @@ class Verification:
         Args:
             forecasts: folder that tools/forecast.py wrote.
             shards: folder of the truth; None is where the forecasts say they were made from.
-            num_cases: score the first so many; None is all that were forecast.
+            num_cases: score the first so many; None is all up to the last one that was forecast.
 
         Raises:
             FileNotFoundError: no forecasts, or no shards.
-            ValueError: other shards than the forecasts were made from, or fewer cases than asked for.
+            ValueError: other shards than the forecasts were made from, or more cases than they have.
         """
         store = ForecastStore.open(forecasts)
         request = store.request
@@ -47,15 +53,12 @@ class Verification:
             raise ValueError(
                 f"{forecasts} was made from other shards ({request.shards}) than {reader.shards.folder}; give those"
             )
-        if num_cases is not None and num_cases < 1:
-            raise ValueError(f"num_cases is {num_cases}; score at least 1")
-        wanted = range(num_cases) if num_cases is not None else store.cases()
-        have = set(store.cases())
-        missing = [number for number in wanted if number not in have]
-        if missing or not have:
-            what = f"case {missing[0]} and {len(missing) - 1} more of {len(wanted)}" if missing else "every case"
-            raise ValueError(f"{forecasts} lacks {what}; run tools/forecast.py to its end, or score fewer with --cases")
-        return cls(store, reader, list(wanted))
+        have = store.cases()
+        if not have:
+            raise ValueError(f"{forecasts} lacks every case; run tools/forecast.py to its end")
+        if num_cases is not None and not 1 <= num_cases <= len(reader):
+            raise ValueError(f"num_cases is {num_cases}; score 1 to {len(reader)}, as many as the shards have")
+        return cls(store, reader, list(range(num_cases or have[-1] + 1)))
 
     def case(self, number: int) -> ForecastCase:
         """One forecast beside its truth.
@@ -76,8 +79,19 @@ class Verification:
         """Whether frames have an extent; those of time series are one pixel."""
         return self.reader.shards.schema.shape[1:] != (1, 1)
 
-    def climatology(self, folder: str | Path, seed: int = 0) -> Climatology:
+    @property
+    def periodic(self) -> bool:
+        """Whether frames wrap around."""
+        data = self.reader.data
+        return "periodic_shift" in self.reader.shards.schema.allowed_augmentations and data.crop_size is None
+
+    def climatology(self, folder: str | Path, seed: int = 0, num_members: int | None = None) -> Climatology:
         """The climatology of the training shards in ``folder``, cut as the forecasts are.
+
+        Args:
+            folder: training shards.
+            seed: of its ensemble.
+            num_members: of its ensemble; None is as many as each forecast has.
 
         Raises:
             ValueError: its frames have another shape.
@@ -88,13 +102,25 @@ class Verification:
             raise ValueError(
                 f"{folder} has frames of shape {there}, the forecasts' shards {here}; give their training set"
             )
-        return Climatology(training.frames, len(training), seed)
+        return Climatology(training.frames, len(training), seed, num_members)
+
+    def optical_flow(self) -> OpticalFlow:
+        """Optical-flow extrapolation that follows the quantity which pictures show.
+
+        Raises:
+            ValueError: frames of one pixel, fewer than two given ones, or pysteps is not installed.
+        """
+        num_history = self.reader.data.num_history_frames
+        if not self.frames_are_images or num_history < 2:
+            what = "frames of one pixel" if not self.frames_are_images else f"{num_history} given frame"
+            raise ValueError(f"optical flow needs fields and at least 2 given ones, these have {what}; leave it out")
+        return OpticalFlow(self.reader.style().tracer, self.periodic)
 
     def evaluate(
         self,
-        climatology: Climatology | None = None,
-        num_climatology_members: int | None = None,
+        *baselines: Baseline,
         suites: Sequence[Suite] = (),
+        fvd: Fvd | None = None,
         on_case: Callable[[], None] | None = None,
     ) -> Evaluation:
         """Scores this process's share of the cases and returns the scores of all, the same on any number of processes.
@@ -102,43 +128,101 @@ class Verification:
         Collective where ``torch.distributed`` runs: process r of W takes every W-th case from the r-th on.
 
         Args:
-            climatology: None leaves that baseline out.
-            num_climatology_members: None is as many as the forecast has.
+            baselines: beyond persistence.
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
+            fvd: adds the Fréchet video distance.
             on_case: called after each of this process's cases.
         """
-        if num_climatology_members is not None and num_climatology_members < 1:
-            raise ValueError(f"num_climatology_members is {num_climatology_members}; take at least 1")
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-        def watched() -> Iterator[ForecastCase]:
+        def watched() -> Iterator[ForecastCase | UnreadableCase]:
             for number in self.numbers[rank::world_size]:
-                yield self.case(number)
+                yield self._case_or_reason(number)
                 if on_case is not None:
                     on_case()
 
-        evaluation = evaluate(watched(), climatology, num_climatology_members, suites)
+        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd)
         if world_size > 1:
             evaluation = _gathered(evaluation, world_size)
         evaluation.protocol |= self._protocol()
         return evaluation
 
+    def _case_or_reason(self, number: int) -> ForecastCase | UnreadableCase:
+        """The case, or why it can't be read: no forecast, a damaged file, a forecast of another sample."""
+        try:
+            return self.case(number)
+        except (ValueError, OSError) as error:
+            return UnreadableCase(number, f"case {number}: {error}")
+
     def choose_suites(self, names: Sequence[str] | None = None, preset: str = "default") -> list[Suite]:
-        """Score suites by name (None: all that fit the data), with a rain preset.
+        """Score suites by name (None: all that fit the data), with a preset of a published protocol.
 
         Raises:
             ValueError: an unknown name, or one that the data don't fit.
         """
-        schema, data = self.reader.shards.schema, self.reader.data
-        height, width = data.crop_size or schema.shape[1:]
-        return choose_suites(
+        return choice.choose_suites(
             names,
             preset=preset,
-            num_history_frames=data.num_history_frames,
-            shape_SCHW=(data.num_future_frames, schema.shape[0], height, width),
-            schema=schema.model_dump(),
-            periodic="periodic_shift" in schema.allowed_augmentations and data.crop_size is None,
+            num_history_frames=self.reader.data.num_history_frames,
+            num_members=self.store.request.num_members,
+            shape_SCHW=self._forecast_shape,
+            schema=self._schema,
+            periodic=self.periodic,
         )
+
+    def lpips(self, backbone: str | Path, preset: str = "default", device: torch.device | str | None = None) -> Suite:
+        """The suite of LPIPS with a file of AlexNet or VGG-16 weights.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, not such weights, other ones than the preset's, or frames that
+                are no pictures.
+        """
+        data_range = choice.data_range(self._schema, self._forecast_shape, "LPIPS")
+        network, sha256 = load_lpips(backbone, _device(device))
+        protocol = choice.find_preset(preset)
+        wanted = protocol.lpips_network if isinstance(protocol, VideoProtocol) else None
+        if wanted not in (None, network.net):
+            raise ValueError(f"preset {preset!r} asks for LPIPS with {wanted}, {backbone} is {network.net}")
+        return lpips_suite(network, sha256, data_range)
+
+    def fvd(
+        self,
+        extractor: str | Path,
+        sha256: str | None = None,
+        preset: str = "default",
+        include_history: bool | None = None,
+        device: torch.device | str | None = None,
+    ) -> Fvd:
+        """The Fréchet video distance with a TorchScript extractor, which is loaded, that is: run.
+
+        Args:
+            extractor: file of the network.
+            sha256: what the file must be.
+            preset: of ``PRESETS``, for its FVD protocol where it has one.
+            include_history: whether clips begin with the given frames; None is as the preset says.
+            device: where it runs; None takes a GPU if there is one.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, another one than pinned, or frames that are no pictures.
+        """
+        data_range = choice.data_range(self._schema, self._forecast_shape, "FVD")
+        found = choice.find_preset(preset)
+        protocol = found.fvd if isinstance(found, VideoProtocol) else FvdProtocol()
+        if include_history is not None:
+            protocol = protocol.model_copy(update={"include_history": include_history})
+        network = ClipExtractor(extractor, sha256=sha256, device=_device(device), size_pixels=protocol.size_pixels)
+        return Fvd(network, protocol, data_range)
+
+    @property
+    def _schema(self) -> dict:
+        return self.reader.shards.schema.model_dump()
+
+    @property
+    def _forecast_shape(self) -> tuple[int, int, int, int]:
+        """(S, C, H, W)."""
+        schema, data = self.reader.shards.schema, self.reader.data
+        height, width = data.crop_size or schema.shape[1:]
+        return data.num_future_frames, schema.shape[0], height, width
 
     def _protocol(self) -> dict:
         request = self.store.request
@@ -147,6 +231,7 @@ class Verification:
             "weights_sha256": request.weights_sha256,
             "shards": str(self.reader.shards.folder),
             "shards_sha256": request.shards_sha256,
+            "num_cases_in_shards": len(self.reader),
             "sampling": request.sampling.model_dump(mode="json"),
             "seed": request.seed,
             "precision": request.precision,
@@ -155,14 +240,20 @@ class Verification:
         }
 
 
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
     """The scores of all processes on each of them."""
     parts: list = [None] * world_size
-    dist.all_gather_object(parts, (evaluation.tables, evaluation.protocol))
-    tables = {name: ScoreTable().merge(part[name] for part, _ in parts) for name in evaluation.tables}
+    dist.all_gather_object(parts, (evaluation.tables, evaluation.protocol, evaluation.keys, evaluation.clips))
+    tables = {name: ScoreTable().merge(tables[name] for tables, *_ in parts) for name in evaluation.tables}
+    clips = {name: FeatureTable().merge(clips[name] for *_, clips in parts) for name in evaluation.clips}
     # a process without a case knows less of the protocol
-    protocol = {key: value for _, known in reversed(parts) for key, value in known.items()}
-    return Evaluation(tables, protocol, evaluation.suites)
+    protocol = {key: value for _, known, *_ in reversed(parts) for key, value in known.items()}
+    keys = {number: key for _, _, part, _ in parts for number, key in part.items()}
+    return Evaluation(tables, protocol, evaluation.suites, keys, clips)
 
 
 def write_evaluation(
@@ -172,7 +263,7 @@ def write_evaluation(
     picture_cases: tuple[int, ...] = (0,),
     num_report_cases: int = 4,
 ) -> list[Path]:
-    """Writes scores.json, report.html, the curves, and picture and animation of some cases; returns the paths.
+    """Writes all scores, report.html, the curves, and picture and animation of some cases; returns the paths.
 
     Args:
         verification: the forecasts that were scored.
@@ -182,17 +273,19 @@ def write_evaluation(
         num_report_cases: cases animated in the report, evenly spaced.
     """
     out = Path(out)
-    write_summary(evaluation, out / "scores.json")
-    written = [out / "scores.json"]
+    write_summary(evaluation, out / SCORES_NAME)
+    written = [out / SCORES_NAME]
     scored = sorted(evaluation.tables[FORECAST].cases)
     if not scored:
         return written
+    written.append(write_case_scores(evaluation, out / CASE_SCORES_NAME))
+    write_draws(evaluation, out / DRAWS_NAME)
     count = min(num_report_cases, len(scored))
     shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
     if verification.frames_are_images:
         write_strips(shown, verification.reader.style(), out)
     label = Path(verification.store.request.model).resolve().parent.name
-    written.append(write_report([ReportRun(label, out)], out / "report.html", f"Forecasts of {label}"))
+    written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
     for position in picture_cases:
         if 0 <= position < len(scored):

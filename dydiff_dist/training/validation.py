@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from dydiff_dist.diffusion import DynamicalDiffusion
-from dydiff_dist.evaluation.evaluate import Evaluation, ForecastCase, evaluate
+from dydiff_dist.evaluation.case import ForecastCase
+from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases

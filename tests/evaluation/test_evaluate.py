@@ -5,8 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from dydiff_dist.evaluation import Climatology, ForecastCase, ScoreTable, evaluate, format_table, write_summary
-from dydiff_dist.evaluation.baselines import persistence
+from dydiff_dist.evaluation import (
+    Climatology,
+    ForecastCase,
+    Persistence,
+    ScoreTable,
+    SeasonalNaive,
+    UnreadableCase,
+    evaluate,
+    format_table,
+    write_summary,
+)
 from dydiff_dist.evaluation.table import bootstrap_interval, exact_sum
 
 FRAME_CHW = (2, 6, 5)
@@ -61,6 +70,10 @@ def test_nan_is_named_and_counted_and_left_out_of_the_baselines_too(tmp_path) ->
     evaluation = evaluate([_case(1), bad, _case(3)], Climatology(_training_frames, 9))
     assert evaluation.num_cases == 2
     assert evaluation.errors == {2: "case 2 (key2): 1 of 720 values of the forecast are NaN or infinite"}
+    for part in ("truth", "history"):
+        other = _case(4)
+        getattr(other, part)[0, 0, 0, :2] = np.inf
+        assert f"2 of {getattr(other, part).size} values of the {part} are" in evaluate([other]).errors[4]
     assert all(sorted(table.cases) == [1, 3] for table in evaluation.tables.values())
     written = write_summary(evaluation, tmp_path / "scores.json")
     assert written == json.loads((tmp_path / "scores.json").read_text())
@@ -69,25 +82,48 @@ def test_nan_is_named_and_counted_and_left_out_of_the_baselines_too(tmp_path) ->
 
 def test_persistence_repeats_the_last_frame() -> None:
     case = _case(0)
-    repeated = persistence(case.history, 3)
+    repeated = Persistence().ensemble(case)
     assert repeated.shape == (1, 3, *FRAME_CHW)
     np.testing.assert_array_equal(repeated[0, 2], case.history[-1])
+
+
+def test_the_seasonal_forecast_repeats_the_last_season() -> None:
+    case = _case(0, num_leads=5)
+    longer = ForecastCase(0, "k", np.arange(7.0).reshape(7, 1, 1, 1), np.zeros((5, 1, 1, 1)), np.zeros((1, 5, 1, 1, 1)))
+    assert SeasonalNaive(3).ensemble(longer).ravel().tolist() == [4, 5, 6, 4, 5]
+    np.testing.assert_array_equal(SeasonalNaive(1).ensemble(case), Persistence().ensemble(case))
+    with pytest.raises(ValueError, match="a season of 3 frames is longer than the 2 given ones"):
+        SeasonalNaive(3).ensemble(case)
+    with pytest.raises(ValueError, match="the season is 0 frames"):
+        SeasonalNaive(0)
+
+
+def test_every_baseline_stands_in_the_table_over_the_same_cases() -> None:
+    cases = [_case(1), UnreadableCase(2, "case 2: no such file"), _case(3)]
+    evaluation = evaluate(cases, Climatology(_training_frames, 9), SeasonalNaive(2))
+    assert list(evaluation.tables) == ["forecast", "persistence", "climatology", "seasonal_naive"]
+    assert all(sorted(table.cases) == [1, 3] for table in evaluation.tables.values())
+    assert evaluation.errors == {2: "case 2: no such file"} and evaluation.keys == {1: "key1", 3: "key3"}
+    assert evaluation.protocol["baselines"]["seasonal_naive"]["season_frames"] == 2
+    lines = format_table(evaluation).splitlines()
+    assert lines[0].split() == ["CRPS"] and lines[1].split()[-1] == "/season"  # MSE would make the lines too long
 
 
 def test_climatological_members_are_training_frames_named_by_case_and_member() -> None:
     climatology = Climatology(_training_frames, 9, seed=5)
     pool = np.concatenate([_training_frames(number) for number in range(9)])
-    few, many = climatology.ensemble(11, 3, 2), climatology.ensemble(11, 40, 2)
+    few, many = climatology.ensemble(_case(11, 3, 2)), climatology.ensemble(_case(11, 40, 2))
     np.testing.assert_array_equal(few, many[:3])
     np.testing.assert_array_equal(many[:, 0], many[:, 1])
     assert all((pool == member).all(axis=(1, 2, 3)).any() for member in many[:, 0])
-    assert not np.array_equal(climatology.ensemble(12, 3, 2), few)
-    assert not np.array_equal(Climatology(_training_frames, 9, seed=6).ensemble(11, 3, 2), few)
+    assert not np.array_equal(climatology.ensemble(_case(12, 3, 2)), few)
+    assert not np.array_equal(Climatology(_training_frames, 9, seed=6).ensemble(_case(11, 3, 2)), few)
+    assert len(Climatology(_training_frames, 9, num_members=5).ensemble(_case(11, 3, 2))) == 5
 
 
 def test_climatological_draws_are_uniform_over_all_training_frames() -> None:
     climatology = Climatology(lambda number: np.arange(7 * number, 7 * number + 7).reshape(7, 1, 1, 1), 9)
-    drawn = np.concatenate([climatology.ensemble(case, 50, 1).ravel() for case in range(126)])
+    drawn = np.concatenate([climatology.ensemble(_case(number, 50, 1)).ravel() for number in range(126)])
     counts = np.bincount(drawn, minlength=63)
     # 6300 draws over 63 frames: mean 100, standard deviation 10; five of them
     assert counts.min() > 50 and counts.max() < 150

@@ -156,7 +156,13 @@ SCHEMA = {"dtype": "float32", "channels": ("vil",), "units": "", "vector_channel
     ],
 )
 def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:
-    options = {"preset": "default", "num_history_frames": 2, "shape_SCHW": (3, num_channels, 16, 16), "periodic": False}
+    options = {
+        "preset": "default",
+        "num_history_frames": 2,
+        "num_members": 8,
+        "shape_SCHW": (3, num_channels, 16, 16),
+        "periodic": False,
+    }
     assert [suite.name for suite in choose_suites(None, schema=schema, **options)] == wanted
     with pytest.raises(ValueError, match=f"unknown scores 'fvd'; there are {', '.join(SUITES)}"):
         choose_suites(["fvd"], schema=schema, **options)

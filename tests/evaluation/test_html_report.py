@@ -13,14 +13,16 @@ from PIL import Image
 from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
-from dydiff_dist.evaluation.html_report import ReportRun, write_report, write_strips
+from dydiff_dist.evaluation.html_report import write_report, write_strips
 from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
+from dydiff_dist.evaluation.report import write_draws
+from dydiff_dist.evaluation.scored_run import ScoredRun
 from dydiff_dist.evaluation.suites import ensemble_suite
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ReportRun:
+def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ScoredRun:
     """A run of three cases of rain, 4 + 5 frames of 24x20."""
     rng = np.random.default_rng(seed)
 
@@ -31,9 +33,11 @@ def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ReportRun:
 
     cases = [case(number) for number in range(3)]
     suites = [ensemble_suite(pools=(2,)), spectrum_suite(False), rain_suite(RainProtocol(thresholds=(74.0, 230.0)))]
-    write_summary(evaluate(cases, suites=suites), folder / "scores.json")
+    evaluation = evaluate(cases, suites=suites)
+    write_summary(evaluation, folder / "scores.json")
+    write_draws(evaluation, folder / "draws.npz")
     write_strips(cases, field_style(1, channels=("vil",)), folder)
-    return ReportRun(f"run {seed}", folder)
+    return ScoredRun(f"run {seed}", folder)
 
 
 def _payload(page: Path) -> dict:
@@ -76,7 +80,7 @@ def test_several_runs_share_the_truth_and_are_warned_about(tmp_path) -> None:
     with pytest.raises(ValueError, match="two runs are called 'run 0'"):
         write_report([runs[0], runs[0]], tmp_path / "report.html")
     with pytest.raises(FileNotFoundError, match=r"scores.json does not exist; run tools/evaluate.py first"):
-        write_report([ReportRun("c", tmp_path / "c")], tmp_path / "report.html")
+        write_report([ScoredRun("c", tmp_path / "c")], tmp_path / "report.html")
 
 
 PROBE = """<script>

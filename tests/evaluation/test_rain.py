@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from dydiff_dist.evaluation import ForecastCase, evaluate
-from dydiff_dist.evaluation.rain import PRESETS, RainProtocol, contingency_counts, event_scores, fss_terms, rain_suite
+from dydiff_dist.evaluation.rain import (
+    RAIN_PRESETS,
+    RainProtocol,
+    contingency_counts,
+    event_scores,
+    fss_terms,
+    rain_suite,
+)
 
 PROTOCOL = RainProtocol(thresholds=(20.0, 60.0, 300.0), pools=(4,), fss_windows=(3,))
 
@@ -115,12 +122,12 @@ def test_a_perfect_forecast_scores_perfectly() -> None:
 
 
 def test_presets_refuse_other_data() -> None:
-    PRESETS["sevir-lr"].check_data(7, (6, 1, 128, 128))
+    RAIN_PRESETS["sevir-lr"].check_data(7, (6, 1, 128, 128))
     with pytest.raises(
         ValueError, match=re.escape("preset 'sevir-lr' is for 7 -> 6 frames of 128x128, these forecasts")
     ):
-        PRESETS["sevir-lr"].check_data(5, (7, 1, 64, 64))
+        RAIN_PRESETS["sevir-lr"].check_data(5, (7, 1, 64, 64))
     with pytest.raises(ValueError, match="rain scores are of one channel, the forecasts have 3"):
-        PRESETS["default"].check_data(5, (7, 3, 64, 64))
+        RAIN_PRESETS["default"].check_data(5, (7, 3, 64, 64))
     with pytest.raises(ValueError, match="must be odd"):
         RainProtocol(fss_windows=(4,))

@@ -112,13 +112,3 @@ def test_energy_score_equals_the_double_sum() -> None:
 
     wanted = norm(members - truth).mean(axis=0) - norm(members[:, None] - members[None]).sum(axis=(0, 1)) / (2 * 12)
     np.testing.assert_allclose(scores.energy_score(members, truth), wanted, rtol=1e-12)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_check_case_names_and_counts_what_is_not_finite(bad: float) -> None:
-    members, truth = _ensemble(3)
-    members[1, 2, 0, 0, :2] = bad
-    with pytest.raises(ValueError, match=r"case 17: 2 of 360 values of the forecast are NaN or infinite"):
-        scores.check_case(members, truth, "case 17")
-    with pytest.raises(ValueError, match=r"case 17: members have shape \(3, 3, 2, 5, 4\), the truth \(2, 2, 5, 4\)"):
-        scores.check_case(members, truth[:2], "case 17")

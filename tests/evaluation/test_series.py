@@ -61,7 +61,7 @@ def test_a_target_of_zeros_is_undefined() -> None:
 
 def test_series_get_series_scores_and_no_spectrum(tmp_path) -> None:
     schema = {"dtype": "float32", "channels": ("a",), "units": "", "vector_channels": None}
-    options = {"preset": "default", "num_history_frames": 2, "periodic": False, "schema": schema}
+    options = {"preset": "default", "num_history_frames": 2, "num_members": 8, "periodic": False, "schema": schema}
     assert [s.name for s in choose_suites(None, shape_SCHW=(6, 4, 1, 1), **options)] == ["ensemble", "series"]
     with pytest.raises(ValueError, match="series scores are of frames of one pixel, these have"):
         choose_suites(["series"], shape_SCHW=(6, 4, 8, 8), **options)

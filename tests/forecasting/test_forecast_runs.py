@@ -1,5 +1,6 @@
 """Whole forecasts: exported models, folders of forecasts, their scores, and the two command lines."""
 
+import csv
 import json
 import re
 import subprocess
@@ -114,36 +115,69 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
     assert [path.name for path in written] == [
         "scores.json",
+        "cases.csv",
         "report.html",
         "scores.png",
         "forecast_000001.png",
         "forecast_000001.gif",
     ]
     record = json.loads(written[0].read_text())
-    assert record["protocol"]["num_cases"] == 5 and record["protocol"]["climatology"]["num_trajectories"] == 8
+    assert (
+        record["protocol"]["num_cases"] == 5 and record["protocol"]["baselines"]["climatology"]["num_trajectories"] == 8
+    )
     direct = np.mean([np.abs(c.truth - c.history[-1]).mean() for c in map(verification.case, verification.numbers)])
     assert record["scores"]["persistence"]["crps"]["overall"] == pytest.approx(direct, rel=1e-6)
     assert record["skill"]["crps"]["persistence"] == pytest.approx(
         record["scores"]["forecast"]["crps"]["overall"] / direct, rel=1e-6
     )
-    with Image.open(written[4]) as animation:
+    with Image.open(written[5]) as animation:
         assert animation.n_frames == 7
 
 
 def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -> None:
     with _expect(ValueError, "was made from other shards"):
         Verification.open(forecasts, flow_shards / "train")
-    with _expect(ValueError, "num_cases is 0; score at least 1"):
-        Verification.open(forecasts, num_cases=0)
-    with _expect(ValueError, "lacks case 5 and 0 more of 6; run tools/forecast.py to its end"):
-        Verification.open(forecasts, num_cases=6)
+    for num_cases in (0, 6):
+        with _expect(ValueError, f"num_cases is {num_cases}; score 1 to 5, as many as the shards have"):
+            Verification.open(forecasts, num_cases=num_cases)
+    for path in forecasts.glob("case_*.npz"):
+        path.unlink()
+    with _expect(ValueError, "lacks every case; run tools/forecast.py to its end"):
+        Verification.open(forecasts)
+
+
+def test_cases_that_are_missing_damaged_or_of_another_shape_are_named_and_counted(forecasts, tmp_path) -> None:
     store = ForecastStore.open(forecasts)
-    store.path(3).write_bytes(store.path(3).read_bytes()[:1000])
-    with _expect(ValueError, "case_000003.npz is damaged"):
-        Verification.open(forecasts).case(3)
-    store.path(1).write_bytes(store.path(0).read_bytes())
-    with _expect(ValueError, "is of sample"):
-        Verification.open(forecasts).case(1)
+    store.path(0).unlink()
+    store.path(1).write_bytes(store.path(3).read_bytes())
+    store.path(2).write_bytes(store.path(2).read_bytes()[:1000])
+    key, members = store.read(4)
+    store.write(4, key, members[:, :3])
+    verification = Verification.open(forecasts)
+    evaluation = verification.evaluate()
+    assert evaluation.num_cases == 1 and sorted(evaluation.errors) == [0, 1, 2, 4]
+    for number, reason in {
+        0: "case_000000.npz does not exist; run tools/forecast.py with more cases",
+        1: "case_000001.npz is of sample",
+        2: "case_000002.npz is damaged",
+        4: f"case 4 ({key}): members have shape (3, 3, 2, 16, 16), the truth (4, 2, 16, 16)",
+    }.items():
+        assert reason in evaluation.errors[number] and f"case {number}" in evaluation.errors[number]
+    record = json.loads(write_evaluation(verification, evaluation, tmp_path / "scores")[0].read_text())
+    assert list(record["errors"]) == ["0", "1", "2", "4"] and list(record["cases"]) == ["3"]
+    assert (record["protocol"]["num_cases"], record["protocol"]["num_cases_in_shards"]) == (1, 5)
+
+
+def test_case_scores_are_written_one_by_one(flow_shards, forecasts, tmp_path) -> None:
+    verification = Verification.open(forecasts)
+    evaluation = verification.evaluate(verification.climatology(flow_shards / "train"))
+    write_evaluation(verification, evaluation, tmp_path)
+    with open(tmp_path / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * 3
+    ours = [float(row["crps"]) for row in rows if row["forecaster"] == "forecast"]
+    assert np.mean(ours) == pytest.approx(evaluation.tables["forecast"].overall("crps"), rel=1e-12)
+    assert rows[0]["key"] == evaluation.keys[0] and rows[1]["spread"] == ""  # persistence has no spread
 
 
 def test_bfloat16_forecasts_are_near_float32_ones(flow_model) -> None:

@@ -5,6 +5,7 @@ const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const HIGHER_IS_BETTER = /^(psnr|ssim|csi|pod|hss|fss)/;
 const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth)/;
+const BASELINE_DASH = { persistence: "6 4", climatology: "2 4", optical_flow: "9 3 2 3", seasonal_naive: "9 3 2 3" };
 
 function element(tag, parent, text, className) {
   const node = document.createElement(tag);
@@ -36,12 +37,14 @@ function forecasters() {
   }));
   const first = data.runs[0].summary;
   const baselines = Object.keys(first.scores).filter((name) => name !== "forecast").map((name) => ({
-    label: name, color: `var(--${name})`, dash: name === "persistence" ? "6 4" : "2 4", summary: first, name,
+    label: name.replaceAll("_", " "), color: `var(--${name})`, dash: BASELINE_DASH[name] || "2 4", summary: first, name,
   }));
   return [...runs, ...baselines];
 }
 const LINES = forecasters();
 const scoresOf = (line) => line.summary.scores[line.name] || {};
+/* Scores of whole clips have no lead times. */
+const hasLeads = (line, name) => Boolean(scoresOf(line)[name] && scoresOf(line)[name].by_lead && scoresOf(line)[name].overall !== null);
 
 /* -- charts ------------------------------------------------------------------------------------------------------ */
 
@@ -204,7 +207,7 @@ function togglePlay() {
 
 function drawCurve() {
   const score = byId("score").value;
-  const series = LINES.filter((line) => scoresOf(line)[score] && scoresOf(line)[score].overall !== null).map((line) => {
+  const series = LINES.filter((line) => hasLeads(line, score)).map((line) => {
     const found = scoresOf(line)[score];
     return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
   });
@@ -263,6 +266,27 @@ function drawScoreTable() {
   }
 }
 
+function drawComparison() {
+  const table = byId("comparison-table"), shown = data.comparisons[Number(byId("comparison").value)];
+  table.replaceChildren();
+  if (shown.objections.length) {
+    for (const text of [`${shown.first} and ${shown.second} are not compared`, ...shown.objections]) element("td", element("tr", table), text);
+    return;
+  }
+  const head = element("tr", table);
+  for (const label of ["", shown.first, shown.second, "difference", "95 % interval"]) element("th", head, label);
+  for (const score of shown.scores) {
+    const row = element("tr", table), higher = HIGHER_IS_BETTER.test(score.score);
+    element("td", row, higher ? `${score.score} ↑` : score.score);
+    element("td", row, format(score.first));
+    element("td", row, format(score.second));
+    const better = higher === score.difference > 0;
+    const known = score.is_significant && !NO_ORDER.test(score.score);
+    element("td", row, (score.difference > 0 ? "+" : "") + format(score.difference), known ? (better ? "good" : "bad") : "");
+    element("td", row, `${format(score.lower)} … ${format(score.upper)}`);
+  }
+}
+
 function drawProtocols() {
   for (const run of data.runs) {
     const details = element("details", byId("protocols"));
@@ -280,8 +304,11 @@ function start() {
   for (const [group, names] of Object.entries(data.groups)) {
     const box = element("optgroup", byId("score"));
     box.label = group;
-    for (const name of names) if (scoresOf(LINES[0])[name] && scoresOf(LINES[0])[name].overall !== null) element("option", box, name).value = name;
+    for (const name of names) if (hasLeads(LINES[0], name)) element("option", box, name).value = name;
   }
+  byId("comparison-section").hidden = !data.comparisons.length;
+  data.comparisons.forEach((shown, index) => { element("option", byId("comparison"), `${shown.second} against ${shown.first}`).value = index; });
+  if (data.comparisons.length) { drawComparison(); byId("comparison").addEventListener("change", drawComparison); }
   byId("case").addEventListener("change", showCase);
   byId("lead").addEventListener("input", () => { drawFrame(); drawCurve(); });
   byId("play").addEventListener("click", togglePlay);

@@ -1,0 +1,97 @@
+"""Is one run better than another? Paired differences over the same cases."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dydiff_dist.evaluation.evaluate import FORECAST
+from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.table import interval_95
+
+
+@dataclass(frozen=True)
+class PairedScore:
+    """A score of two runs over all lead times and the same cases."""
+
+    score: str
+    first: float
+    second: float
+    difference: float
+    """second - first."""
+    lower: float
+    upper: float
+    """95 % interval of the difference over resampled cases, the same cases for both runs in each draw."""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval leaves out 0. It speaks of other cases of this kind, not of training again."""
+        return self.lower > 0 or self.upper < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs score by score, or why they can't be compared."""
+
+    first: str
+    second: str
+    """Labels."""
+    scores: tuple[PairedScore, ...]
+    objections: tuple[str, ...]
+    """Why their numbers don't compare, one line each; empty if they do."""
+
+    def to_json(self) -> dict:
+        """As JSON types, with each score's significance."""
+        scores = [asdict(score) | {"is_significant": score.is_significant} for score in self.scores]
+        return {"first": self.first, "second": self.second, "scores": scores, "objections": list(self.objections)}
+
+
+def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
+    """Paired bootstrap over cases of every score that both runs have.
+
+    Runs that were scored by different protocols or over different cases get objections in place of scores.
+
+    Raises:
+        FileNotFoundError, ValueError: scores that are missing or damaged.
+    """
+    one, other = first.summary(), second.summary()
+    objections = [f"protocol differs: {line}" for line in protocol_differences(one["protocol"], other["protocol"])]
+    if one.get("cases") != other.get("cases"):
+        objections.append(_cases_differ(one.get("cases", {}), other.get("cases", {})))
+    if objections:
+        return Comparison(first.label, second.label, (), tuple(objections))
+    draws, other_draws = first.draws(FORECAST), second.draws(FORECAST)
+    scores = []
+    for name in draws:
+        values = [summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other)]
+        if name in other_draws and None not in values:
+            lower, upper = interval_95(other_draws[name] - draws[name])
+            if np.isfinite(lower) and np.isfinite(upper):
+                scores.append(PairedScore(name, *values, values[1] - values[0], float(lower), float(upper)))
+    return Comparison(first.label, second.label, tuple(scores), ())
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """A table for the terminal, or the objections."""
+    if comparison.objections:
+        return "\n".join(
+            [
+                f"{comparison.first} and {comparison.second} are not compared:",
+                *(f"  {o}" for o in comparison.objections),
+            ]
+        )
+    rows = [["over all lead times", comparison.first, comparison.second, "difference", "95 % interval", ""]]
+    for score in comparison.scores:
+        numbers = (f"{value:.4g}" for value in (score.first, score.second))
+        interval = f"[{score.lower:+.3g}, {score.upper:+.3g}]"
+        mark = "significant" if score.is_significant else ""
+        rows.append([score.score, *numbers, f"{score.difference:+.3g}", interval, mark])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cases_differ(one: dict, other: dict) -> str:
+    only = sorted(set(one.items()) ^ set(other.items()), key=lambda item: int(item[0]))
+    number, key = only[0]
+    return f"other cases: {len(one)} and {len(other)}, case {number} ({key}) is in one only or has another key"
