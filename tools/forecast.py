@@ -1,7 +1,8 @@
-"""Ensemble forecasts of a folder of shards: python tools/forecast.py RUN_OR_MODEL --shards DIR --out DIR ...
+"""Ensemble forecasts: python tools/forecast.py RUN_OR_MODEL --shards DIR --out DIR ...
 
-A run that was stopped goes on when the same command is given again. Several processes share the cases:
-torchrun --nproc_per_node 2 tools/forecast.py ... Score the result with tools/evaluate.py.
+The cases come from a folder of shards, or with --history from an array of your own. A run that was stopped goes on when
+the same command is given again. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ...
+Score the result with tools/evaluate.py.
 """
 
 import argparse
@@ -13,13 +14,18 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
 
+FORMATS = {
+    "npz": "one case_NNNNNN.npz each: members, lead_frames, key",
+    "zarr": "forecasts.zarr: members (case, member, lead, channel, y, x), lead_frames, key, complete",
+}
+
 
 def main() -> None:
     arguments = parse_arguments()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     run = ForecastRun(
         arguments.model,
-        arguments.shards,
+        arguments.shards or arguments.history,
         arguments.out,
         num_members=arguments.members,
         num_cases=arguments.cases,
@@ -27,6 +33,7 @@ def main() -> None:
         seed=arguments.seed,
         sampling=chosen_sampling(arguments),
         precision=arguments.precision,
+        file_format=arguments.format,
         device=chosen_device(arguments.device),
         batch=arguments.batch,
         rank=rank,
@@ -41,22 +48,37 @@ def main() -> None:
         )
     with CaseProgress("forecast", len(run.missing), run.num_members, enabled=rank == 0) as progress:
         run.run(progress.advance)
+    for suffix, num_cases in (("gif", arguments.gif), ("mp4", arguments.mp4)):
+        for path in run.animate(num_cases, suffix):
+            print(path)
     if rank == 0:
-        print(f"forecasts: {arguments.out} (one case_NNNNNN.npz each: members, lead_frames, key)")
-        print(f"score them: python tools/evaluate.py {arguments.out} --climatology TRAINING_SHARDS --out DIR")
+        print(f"forecasts: {arguments.out} ({FORMATS[arguments.format]})")
+        if arguments.shards:
+            print(f"score them: python tools/evaluate.py {arguments.out} --climatology TRAINING_SHARDS --out DIR")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="folder of a run, or of an exported model")
-    parser.add_argument(
-        "--shards", required=True, metavar="DIR", help="shards of the cases, e.g. shards/turbulence/test"
+    cases = parser.add_mutually_exclusive_group(required=True)
+    cases.add_argument("--shards", metavar="DIR", help="shards of the cases, e.g. shards/turbulence/test")
+    cases.add_argument(
+        "--history",
+        type=array_file,
+        metavar="FILE",
+        help="given frames: .npy (cases, frames, channels, height, width), or .npz with history and actions",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the forecasts")
+    parser.add_argument("--format", choices=FORMATS, default="npz", help="a file per case, or one array of all (npz)")
+    parser.add_argument("--gif", type=int, default=0, metavar="N", help="animate the first N cases")
+    parser.add_argument("--mp4", type=int, default=0, metavar="N", help="the same as videos, to look at only")
     parser.add_argument("--members", type=int, default=8, help="ensemble members per case (8)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all)")
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="frames to forecast; more than trained on are rolled out"
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames to forecast; more than trained on are rolled out, also beyond what the shards know",
     )
     parser.add_argument("--seed", type=int, default=0, help="key of all noise (0)")
     sampling = parser.add_argument_group("sampling (default: as the run's configuration says)")
@@ -71,6 +93,12 @@ def parse_arguments() -> argparse.Namespace:
     machine.add_argument("--batch", type=int, default=32, help="members through the network at once (32)")
     machine.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
+
+
+def array_file(text: str) -> str:
+    if not text.endswith((".npy", ".npz")):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .npy or .npz")
+    return text
 
 
 def chosen_sampling(arguments: argparse.Namespace) -> dict:

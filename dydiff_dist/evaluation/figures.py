@@ -3,6 +3,7 @@
 Letters: M members, S lead times, C channels, H W height and width.
 """
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -95,24 +96,56 @@ def _label_row(axis, label: str) -> None:
 def forecast_animation(
     case: ForecastCase, style: FieldStyle, path: str | Path, *, panel_pixels: int = 152, frame_ms: int = 220
 ) -> Path:
-    """Writes a looping GIF: truth, one member and the ensemble mean side by side, through history and lead times."""
+    """Writes a looping GIF, or an MP4 by the name's ending: truth, one member and the ensemble mean side by side.
+
+    The truth may be shorter than the forecast or missing; its panel is empty there. To look at only: scores are
+    never taken from a video file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = _animation_images(case, style, panel_pixels)
+    durations = [frame_ms] * (len(images) - 1) + [4 * frame_ms]
+    if path.suffix == ".mp4":
+        _write_mp4(images, durations, path)
+        return path
+    palette = _palette(style, images)
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False)
+    return path
+
+
+def _animation_images(case: ForecastCase, style: FieldStyle, panel_pixels: int) -> list[Image.Image]:
+    """Every frame from the first given one to the last forecast one."""
     panels = {"truth": case.truth, "a member": case.members[0], "ensemble mean": case.members.mean(axis=0)}
     shown = {
         label: style.show(np.concatenate([case.history, future]).astype(np.float32)) for label, future in panels.items()
     }
     limits = style.limits(shown["truth"])
-    num_given, num_frames = len(case.history), len(case.history) + len(case.truth)
+    num_given, num_frames = len(case.history), len(case.history) + case.members.shape[1]
     images = []
     for frame in range(num_frames):
-        pictures = {label: _enlarged(fields[frame], style, limits, panel_pixels) for label, fields in shown.items()}
+        pictures = {
+            label: _enlarged(fields[frame], style, limits, panel_pixels) if frame < len(fields) else None
+            for label, fields in shown.items()
+        }
         images.append(_animation_frame(pictures, frame, num_given, num_frames))
-    palette = _palette(style, images)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [frame_ms] * (num_frames - 1) + [4 * frame_ms]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False)
-    return path
+    return images
+
+
+def _write_mp4(images: list[Image.Image], durations: list[int], path: Path) -> None:
+    """H.264 of constant frame rate; a frame that rests is written several times."""
+    import av  # most pictures are not videos
+
+    unit_ms = min(durations)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(1000, unit_ms))
+        stream.width, stream.height = (size // 2 * 2 for size in images[0].size)  # H.264 wants even numbers
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+        for image, duration in zip(images, durations, strict=True):
+            frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
+            for _ in range(round(duration / unit_ms)):
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def _enlarged(field: np.ndarray, style: FieldStyle, limits: tuple[float, float], width: int) -> Image.Image:
@@ -124,17 +157,20 @@ def _enlarged(field: np.ndarray, style: FieldStyle, limits: tuple[float, float],
     return Image.fromarray(style.rgb(smooth, limits))
 
 
-def _animation_frame(pictures: dict[str, Image.Image], frame: int, num_given: int, num_frames: int) -> Image.Image:
+def _animation_frame(
+    pictures: dict[str, Image.Image | None], frame: int, num_given: int, num_frames: int
+) -> Image.Image:
     """One frame: panels with their names, and a bar below that tells given frames from forecast ones."""
     gap, head, foot, caption_width = 8, 28, 28, 92
-    width, height = next(iter(pictures.values())).size
+    width, height = next(picture for picture in pictures.values() if picture is not None).size
     canvas = Image.new("RGB", (len(pictures) * (width + gap) + gap, head + height + foot), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(14)
     for index, (label, picture) in enumerate(pictures.items()):
         left = gap + index * (width + gap)
-        canvas.paste(picture, (left, head))
-        draw.text((left + 1, 6), label, fill=INK, font=font)
+        if picture is not None:
+            canvas.paste(picture, (left, head))
+        draw.text((left + 1, 6), label if picture is not None else f"no {label}", fill=INK, font=font)
     is_given = frame < num_given
     text = "given" if is_given else f"forecast +{frame - num_given + 1}"
     color = FAINT_INK if is_given else colors.OURS

@@ -1,7 +1,8 @@
 """One self-contained HTML page of scores and animated cases, for one run or several side by side.
 
 The page holds everything itself: no network, no server, any browser. What it needs is written beside the scores:
-``scores.json``, and ``cases/`` with a strip of frames (PNG, frames from left to right) per case and row.
+``scores.json``, and ``cases/`` with a strip of frames (PNG, frames from left to right) per case and row, or of time
+series with their truth and quantiles.
 """
 
 import base64
@@ -17,13 +18,14 @@ from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.comparison import compare
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.report import protocol_differences
-from dydiff_dist.evaluation.scored_run import STRIPS_FOLDER, STRIPS_NAME, ScoredRun
+from dydiff_dist.evaluation.scored_run import SERIES_NAME, STRIPS_FOLDER, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
 NUM_MEMBERS_SHOWN = 2
+MAX_SERIES_SHOWN = 8
 _PAGE = "report_page"
 
 
@@ -50,6 +52,25 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
     return path
 
 
+def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: Path) -> Path:
+    """Writes the given and true values of some cases of time series (frames of one pixel) with the members' median and
+    90 % band, for at most 8 channels each, to ``folder/cases``."""
+    records = []
+    for case in cases:
+        record = {"number": case.number, "key": case.key, "num_given": len(case.history), "channels": []}
+        for channel in range(min(case.truth.shape[1], MAX_SERIES_SHOWN)):
+            lower, median, upper = np.quantile(case.members[:, :, channel, 0, 0], (0.05, 0.5, 0.95), axis=0)
+            actual = np.concatenate([case.history, case.truth])[:, channel, 0, 0]
+            values = {"actual": actual, "median": median, "lower": lower, "upper": upper}
+            name = channels[channel] if channel < len(channels) else f"channel {channel}"
+            record["channels"].append({"name": name} | {key: x.tolist() for key, x in values.items()})
+        records.append(record)
+    path = folder / STRIPS_FOLDER / SERIES_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records) + "\n")
+    return path
+
+
 def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast report") -> Path:
     """Writes the page.
 
@@ -69,6 +90,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         "title": title,
         "runs": [{"label": label, "summary": summary} for label, summary in zip(labels, summaries, strict=True)],
         "cases": _merged_cases(runs),
+        "series": _merged_series(runs),
         "groups": _groups(summaries),
         "comparisons": [compare(runs[0], run).to_json() for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
@@ -106,6 +128,26 @@ def _merged_cases(runs: list[ScoredRun]) -> list[dict]:
                 label = f"{run.label}: {row['label']}" if is_own else row["label"]
                 rows.append({"label": label, "src": _data_uri(run.folder / STRIPS_FOLDER / Path(row["file"]).name)})
         merged.append({**first, "rows": rows})
+    return merged
+
+
+def _merged_series(runs: list[ScoredRun]) -> list[dict]:
+    """Time series that every run has, with the truth once and each run's own quantiles."""
+    by_run = [{(case["number"], case["key"]): case for case in run.series()} for run in runs]
+    merged = []
+    for identity, first in by_run[0].items():
+        others = [cases.get(identity) for cases in by_run]
+        if any(other is None or len(other["channels"]) != len(first["channels"]) for other in others):
+            continue
+        channels = [
+            {
+                "name": channel["name"],
+                "actual": channel["actual"],
+                "runs": [other["channels"][index] for other in others],
+            }
+            for index, channel in enumerate(first["channels"])
+        ]
+        merged.append({**first, "channels": channels})
     return merged
 
 

@@ -11,7 +11,7 @@ import numpy as np
 SCORES_NAME = "scores.json"
 CASE_SCORES_NAME = "cases.csv"
 DRAWS_NAME = "draws.npz"
-STRIPS_FOLDER, STRIPS_NAME = "cases", "strips.json"
+STRIPS_FOLDER, STRIPS_NAME, SERIES_NAME = "cases", "strips.json", "series.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class ScoredRun:
     def strips(self) -> list[dict]:
         """Its animated cases as ``write_strips`` wrote them; none if it wrote none."""
         path = self.folder / STRIPS_FOLDER / STRIPS_NAME
+        return _read_json(path) if path.is_file() else []
+
+    def series(self) -> list[dict]:
+        """Its time series as ``write_series`` wrote them; none if it wrote none."""
+        path = self.folder / STRIPS_FOLDER / SERIES_NAME
         return _read_json(path) if path.is_file() else []
 
     def draws(self, forecaster: str) -> dict[str, np.ndarray]:

@@ -1,14 +1,20 @@
-"""Cases: what a forecast is given and what happened, in stored units, straight from shards."""
+"""Cases: what a forecast is given and what happened, in stored units, from shards or from an array of one's own.
 
+Letters: N cases, S frames (S_h history, S_f future), C channels, H W height and width, A actions.
+"""
+
+import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
-from dydiff_dist.data.manifest import manifest_identity
+from dydiff_dist.data.manifest import FrameSchema, file_sha256, manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle, field_style
@@ -28,7 +34,7 @@ class Case:
     truth: np.ndarray
     """(S_f, C, H, W) float32, stored units."""
     actions: np.ndarray | None
-    """(S_h + S_f, A) float32."""
+    """(S_h + S_f, A) float32, or longer where the forecast goes on beyond the truth."""
 
 
 class CaseReader:
@@ -62,17 +68,19 @@ class CaseReader:
         """Of the shards' manifest, which holds the checksums of all else."""
         return manifest_identity(self.shards.manifest)
 
+    @property
+    def schema(self) -> FrameSchema:
+        """Of the stored frames."""
+        return self.shards.schema
+
+    @property
+    def source(self) -> str:
+        """Where the cases come from, for messages."""
+        return str(self.shards.folder)
+
     def style(self) -> FieldStyle:
         """How these frames are shown."""
-        schema = self.shards.schema
-        return field_style(
-            schema.shape[0],
-            channels=schema.channels,
-            units=schema.units,
-            dtype=schema.dtype,
-            vector_channels=schema.vector_channels,
-            periodic="periodic_shift" in schema.allowed_augmentations and self.data.crop_size is None,
-        )
+        return style_of(self.schema, is_cropped=self.data.crop_size is not None)
 
     def frames(self, number: int) -> np.ndarray:
         """All frames of a case, (S_h + S_f, C, H, W) float32."""
@@ -89,7 +97,7 @@ class CaseReader:
         frames, num_history = self._cut(sample.frames), self.data.num_history_frames
         actions = None
         if sample.actions is not None:
-            actions = sample.actions[: self.data.num_frames].astype(np.float32)
+            actions = sample.actions.astype(np.float32)
             actions[0] = 0  # it leads from a frame that is not there
         return Case(number, sample.key, frames[:num_history], frames[num_history:], actions)
 
@@ -102,27 +110,133 @@ class CaseReader:
         return frames[:, :, top : top + height, left : left + width].astype(np.float32)
 
 
-def stack_cases(cases: list[Case]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(history (B, S_h, C, H, W), actions (B, S, A) or None, case_index (B,)) of a batch of cases."""
+class ArrayCases:
+    """Histories from a file of one's own, without truth: case n is the n-th of them.
+
+    A ``.npy`` holds (N, S_h, C, H, W), or (S_h, C, H, W) for one case. A ``.npz`` holds ``history`` like that, and
+    where they are needed ``actions`` (N, S, A) and ``key`` (N,). Values are in the units of the model's shards.
+    """
+
+    def __init__(self, path: str | Path, data: DataConfig, model_schema: dict[str, Any]):
+        """
+        Args:
+            path: the file.
+            data: the model's, for the number of history frames.
+            model_schema: what the model's shards held, as its config.json says.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no such array in it, or one of another shape.
+        """
+        self.path = Path(path)
+        history, self._actions, self._keys = _read_arrays(self.path)
+        wanted = (data.num_history_frames, model_schema["shape"][0])
+        if history.ndim != 5 or history.shape[1:3] != wanted:
+            raise ValueError(
+                f"history in {path} has shape {history.shape}, the model takes (N, {wanted[0]}, {wanted[1]}, H, W)"
+            )
+        for name, values in (("actions", self._actions), ("key", self._keys)):
+            if values is not None and len(values) != len(history):
+                raise ValueError(f"{path} has {len(values)} of {name} and {len(history)} histories; give one for each")
+        self._history = history
+        self.data = data.model_copy(update={"crop_size": None, "augmentation": AugmentationConfig()})
+        known = {name: model_schema[name] for name in FrameSchema.model_fields if name in model_schema}
+        self.schema = FrameSchema.model_validate_json(
+            json.dumps(
+                known
+                | {
+                    "num_frames": data.num_history_frames,
+                    "shape": history.shape[2:],
+                    "num_actions": 0 if self._actions is None else self._actions.shape[-1],
+                }
+            )
+        )
+
+    def __len__(self) -> int:
+        """Cases in the file."""
+        return len(self._history)
+
+    @property
+    def source(self) -> str:
+        """The file."""
+        return str(self.path)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return file_sha256(self.path)
+
+    def style(self) -> FieldStyle:
+        """How these frames are shown."""
+        return style_of(self.schema, is_cropped=False)
+
+    def read(self, number: int) -> Case:
+        """A case by number; its truth has no frames."""
+        history = self._history[number].astype(np.float32)
+        actions = None if self._actions is None else self._actions[number].astype(np.float32)
+        key = f"{self.path.stem}_{number:06d}" if self._keys is None else str(self._keys[number])
+        return Case(number, key, history, history[:0], actions)
+
+
+def style_of(schema: FrameSchema, *, is_cropped: bool) -> FieldStyle:
+    """How frames of this kind are shown; a cut-out of a periodic field is not periodic."""
+    return field_style(
+        schema.shape[0],
+        channels=schema.channels,
+        units=schema.units,
+        dtype=schema.dtype,
+        vector_channels=schema.vector_channels,
+        periodic="periodic_shift" in schema.allowed_augmentations and not is_cropped,
+    )
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """(history (N, S_h, C, H, W), actions or None, keys or None); no pickled objects."""
+    if not path.is_file():
+        raise FileNotFoundError(f"array {path} does not exist")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            history, actions, keys = loaded, None, None
+        else:
+            with loaded as archive:
+                if "history" not in archive:
+                    raise ValueError(f"it holds {', '.join(archive) or 'nothing'}, no array called history")
+                history, actions, keys = (archive.get(name) for name in ("history", "actions", "key"))
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} can't be used: {error}") from None
+    return history[None] if history.ndim == 4 else history, actions, keys
+
+
+def stack_cases(
+    cases: list[Case], num_future_frames: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(history (B, S_h, C, H, W), actions (B, S, A) or None, case_index (B,)) of a batch of cases.
+
+    ``num_future_frames``: frames to forecast, which actions are cut to; None is as many as have a truth.
+    """
     history = torch.from_numpy(np.stack([case.history for case in cases]))
     actions = None
     if cases[0].actions is not None:
-        actions = torch.from_numpy(np.stack([case.actions for case in cases]))
+        num_frames = len(cases[0].history) + (num_future_frames or len(cases[0].truth))
+        actions = torch.from_numpy(np.stack([case.actions[:num_frames] for case in cases]))
     return history, actions, torch.tensor([case.number for case in cases])
 
 
 def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, seed: int = 0) -> ForecastCase:
     """An ensemble forecast of one case beside its truth: for scores, pictures and animations.
 
-    It is the same ensemble that ``tools/forecast.py`` writes for this case, seed and number of frames.
+    It is the same ensemble that ``tools/forecast.py`` writes for this case, seed and number of frames. A case without
+    truth is forecast as far as the model does at once.
     """
-    history, actions, case_index = stack_cases([case])
+    num_frames = len(case.truth) or forecaster.num_future_frames
+    history, actions, case_index = stack_cases([case], num_frames)
     members = forecaster.forecast(
         history,
         actions=actions,
         case_index=case_index,
         num_members=num_members,
         seed=seed,
-        num_frames=len(case.truth),
+        num_frames=num_frames,
     )
     return ForecastCase(case.number, case.key, case.history, case.truth, members[0].numpy())

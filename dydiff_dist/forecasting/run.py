@@ -6,11 +6,15 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from dydiff_dist.forecasting.cases import CaseReader, stack_cases
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.evaluation.case import ForecastCase
+from dydiff_dist.evaluation.figures import forecast_animation
+from dydiff_dist.forecasting.cases import ArrayCases, CaseReader, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.forecasting.exported import find_model, load_forecaster, read_description
+from dydiff_dist.forecasting.exported import ModelDescription, find_model, load_forecaster, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
-from dydiff_dist.forecasting.store import ForecastRequest, ForecastStore
+from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore
 from dydiff_dist.strict_config import describe_error
 
 OnCases = Callable[[int], None]
@@ -18,12 +22,12 @@ OnCases = Callable[[int], None]
 
 
 class ForecastRun:
-    """An ensemble forecast of the first cases of a folder of shards, by one process or several."""
+    """An ensemble forecast of the first cases of a folder of shards or of an array, by one process or several."""
 
     def __init__(
         self,
         model: str | Path,
-        shards: str | Path,
+        source: str | Path,
         out: str | Path,
         *,
         num_members: int = 8,
@@ -32,6 +36,7 @@ class ForecastRun:
         seed: int = 0,
         sampling: dict | None = None,
         precision: str = "fp32",
+        file_format: FileFormat = "npz",
         device: torch.device | str | None = None,
         batch: int = 32,
         rank: int = 0,
@@ -41,13 +46,16 @@ class ForecastRun:
 
         Args:
             model: a model's or a run's folder.
-            shards, out: folders of the cases and of the forecasts; ``out`` may hold a stopped run of the same request.
+            source: the cases: a folder of shards, or a ``.npy`` or ``.npz`` file of histories (``ArrayCases``).
+            out: folder of the forecasts; it may hold a stopped run of the same request.
             num_members: M.
             num_cases: the first so many cases; None is all.
-            num_frames: frames to forecast; None is the model's own number, more are rolled out.
+            num_frames: frames to forecast; None is the model's own number, more are rolled out, also beyond the
+                frames that the shards know.
             seed: key of all noise.
             sampling: fields of SamplingConfig that replace the model's own.
             precision: "fp32" or "bf16", the network's storage.
+            file_format: a file per case, or one zarr array of all.
             device: where the network runs; None takes a GPU if there is one.
             batch: members that pass through the network together.
             rank, world_size: this process among those that share the cases; each takes every world_size-th.
@@ -59,35 +67,35 @@ class ForecastRun:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
         description, weights_sha256 = read_description(model)
-        data = description.data
-        if num_frames is not None:
-            data = data.model_copy(update={"num_future_frames": num_frames})
-        self.reader = CaseReader.open(shards, data)
+        num_frames = num_frames or description.data.num_future_frames
+        self.reader = _open_cases(source, description, num_frames)
         self._check_schema(description.data_schema, model)
         self.sampling = _replaced(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
         request = ForecastRequest(
             model=str(find_model(model)),
             weights_sha256=weights_sha256,
-            shards=str(shards),
+            shards=str(source),
             shards_sha256=self.reader.sha256,
-            data=data,
+            data=self.reader.data,
+            num_frames=num_frames,
             sampling=self.sampling,
             num_members=num_members,
             seed=seed,
             precision=precision,
-            frames=self.reader.shards.schema,
+            frames=self.reader.schema,
+            file_format=file_format,
         )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.forecaster: Forecaster = load_forecaster(
             model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch
         )
-        self.store = ForecastStore.create(out, request)
+        self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
-        mine = range(rank, self.num_cases, world_size)
-        self.missing: list[int] = sorted(set(mine) - set(self.store.cases()))
+        self._mine = range(rank, self.num_cases, world_size)
+        self.missing: list[int] = sorted(set(self._mine) - set(self.store.cases()))
         """Cases that this process has yet to forecast."""
-        self.num_reused = len(mine) - len(self.missing)
+        self.num_reused = len(self._mine) - len(self.missing)
 
     def run(self, on_cases: OnCases | None = None) -> None:
         """Forecasts the missing cases; ``on_cases`` hears of each batch that is written."""
@@ -99,37 +107,68 @@ class ForecastRun:
 
     def _forecast(self, numbers: Sequence[int]) -> None:
         cases = [self.reader.read(number) for number in numbers]
-        history, actions, case_index = stack_cases(cases)
         request = self.store.request
+        history, actions, case_index = stack_cases(cases, request.num_leads)
         members = self.forecaster.forecast(
             history,
             actions=actions,
             case_index=case_index,
             num_members=self.num_members,
             seed=request.seed,
-            num_frames=request.data.num_future_frames,
+            num_frames=request.num_leads,
         )
         for case, ensemble in zip(cases, members.numpy(), strict=True):
             self.store.write(case.number, case.key, ensemble)
 
+    def animate(self, num_cases: int, suffix: str) -> list[Path]:
+        """Animations of this process's share of the first ``num_cases``, beside the forecasts; all must be there.
+
+        Args:
+            num_cases: at most so many.
+            suffix: "gif" or "mp4".
+        """
+        written = []
+        for number in self._mine:
+            if number < num_cases:
+                case = self.reader.read(number)
+                key, members = self.store.read(number)
+                shown = ForecastCase(number, key, case.history, case.truth, members)
+                path = self.store.folder / f"case_{number:06d}.{suffix}"
+                written.append(forecast_animation(shown, self.reader.style(), path))
+        return written
+
     def _check_schema(self, model_schema: dict, model: str | Path) -> None:
         """The shards must hold what the model was trained on."""
-        schema = self.reader.shards.schema
+        schema = self.reader.schema
         here = (schema.shape[0], schema.num_actions)
         there = (model_schema["shape"][0], model_schema["num_actions"])
         if here != there:
             raise ValueError(
-                f"{self.reader.shards.folder} has {here[0]} channels and {here[1]} actions, {model} was trained on "
-                f"{there[0]} and {there[1]}; give shards of the same kind"
+                f"{self.reader.source} has {here[0]} channels and {here[1]} actions, {model} was trained on "
+                f"{there[0]} and {there[1]}; give data of the same kind"
             )
 
     def _checked_count(self, num_cases: int | None) -> int:
         if num_cases is not None and not 1 <= num_cases <= len(self.reader):
             raise ValueError(
-                f"{num_cases} cases were asked for, {self.reader.shards.folder} has {len(self.reader)}; ask for 1 to "
+                f"{num_cases} cases were asked for, {self.reader.source} has {len(self.reader)}; ask for 1 to "
                 f"{len(self.reader)}"
             )
         return num_cases or len(self.reader)
+
+
+def _open_cases(source: str | Path, description: ModelDescription, num_frames: int) -> CaseReader | ArrayCases:
+    """The cases, cut as the model takes them, with a truth for as many of ``num_frames`` as the shards have."""
+    if Path(source).suffix in (".npy", ".npz"):
+        return ArrayCases(source, description.data, description.data_schema)
+    shards = ShardSet.open(source, remote=description.data.remote)
+    known = (shards.schema.num_frames - 1) // description.data.frame_stride + 1 - description.data.num_history_frames
+    # without a single frame of truth the reader says what the samples lack
+    return CaseReader(shards, _with_future(description.data, max(1, min(num_frames, known))))
+
+
+def _with_future(data: DataConfig, num_future_frames: int) -> DataConfig:
+    return data.model_copy(update={"num_future_frames": num_future_frames})
 
 
 def _check_counts(**counts: int | None) -> None:

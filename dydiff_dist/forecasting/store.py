@@ -1,13 +1,10 @@
-"""A folder of forecasts: ``forecast.json`` says what was asked for, ``case_000017.npz`` holds one case's ensemble.
+"""A folder of forecasts: ``forecast.json`` says what was asked for, beside it lie the ensembles, case by case.
 
-Files appear under their names only when complete, so a stopped run can go on and several processes may write side by
-side. Letters: M members, S lead times, C channels, H W height and width.
+A folder never mixes two requests. Letters: M members, S lead times, C channels, H W height and width.
 """
 
 import json
 import os
-import re
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +13,12 @@ from pydantic import ValidationError
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.forecasting.case_files import CaseFiles, NpzFiles, ZarrFiles
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 REQUEST_NAME = "forecast.json"
-_CASE_NAME = re.compile(r"case_(\d{6,})\.npz")
+FileFormat = Literal["npz", "zarr"]
 
 
 class ForecastRequest(StrictConfig):
@@ -32,11 +30,13 @@ class ForecastRequest(StrictConfig):
     weights_sha256: str
     """Of the model's weights."""
     shards: str
-    """Folder of the cases' shards as it was given."""
+    """Folder of the cases' shards, or file of the array, as it was given."""
     shards_sha256: str
-    """Of the shards' manifest."""
+    """Of the shards' manifest, or of the array's file."""
     data: DataConfig
-    """How cases are cut: history and future frames, stride, crop."""
+    """How cases are cut: history frames, future frames that have a truth, stride, crop."""
+    num_frames: int | None = None
+    """Frames forecast, S; None is as many as have a truth. More go on beyond what the shards know."""
     sampling: SamplingConfig
     num_members: int
     """M."""
@@ -46,17 +46,36 @@ class ForecastRequest(StrictConfig):
     """Storage of the network."""
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
+    file_format: FileFormat = "npz"
+
+    @property
+    def num_leads(self) -> int:
+        """Frames forecast, S."""
+        return self.num_frames or self.data.num_future_frames
+
+    @property
+    def shape_MSCHW(self) -> tuple[int, int, int, int, int]:  # noqa: N802 - the letters are the shape
+        """Of one case."""
+        height, width = self.data.crop_size or self.frames.shape[1:]
+        return self.num_members, self.num_leads, self.frames.shape[0], height, width
 
 
 class ForecastStore:
     """Reads and writes a folder of forecasts."""
 
-    def __init__(self, folder: str | Path, request: ForecastRequest):
+    def __init__(self, folder: str | Path, request: ForecastRequest, num_cases: int = 0):
+        """``num_cases``: room to make for so many where the format needs it made; 0 takes what is there."""
         self.folder, self.request = Path(folder), request
+        stride = request.data.frame_stride
+        self.files: CaseFiles = (
+            NpzFiles(self.folder, stride)
+            if request.file_format == "npz"
+            else ZarrFiles(self.folder, stride, request.shape_MSCHW, num_cases)
+        )
 
     @classmethod
-    def create(cls, folder: str | Path, request: ForecastRequest) -> "ForecastStore":
-        """Opens the folder for writing, and goes on with what it holds if that was asked for alike.
+    def create(cls, folder: str | Path, request: ForecastRequest, num_cases: int) -> "ForecastStore":
+        """Opens the folder for writing ``num_cases``, and goes on with what it holds if that was asked for alike.
 
         Raises:
             ValueError: it holds forecasts of another request; the first difference is named.
@@ -64,20 +83,19 @@ class ForecastStore:
         folder = Path(folder)
         path = folder / REQUEST_NAME
         if path.is_file():
-            found = cls.open(folder)
-            difference = _first_difference(found.request.model_dump(), request.model_dump())
+            difference = _first_difference(_read_request(path).model_dump(), request.model_dump())
             if difference:
                 key, old, new = difference
                 raise ValueError(
                     f"{folder} holds forecasts with {key} = {old!r}, now {new!r} is asked for; write to another folder"
                 )
-            return found
+            return cls(folder, request, num_cases)
         folder.mkdir(parents=True, exist_ok=True)
         # several processes may create the folder at once: each writes its own file, and the contents are the same
         partial = folder / f".{REQUEST_NAME}.{os.getpid()}.partial"
         partial.write_text(json.dumps(request.model_dump(mode="json"), indent=1) + "\n")
         partial.replace(path)
-        return cls(folder, request)
+        return cls(folder, request, num_cases)
 
     @classmethod
     def open(cls, folder: str | Path) -> "ForecastStore":
@@ -92,30 +110,19 @@ class ForecastStore:
             raise FileNotFoundError(
                 f"no forecasts in {str(folder)!r} ({REQUEST_NAME} is missing); run tools/forecast.py"
             )
-        try:
-            return cls(folder, ForecastRequest.model_validate_json(path.read_bytes()))
-        except ValidationError as error:
-            raise ValueError(f"{path}: {describe_error(error, ForecastRequest)}; forecast into a new folder") from None
+        return cls(folder, _read_request(path))
 
     def cases(self) -> list[int]:
         """Numbers of the cases that are there, ascending."""
-        names = (_CASE_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(name[1]) for name in names if name)
+        return self.files.cases()
 
     def path(self, case: int) -> Path:
         """Where a case lies."""
-        return self.folder / f"case_{case:06d}.npz"
+        return self.files.path(case)
 
-    def write(self, case: int, key: str, members: np.ndarray) -> Path:
-        """Writes a case: ``members`` (M, S, C, H, W) float32 in stored units, ``lead_frames`` (S,), ``key``."""
-        path = self.path(case)
-        partial = path.with_name(f".{path.name}.partial")
-        stride = self.request.data.frame_stride
-        lead_frames = np.arange(1, members.shape[1] + 1, dtype=np.int64) * stride
-        with open(partial, "wb") as file:
-            np.savez(file, members=members.astype(np.float32), lead_frames=lead_frames, key=np.array(key))
-        partial.replace(path)
-        return path
+    def write(self, case: int, key: str, members: np.ndarray) -> None:
+        """Writes a case: ``members`` (M, S, C, H, W) float32 in stored units."""
+        self.files.write(case, key, members)
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
         """(key, members (M, S, C, H, W) float32) of a case.
@@ -124,14 +131,14 @@ class ForecastStore:
             FileNotFoundError: it was not forecast.
             ValueError: the file is damaged.
         """
-        path = self.path(case)
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return str(archive["key"]), archive["members"]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} does not exist; run tools/forecast.py with more cases") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run tools/forecast.py again") from None
+        return self.files.read(case)
+
+
+def _read_request(path: Path) -> ForecastRequest:
+    try:
+        return ForecastRequest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe_error(error, ForecastRequest)}; forecast into a new folder") from None
 
 
 def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:

@@ -12,7 +12,7 @@ from dydiff_dist.evaluation.baselines import Baseline, Climatology
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, evaluate
 from dydiff_dist.evaluation.frechet import FeatureTable
-from dydiff_dist.evaluation.html_report import write_report, write_strips
+from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
 from dydiff_dist.evaluation.optical_flow import OpticalFlow
 from dydiff_dist.evaluation.report import write_case_scores, write_draws, write_summary
@@ -48,10 +48,14 @@ class Verification:
         """
         store = ForecastStore.open(forecasts)
         request = store.request
+        if shards is None and Path(request.shards).suffix in (".npy", ".npz"):
+            raise ValueError(
+                f"{forecasts} was made from the array {request.shards}, which holds no truth; nothing to score"
+            )
         reader = CaseReader.open(shards or request.shards, request.data)
         if reader.sha256 != request.shards_sha256:
             raise ValueError(
-                f"{forecasts} was made from other shards ({request.shards}) than {reader.shards.folder}; give those"
+                f"{forecasts} was made from other shards ({request.shards}) than {reader.source}; give those"
             )
         have = store.cases()
         if not have:
@@ -61,13 +65,15 @@ class Verification:
         return cls(store, reader, list(range(num_cases or have[-1] + 1)))
 
     def case(self, number: int) -> ForecastCase:
-        """One forecast beside its truth.
+        """One forecast beside its truth, without the frames that have none.
 
         Raises:
             ValueError: the file is damaged, or belongs to another sample.
         """
         key, members = self.store.read(number)
         case = self.reader.read(number)
+        if members.shape[1:2] == (self.store.request.num_leads,):
+            members = members[:, : len(case.truth)]
         if key != case.key:
             raise ValueError(
                 f"{self.store.path(number)} is of sample {key!r}, case {number} is {case.key!r}; delete it"
@@ -77,13 +83,13 @@ class Verification:
     @property
     def frames_are_images(self) -> bool:
         """Whether frames have an extent; those of time series are one pixel."""
-        return self.reader.shards.schema.shape[1:] != (1, 1)
+        return self.reader.schema.shape[1:] != (1, 1)
 
     @property
     def periodic(self) -> bool:
         """Whether frames wrap around."""
         data = self.reader.data
-        return "periodic_shift" in self.reader.shards.schema.allowed_augmentations and data.crop_size is None
+        return "periodic_shift" in self.reader.schema.allowed_augmentations and data.crop_size is None
 
     def climatology(self, folder: str | Path, seed: int = 0, num_members: int | None = None) -> Climatology:
         """The climatology of the training shards in ``folder``, cut as the forecasts are.
@@ -97,7 +103,7 @@ class Verification:
             ValueError: its frames have another shape.
         """
         training = CaseReader.open(folder, self.reader.data)
-        here, there = self.reader.shards.schema.shape, training.shards.schema.shape
+        here, there = self.reader.schema.shape, training.schema.shape
         if here != there and (self.reader.data.crop_size is None or here[0] != there[0]):
             raise ValueError(
                 f"{folder} has frames of shape {there}, the forecasts' shards {here}; give their training set"
@@ -215,12 +221,12 @@ class Verification:
 
     @property
     def _schema(self) -> dict:
-        return self.reader.shards.schema.model_dump()
+        return self.reader.schema.model_dump()
 
     @property
     def _forecast_shape(self) -> tuple[int, int, int, int]:
         """(S, C, H, W)."""
-        schema, data = self.reader.shards.schema, self.reader.data
+        schema, data = self.reader.schema, self.reader.data
         height, width = data.crop_size or schema.shape[1:]
         return data.num_future_frames, schema.shape[0], height, width
 
@@ -229,9 +235,10 @@ class Verification:
         return {
             "model": request.model,
             "weights_sha256": request.weights_sha256,
-            "shards": str(self.reader.shards.folder),
+            "shards": str(self.reader.source),
             "shards_sha256": request.shards_sha256,
             "num_cases_in_shards": len(self.reader),
+            "frames_without_truth": request.num_leads - request.data.num_future_frames,
             "sampling": request.sampling.model_dump(mode="json"),
             "seed": request.seed,
             "precision": request.precision,
@@ -284,6 +291,8 @@ def write_evaluation(
     shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
     if verification.frames_are_images:
         write_strips(shown, verification.reader.style(), out)
+    else:
+        write_series(shown, verification.reader.schema.channels, out)
     label = Path(verification.store.request.model).resolve().parent.name
     written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
@@ -297,7 +306,7 @@ def _write_pictures(verification: Verification, case: ForecastCase, out: Path) -
     """Picture and animation of one case; of time series, a picture only."""
     stem = f"forecast_{case.number:06d}"
     if not verification.frames_are_images:
-        channels = verification.reader.shards.schema.channels
+        channels = verification.reader.schema.channels
         return [figures.save_figure(figures.series_figure(case, channels), out / f"{stem}.png")]
     style = verification.reader.style()
     return [

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
+from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate, write_summary
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
-from dydiff_dist.evaluation.html_report import write_report, write_strips
+from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
 from dydiff_dist.evaluation.report import write_draws
 from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import ensemble_suite
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -77,10 +78,57 @@ def test_several_runs_share_the_truth_and_are_warned_about(tmp_path) -> None:
     assert payload["warnings"] == [
         "run 0 and run 1 were not scored alike, their numbers don't compare: num_members: 3 and 2"
     ]
+    assert payload["comparisons"][0]["objections"] == ["protocol differs: num_members: 3 and 2"]
     with pytest.raises(ValueError, match="two runs are called 'run 0'"):
         write_report([runs[0], runs[0]], tmp_path / "report.html")
     with pytest.raises(FileNotFoundError, match=r"scores.json does not exist; run tools/evaluate.py first"):
         write_report([ScoredRun("c", tmp_path / "c")], tmp_path / "report.html")
+
+
+def test_runs_that_were_scored_alike_are_compared_score_by_score(tmp_path) -> None:
+    payload = _payload(write_report([_scored(tmp_path / "a"), _scored(tmp_path / "b", seed=1)], tmp_path / "r.html"))
+    (comparison,) = payload["comparisons"]
+    assert payload["warnings"] == [] and comparison["objections"] == []
+    names = {score["score"] for score in comparison["scores"]}
+    assert {"crps", "csi_74", "log_spectral_distance_db"} <= names
+    assert "pod_230" not in names  # undefined: no pixel of the truth reaches it
+
+
+def test_cases_that_were_not_scored_are_told_before_anything_else(tmp_path) -> None:
+    run = _scored(tmp_path / "a")
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())
+    scores["errors"] = {"7": "case 7: no such file"}
+    (tmp_path / "a" / "scores.json").write_text(json.dumps(scores))
+    payload = _payload(write_report([run], tmp_path / "r.html"))
+    assert payload["warnings"] == [
+        "run 0: 1 cases could not be scored and are in no number; the first: case 7: no such file"
+    ]
+
+
+def _scored_series(folder: Path, seed: int = 0) -> ScoredRun:
+    """A run of two cases of time series, 6 + 4 times of 3 variates."""
+    cases = []
+    for number in range(2):
+        truth = np.random.default_rng(number).normal(10, 1, (4, 3, 1, 1))
+        members = truth + np.random.default_rng(seed).normal(0, 1, (20, *truth.shape))
+        cases.append(ForecastCase(number, f"window {number}", np.full((6, 3, 1, 1), 10.0), truth, members))
+    evaluation = evaluate(cases, SeasonalNaive(5), suites=[series_suite()])
+    write_summary(evaluation, folder / "scores.json")
+    write_draws(evaluation, folder / "draws.npz")
+    write_series(cases, ("a", "b"), folder)
+    return ScoredRun(f"run {seed}", folder)
+
+
+def test_time_series_are_shown_with_the_quantiles_of_every_run(tmp_path) -> None:
+    runs = [_scored_series(tmp_path / "a"), _scored_series(tmp_path / "b", seed=1)]
+    payload = _payload(write_report(runs, tmp_path / "report.html"))
+    assert payload["cases"] == [] and set(payload["groups"]) == {"Ensemble", "Series"}
+    shown = payload["series"][1]
+    assert [channel["name"] for channel in shown["channels"]] == ["a", "b", "channel 2"]
+    assert len(shown["channels"][0]["actual"]) == 10 and len(shown["channels"][0]["runs"]) == 2
+    quantiles = shown["channels"][2]["runs"][1]
+    bounds = (np.array(quantiles[name]) for name in ("lower", "median", "upper"))
+    assert (np.diff(np.stack(list(bounds)), axis=0) > 0).all()
 
 
 PROBE = """<script>
@@ -91,6 +139,8 @@ window.addEventListener("load", () => setTimeout(() => {
   document.body.dataset.probe = JSON.stringify({
     panels: canvas.length, lit: lit.length, lines: document.querySelectorAll("#curve polyline").length,
     bars: document.querySelectorAll("#ranks rect").length, rows: document.querySelectorAll("#score-table tr").length,
+    compared: document.querySelectorAll("#comparison-table tr").length,
+    series: document.querySelectorAll("#series polyline").length,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     background: getComputedStyle(document.body).backgroundColor, width: innerWidth,
   });
@@ -108,11 +158,22 @@ def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
     (tmp_path / "phone.html").write_text(f'<iframe src="{page.name}" style="width:375px;height:800px"></iframe>')
     wide = _probe(page, dark)
     assert wide["panels"] == wide["lit"] == 7
-    assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20
+    assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20 and wide["compared"] > 20
     assert wide["overflow"] <= 0
     assert wide["background"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
     narrow = _probe(tmp_path / "phone.html", dark)
     assert narrow["width"] == 375 and narrow["overflow"] <= 0 and narrow["lit"] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium; Debian: apt-get install chromium")
+def test_a_browser_draws_time_series(tmp_path) -> None:
+    runs = [_scored_series(tmp_path / "a"), _scored_series(tmp_path / "b", seed=1)]
+    page = write_report(runs, tmp_path / "report.html")
+    page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    found = _probe(page, dark=False)
+    assert found["series"] == 3 * 3 and found["panels"] == 0  # a panel a variate: two runs and the truth
+    assert found["overflow"] <= 0 and found["lines"] == 4
 
 
 def _probe(page: Path, dark: bool) -> dict:

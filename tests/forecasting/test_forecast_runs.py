@@ -77,8 +77,6 @@ def test_errors_before_the_first_forecast(flow_model, flow_shards, tmp_path) -> 
             _run(flow_model, flow_shards, tmp_path, **{name: 0})
     with _expect(ValueError, "seed is -1; choose 0 to 2**64 - 1"):
         _run(flow_model, flow_shards, tmp_path, seed=-1)
-    with _expect(ValueError, "num_future_frames = 13 at stride 1 needs 13 frames"):
-        _run(flow_model, flow_shards, tmp_path, num_frames=10)
     with _expect(ValueError, "6 cases were asked for"):
         _run(flow_model, flow_shards, tmp_path, num_cases=6)
     with _expect(ValueError, "sampling: unknown key 'steps'; did you mean 'num_steps'?"):

@@ -196,6 +196,22 @@ function drawFrame() {
   });
 }
 
+function drawSeries() {
+  const shown = data.series[Number(byId("series-case").value)];
+  byId("series").replaceChildren();
+  for (const channel of shown.channels) {
+    const box = element("div", byId("series"));
+    element("h3", box, channel.name);
+    const x = channel.actual.map((_, index) => index - shown.num_given + 1);
+    const after = (values) => [...Array(shown.num_given).fill(null), ...values];
+    const lines = channel.runs.map((run, index) => ({
+      label: data.runs[index].label, color: `var(--run${index % 4})`, dash: "", values: after(run.median), lower: after(run.lower), upper: after(run.upper),
+    }));
+    const truth = { label: "truth", color: "var(--truth)", dash: "", values: channel.actual };
+    lineChart(element("div", box, undefined, "chart"), { x, series: [...lines, truth], xLabel: "time (frames)", marker: 0 });
+  }
+}
+
 let timer = null;
 function togglePlay() {
   const button = byId("play");
@@ -310,10 +326,14 @@ function start() {
   data.comparisons.forEach((shown, index) => { element("option", byId("comparison"), `${shown.second} against ${shown.first}`).value = index; });
   if (data.comparisons.length) { drawComparison(); byId("comparison").addEventListener("change", drawComparison); }
   byId("case").addEventListener("change", showCase);
+  byId("series-section").hidden = !data.series.length;
+  data.series.forEach((shown, index) => { element("option", byId("series-case"), shown.key).value = index; });
+  byId("series-case").addEventListener("change", drawSeries);
+  if (data.series.length) drawSeries();
   byId("lead").addEventListener("input", () => { drawFrame(); drawCurve(); });
   byId("play").addEventListener("click", togglePlay);
   byId("score").addEventListener("change", drawCurve);
-  window.addEventListener("resize", () => { drawCurve(); drawProfiles(); });
+  window.addEventListener("resize", () => { drawCurve(); drawProfiles(); if (data.series.length) drawSeries(); });
   if (data.cases.length) { byId("lead").value = data.cases[0].num_frames; showCase(); byId("lead").value = Math.floor((data.cases[0].num_frames + data.cases[0].num_given) / 2); drawFrame(); }
   drawCurve();
   drawProfiles();
