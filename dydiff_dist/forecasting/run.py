@@ -161,10 +161,11 @@ def _open_cases(source: str | Path, description: ModelDescription, num_frames: i
     """The cases, cut as the model takes them, with a truth for as many of ``num_frames`` as the shards have."""
     if Path(source).suffix in (".npy", ".npz"):
         return ArrayCases(source, description.data, description.data_schema)
-    shards = ShardSet.open(source, remote=description.data.remote)
-    known = (shards.schema.num_frames - 1) // description.data.frame_stride + 1 - description.data.num_history_frames
+    data = description.data
+    shards = ShardSet.open(source, remote=data.remote, use_actions=data.use_actions)
+    known = (shards.schema.num_frames - 1) // data.frame_stride + 1 - data.num_history_frames
     # without a single frame of truth the reader says what the samples lack
-    return CaseReader(shards, _with_future(description.data, max(1, min(num_frames, known))))
+    return CaseReader(shards, _with_future(data, max(1, min(num_frames, known))))
 
 
 def _with_future(data: DataConfig, num_future_frames: int) -> DataConfig:
