@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dydiff_dist.config import RunConfig, load_config
+from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.study.config import ForecastConfig, StudyConfig
@@ -63,13 +66,10 @@ def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = 
     if unknown:
         raise ValueError(f"no arm {unknown[0]!r}; the arms are {', '.join(study.arms)}")
     arms = [name for name in study.arms if only is None or name in only]
-    cases_sha256 = manifest_sha256(study.shards)
+    identity = cache(_shards_identity)  # arms share their shards
     seeds = sorted({seed for arm in arms for seed in study.seeds_of(arm)}, key=_order_of(study))
     return [
-        _plan_run(study, arm, seed, folder, cases_sha256)
-        for seed in seeds
-        for arm in arms
-        if seed in study.seeds_of(arm)
+        _plan_run(study, arm, seed, folder, identity) for seed in seeds for arm in arms if seed in study.seeds_of(arm)
     ]
 
 
@@ -78,18 +78,18 @@ def _order_of(study: StudyConfig):
     return lambda seed: (study.seeds.index(seed) if seed in study.seeds else len(study.seeds), seed)
 
 
-def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, cases_sha256: str) -> PlannedRun:
+def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
     fields = {**study.set, **study.arms[arm].set, "seed": seed}
     try:
         config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
     except ValueError as error:
         raise ValueError(f"arm {arm!r}: {error}") from None
     content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
-    run_hash = hash_of({"config": content, "training_data": manifest_sha256(config.data.train)})
+    run_hash = hash_of({"config": content, "training_data": identity(config.data.train)})
     output = folder / f"{arm}-seed{seed}-{run_hash}"
     config = config.model_copy(update={"output_dir": str(output)})
     forecasts = tuple(
-        _plan_forecast(name, forecast, config, run_hash, cases_sha256, output)
+        _plan_forecast(name, forecast, config, run_hash, identity(study.shards), output)
         for name, forecast in study.forecasts.items()
         if (forecast.arms is None or arm in forecast.arms) and (forecast.seeds is None or seed in forecast.seeds)
     )
@@ -115,17 +115,12 @@ def _plan_forecast(
     )
 
 
+def _shards_identity(shards: str) -> str:
+    """What tells these shards from others; ``FileNotFoundError`` where there are none."""
+    return manifest_identity(ShardSet.open(shards).manifest)
+
+
 def hash_of(content: Any) -> str:
     """The first digits of the SHA-256 of JSON types, whatever the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
-
-
-def manifest_sha256(shards: str | Path) -> str:
-    """Of the manifest of a folder of shards, which holds the checksums of all else.
-
-    Raises:
-        FileNotFoundError: no shards there.
-    """
-    ShardSet.open(shards)  # says what is wrong with the folder
-    return hashlib.sha256((Path(shards) / "manifest.json").read_bytes()).hexdigest()
