@@ -1,0 +1,152 @@
+"""Every op on the device's own backend, against the float64 truth on the CPU: fresh inputs, poisoned results.
+
+On a machine with a CUDA device this is the first test of the Triton kernels outside their interpreter; ragged and large
+shapes, all storage types, both kinds of noise. Without one the same checks run on the CPU, and so are known to work.
+"""
+
+import pytest
+import torch
+from kernel_cases import DTYPES, counter, levels, random_tensor
+
+from dydiff_kernels import (
+    CounterTarget,
+    LatentPosterior,
+    StepCoefficients,
+    Stream,
+    add_noise,
+    available_backends,
+    denoising_loss,
+    frame_mix,
+    frame_unmix,
+    gated_residual,
+    modulated_norm,
+    normal,
+    reverse_step,
+)
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
+# Ragged, aligned, one element a frame, one frame, frames longer than a program's block, a small latent video.
+SHAPES = [(2, 5, 63), (3, 4, 2, 8, 8), (1, 7, 1), (2, 1, 123), (2, 3, 2, 1100), (4, 12, 4, 32, 32)]
+# Results of order 10 are rounded once to storage; float32 arithmetic and normals (1e-6) are amplified by at most 20.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-4, torch.float16: 2**-7}
+
+pytestmark = [
+    pytest.mark.parametrize("device", DEVICES),
+    pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")),
+    pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape))),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_backend(device):
+    """The device's kernels must be there; a silent reference would prove nothing."""
+    if available_backends(device)[0] == "reference":
+        pytest.skip(f"no kernels on {device}")
+
+
+def agree(results, truths, dtype):
+    """Equal up to ``TOLERANCE``, which grows with the largest value where that is beyond 10."""
+    scale = max(1.0, *(truth.abs().max().item() / 10 for truth in truths))
+    for result, truth in zip(results, truths, strict=True):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double().cpu(), truth, rtol=0, atol=scale * TOLERANCE[dtype])
+
+
+def test_mixing_and_its_gradient(device, dtype, shape):
+    x, upstream, gamma_bar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1), levels(shape[0])
+    for op in (frame_mix, frame_unmix):
+
+        def run(x, upstream, gamma_bar, op=op):
+            leaf = x.clone().requires_grad_()
+            out = op(leaf, gamma_bar)
+            out.backward(upstream)
+            return out.detach(), leaf.grad
+
+        truth = run(x.double(), upstream.double(), gamma_bar)
+        agree(run(x.to(device), upstream.to(device), gamma_bar.to(device)), truth, dtype)
+
+
+def test_noise(device, dtype, shape):
+    named = counter(shape[0])
+    truth = normal(named, shape, device="cpu", dtype=torch.float64)
+    agree([normal(named, shape, device=device, dtype=dtype)], [truth], dtype)
+
+
+@pytest.mark.parametrize("dependent", [True, False], ids=["dependent", "independent"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_noising(device, dtype, shape, prediction, dependent):
+    mean, logvar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
+    alpha_bar, gamma_bar, named = levels(shape[0]), levels(shape[0], seed=2), counter(shape[0])
+
+    def run(mean, logvar, device):
+        posterior = LatentPosterior(mean, logvar, counter(shape[0], stream=Stream.LATENT_POSTERIOR), 0.5)
+        options = dict(prediction=prediction, dependent_noise=dependent)
+        level = alpha_bar.to(device), gamma_bar.to(device)
+        plain = add_noise(mean, *level, named.to(device), **options)
+        sampled = add_noise(posterior, *level, named.to(device), with_x0=True, **options)
+        return plain.z, plain.target, *sampled
+
+    agree(run(mean.to(device), logvar.to(device), device), run(mean.double(), logvar.double(), "cpu"), dtype)
+
+
+def test_loss_and_gradient(device, dtype, shape):
+    output, target, gamma_bar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1), levels(shape[0])
+    weights = torch.linspace(0.0, 2.0, shape[1]) if shape[1] > 1 else torch.ones(1)
+
+    def run(output, target, device):
+        results = []
+        for wanted in (target, CounterTarget(counter(shape[0]).to(device), gamma_bar.to(device))):
+            leaf = output.clone().requires_grad_()
+            loss = denoising_loss(leaf, wanted, frame_weights=weights)
+            loss.sum().backward()
+            results += [loss.detach(), leaf.grad * output[0].numel()]
+        return results
+
+    ours, truth = run(output.to(device), target.to(device), device), run(output.double(), target.double(), "cpu")
+    agree(ours[1::2], truth[1::2], dtype)
+    for loss, exact in zip(ours[::2], truth[::2], strict=True):
+        torch.testing.assert_close(loss.double().cpu(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dependent", [True, False], ids=["dependent", "independent"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_reverse_step(device, dtype, shape, prediction, dependent):
+    z, output, uncond, before = (random_tensor(shape, dtype, seed=seed) for seed in range(4))
+    batch, num_history = shape[0], max(1, shape[1] // 2)
+    alpha_bar, gamma_bar, gamma_next = (levels(batch, low=0.2, seed=seed) for seed in range(1, 4))
+    a, b, c = (0.3 + levels(batch, seed=seed) for seed in range(4, 7))
+    sigma = torch.full((batch,), 0.3, dtype=torch.float64)
+
+    def run(z, output, uncond, before, device):
+        options = dict(prediction=prediction, dependent_noise=dependent, return_x0=True)
+        if dependent:
+            options["x0_prev"] = before
+        step = StepCoefficients(*(t.to(device) for t in (alpha_bar, gamma_bar, gamma_next, a, b, c, sigma)))
+        plain = reverse_step(z, output, step, noise=counter(batch).to(device), **options)
+        options.update(noise=before, uncond_output=uncond, guidance_scale=1.5, history=z[:, :num_history])
+        return *plain, *reverse_step(z, output, step, **options)
+
+    tensors = (z, output, uncond, before)
+    truth = run(*(t.double() for t in tensors), "cpu")
+    agree(run(*(t.to(device) for t in tensors), device), truth, dtype)
+
+
+def test_modulation(device, dtype, shape):
+    tokens = (shape[0], shape[1], 3, shape[-1] + 2)
+    x, branch, upstream = (random_tensor(tokens, dtype, seed=seed) for seed in range(3))
+    conditions = random_tensor((shape[0], shape[1], 1, 3 * tokens[-1]), dtype, seed=3)
+
+    def run(x, branch, upstream, conditions):
+        shift, scale, gate = conditions.chunk(3, -1)
+        leaves = [t.detach().clone().requires_grad_() for t in (x, shift, scale, gate, branch)]
+        out = gated_residual(leaves[0], leaves[3], leaves[4] * modulated_norm(leaves[0], leaves[1], leaves[2]))
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    inputs = (x, branch, upstream, conditions)
+    agree(run(*(t.to(device) for t in inputs)), run(*(t.double() for t in inputs)), dtype)
