@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dydiff_dist.training.checkpoint_folder import DamagedError
@@ -73,9 +72,10 @@ class BackgroundWrite:
         self._thread.join()
         return self.failure
 
-    def join(self, timeout_sec: float) -> None:
-        """Waits for the end, but not longer than ``timeout_sec``."""
-        self._thread.join(timeout_sec)
+    def settle(self, share_sec: float, finish_sec: float) -> None:
+        """Waits for this rank's own share and then for the others', but not longer than given."""
+        self._share_is_down.wait(share_sec)
+        self._thread.join(finish_sec)
 
     def cancel(self) -> None:
         """Ends the thread without completing the checkpoint."""
@@ -89,7 +89,8 @@ class BackgroundWrite:
             self._share_is_down.set()
             if self._finish is not None:
                 self._finish(self._cancelled)
-        except (OSError, DamagedError, SafetensorError) as error:
+        except (OSError, DamagedError) as error:
+            self.failure = f"checkpoint {self.final} could not be written"
             self.failure = self._describe(error)
         except BaseException as error:
             self.failure = f"checkpoint {self.final} could not be written ({type(error).__name__}: {error})"
@@ -101,8 +102,12 @@ class BackgroundWrite:
 
     def _describe(self, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or str(error)
-        free = shutil.disk_usage(self.final.parent).free
+        if isinstance(error, FileNotFoundError):
+            hint = "all ranks must see the same output_dir"
+        else:
+            free = shutil.disk_usage(self.final.parent).free
+            hint = f"{free / 2**20:.0f} MiB are free there; make room"
         return (
-            f"checkpoint {self.final} could not be written: {reason} ({free / 2**20:.0f} MiB free there); make room "
-            "and start again, the checkpoints before it are kept"
+            f"checkpoint {self.final} could not be written: {reason}; {hint} and start again, the checkpoints before "
+            "it are kept"
         )

@@ -33,7 +33,10 @@ from dydiff_dist.training.position import RunPosition
 
 logger = logging.getLogger(__name__)
 
-_MARKER_POLL_SEC = 0.02
+_MARKER_POLL_SEC = (0.02, 1.0)
+"""First and longest pause between two looks for the other ranks' markers."""
+_SETTLE_SHARE_SEC, _SETTLE_FINISH_SEC = 60.0, 5.0
+"""On the way out after an error: the longest wait for this rank's share, and then for the others'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +145,11 @@ class CheckpointStore:
         """Whether this rank knows that the save in flight has failed; not collective, ``wait`` says why."""
         return self._writing is not None and self._writing.failure is not None
 
-    def settle(self, timeout_sec: float) -> None:
-        """Lets a save in flight finish, on the way out after an error: not collective, and not for ever."""
+    def settle(self) -> None:
+        """Lets a save in flight finish, on the way out after an error: not collective, and not for ever, as other ranks
+        may be gone."""
         if self._writing is not None:
-            self._writing.join(timeout_sec)
+            self._writing.settle(_SETTLE_SHARE_SEC, _SETTLE_FINISH_SEC)
 
     def load_latest(
         self, engines: Mapping[str, Any], ema: ShardedEMA | None, check_config: Callable[[dict], None]
@@ -162,6 +166,7 @@ class CheckpointStore:
         Raises:
             ValueError: ``check_config`` refuses it, or there are checkpoints and all are damaged.
         """
+        self.wait()
         damaged: dict[Path, str] = {}
         for folder in reversed(gather_objects(checkpoint_folder.list_checkpoints(self.folder))[0]):
             damage = self._damage(folder, check_config)
@@ -230,9 +235,11 @@ class CheckpointStore:
     def _finish(self, partial: Path, final: Path, facts: dict, engines: dict, cancelled: threading.Event) -> None:
         """Seals what all ranks have written, gives it its name and deletes older ones; runs in rank 0's thread."""
         markers = {checkpoint_folder.marker_file(rank) for rank in range(self.world.world_size)}
-        while not markers <= set(os.listdir(partial)):
-            if cancelled.wait(_MARKER_POLL_SEC):
+        pause_sec, longest_sec = _MARKER_POLL_SEC
+        while not markers <= set(os.listdir(partial)):  # a listing, as network file systems remember absent names
+            if cancelled.wait(pause_sec):
                 return
+            pause_sec = min(1.5 * pause_sec, longest_sec)
         checkpoint_folder.seal(partial, facts, engines, self.world.world_size)
         checkpoint_folder.replace_folder(partial, final)
         write_text(self.folder / checkpoint_folder.LATEST, final.name + "\n")
@@ -276,6 +283,7 @@ class CheckpointStore:
         for name, state in states.items():
             if name not in reader.engines:
                 raise ValueError(f"{reader.folder} has {reader.engines}, not {name!r}; set output_dir to a new folder")
+            _check_shapes(reader.shapes(name), state.shards.shapes, reader.folder)
             state.restore(
                 lambda kind, piece, name=name: reader.read(name, kind, piece),
                 kinds=reader.kinds(name),
@@ -307,6 +315,16 @@ def _share(
                 tensors[checkpoint_folder.tensor_key(engine, checkpoint_folder.BUFFER, name)] = buffer
     specs = {key: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for key, tensor in tensors.items()}
     return specs, pieces, [tensors[key].detach() for key in file_order(specs)]
+
+
+def _check_shapes(stored: Mapping[str, tuple], present: Mapping[str, tuple], folder: Path) -> None:
+    """Refuses another network, on every rank alike."""
+    for name in {**stored, **present}:
+        if stored.get(name) != present.get(name):
+            raise ValueError(
+                f"{folder} has {name!r} of shape {stored.get(name)}, this network has {present.get(name)}; set "
+                "output_dir to a new folder"
+            )
 
 
 def _fresh_folder(folder: Path) -> None:

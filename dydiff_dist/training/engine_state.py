@@ -95,9 +95,7 @@ class EngineState:
             buffers: of the network.
             numbers: as ``numbers()`` gave them.
         """
-        pieces: list[list[Piece]] = [[] for _ in self.shards.keys]
-        for piece in self.shards.pieces(self._rank):
-            pieces[piece.shard].append(piece)
+        pieces = self.shards.by_shard(self.shards.pieces(self._rank))
         for shard, own in zip(self.shards.weights, pieces, strict=True):
             _fill(shard, own, lambda piece: read(WEIGHTS, piece))
         moments = [kind.removeprefix("optimizer.") for kind in kinds if kind.startswith("optimizer.")]
@@ -105,7 +103,7 @@ class EngineState:
             self._restore_moments(index, own, moments, read, steps)
         for name, shards in self._averages().items():
             kind = average_kind(name)
-            if kind not in kinds:
+            if kind not in kinds and self._rank == 0:
                 logger.warning("the checkpoint has no average %r; it starts from the checkpoint's weights", name)
             for shard, own in zip(shards, pieces, strict=True):
                 _fill(shard, own, lambda piece, kind=kind if kind in kinds else WEIGHTS: read(kind, piece))

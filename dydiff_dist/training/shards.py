@@ -93,16 +93,23 @@ class EngineShards:
             shards: this rank's, in the layout of ``weights``.
         """
         whole = {name: torch.empty(shape) for name, shape in self.shapes.items()}
+        layouts = [self.by_shard(self.pieces(rank)) for rank in range(self.world_size)]
         for index, shard in enumerate(shards):
-            for rank, piece_of_rank in enumerate(self._every_ranks(shard)):
-                for piece in self.pieces(rank):
-                    if piece.shard == index:
-                        source = piece_of_rank[piece.offset : piece.offset + piece.length]
-                        whole[piece.name].view(-1)[piece.start : piece.start + piece.length] = source.cpu()
+            for layout, part in zip(layouts, self._every_ranks(shard), strict=False):
+                for piece in layout[index]:
+                    source = part[piece.offset : piece.offset + piece.length]
+                    whole[piece.name].view(-1)[piece.start : piece.start + piece.length] = source.cpu()
         return whole
 
+    def by_shard(self, pieces: list[Piece]) -> list[list[Piece]]:
+        """Pieces of one rank, listed for each of its shards."""
+        listed: list[list[Piece]] = [[] for _ in self.keys]
+        for piece in pieces:
+            listed[piece.shard].append(piece)
+        return listed
+
     def _every_ranks(self, shard: Tensor) -> list[Tensor]:
-        """This shard of every rank, in rank order; they are of one size."""
+        """This shard of every rank, in rank order; they are of one size. The first alone where all are the same."""
         if self.world_size == 1:
             return [shard]
         shard = shard.to(self._engine.device)

@@ -27,9 +27,6 @@ from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import Task
 from dydiff_dist.training.watchdog import Activity, Watchdog, is_exchange_failure
 
-_SETTLE_SEC = 60.0
-"""On the way out after an error, the longest wait for a checkpoint that is being written."""
-
 
 class Trainer:
     """One run on this rank: builds everything, resumes where the run stopped, trains, exports the averaged weights."""
@@ -68,7 +65,7 @@ class Trainer:
         if exception[0] is None:
             torch.distributed.destroy_process_group()
         else:
-            self.checkpoints.settle(_SETTLE_SEC)
+            self.checkpoints.settle()
 
     def _build(self) -> None:
         """Networks, engines and what belongs to them."""

@@ -132,7 +132,7 @@ def test_no_room_is_one_line_and_loses_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a real error of the system, in the thread
     try:
         store.save(RunPosition(2, 2), {}, None, CONFIG)
-        with pytest.raises(ValueError, match=r"step_000002 could not be written: File too large .* are kept") as caught:
+        with pytest.raises(ValueError, match=r"step_000002 could not be written: File too large; .* are kept") as caught:
             store.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -154,7 +154,7 @@ def test_a_failure_in_the_thread_surfaces_and_the_older_ones_stay(tmp_path, monk
     assert not store.has_failed()
     monkeypatch.setattr(checkpoint, "file_sha256", lambda path: "0" * 64)
     store.save(RunPosition(2, 2), {}, None, CONFIG)
-    store.settle(10)
+    store.settle()
     assert store.has_failed()
     with pytest.raises(ValueError, match="reads back differently from what was written"):
         store.save(RunPosition(3, 3), {}, None, CONFIG)
@@ -166,7 +166,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     write = checkpoint.write_tensor_file
     monkeypatch.setattr(checkpoint, "write_tensor_file", lambda *given: may_write.wait(10) and write(*given))
     report = store.save(RunPosition(1, 1), {}, None, CONFIG)
-    assert report.pause_sec < 5 and not report.path.exists() and load(store) == RunPosition()
+    assert report.pause_sec < 5 and names(tmp_path) == [".step_000001.partial"]
     may_write.set()
     store.wait()
     assert load(store) == RunPosition(1, 1)
