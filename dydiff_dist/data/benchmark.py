@@ -15,9 +15,15 @@ from torch.utils.data import DataLoader
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
+from dydiff_kernels.benchmark.measure import machine
 
 BATCH_SIZE = 16
 READ_PIECE_BYTES = 2**20
+
+
+CAT = "cat of the tars"
+"""The floor: the bytes alone, front to back, dropped."""
+PLAIN_WEBDATASET = "webdataset"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Throughput:
     """20th percentile."""
     high: float
     """80th percentile."""
+    of_webdataset: float
+    """Median over repetitions of the rate over plain webdataset's in the same repetition."""
 
 
 def compare(shards: ShardSet, num_workers: int, num_samples: int, repetitions: int) -> list[Throughput]:
@@ -39,27 +47,28 @@ def compare(shards: ShardSet, num_workers: int, num_samples: int, repetitions: i
     The first batches, while workers start, are not counted. Every reader gives float32 or stored frames in batches.
     """
     readers: dict[str, Callable[[], Iterator]] = {
-        "webdataset": lambda: _plain_webdataset(shards, num_workers),
+        PLAIN_WEBDATASET: lambda: _plain_webdataset(shards, num_workers),
         "dydiff_dist": lambda: _stream(shards, num_workers),
     }
-    rates: dict[str, list[float]] = {name: [] for name in [*readers, "bytes alone"]}
+    rates: dict[str, list[float]] = {name: [] for name in [*readers, CAT]}
     for _ in range(repetitions):
         for name, make in readers.items():
             rates[name].append(_samples_per_sec(make(), num_workers, num_samples))
-        rates["bytes alone"].append(_bytes_alone(shards))
-    return [_summary(name, num_workers, values) for name, values in rates.items()]
+        rates[CAT].append(_bytes_alone(shards))
+    return [_summary(name, num_workers, values, rates[PLAIN_WEBDATASET]) for name, values in rates.items()]
 
 
-def memory_over_epochs(shards: ShardSet, num_epochs: int) -> list[float]:
-    """Resident memory of this process in MB after each of ``num_epochs`` epochs, read without workers."""
-    batches = _stream(shards, 0)
+def memory_over_epochs(shards: ShardSet, num_epochs: int, num_workers: int = 0) -> list[float]:
+    """Resident memory in MB, of this process and its workers together, after each of ``num_epochs`` epochs."""
+    batches = _stream(shards, num_workers)
     per_epoch = -(-len(shards) // BATCH_SIZE)
     process = psutil.Process()
     memory = []
     for _ in range(num_epochs):
         for _batch in islice(batches, per_epoch):
             pass
-        memory.append(process.memory_info().rss / 1e6)
+        readers = [process, *process.children(recursive=True)]
+        memory.append(sum(reader.memory_info().rss for reader in readers) / 1e6)
     return memory
 
 
@@ -107,13 +116,35 @@ def _bytes_alone(shards: ShardSet) -> float:
     return len(shards) / (time.perf_counter() - started)
 
 
-def _summary(name: str, num_workers: int, rates: list[float]) -> Throughput:
-    if len(rates) < 2:
-        return Throughput(name, num_workers, rates[0], rates[0], rates[0])
-    fifths = statistics.quantiles(rates, n=5, method="inclusive")
-    return Throughput(name, num_workers, statistics.median(rates), fifths[0], fifths[3])
+def _summary(name: str, num_workers: int, rates: list[float], reference: list[float]) -> Throughput:
+    # A ratio within each repetition: other load on the machine falls on both readers alike.
+    ratio = statistics.median(rate / other for rate, other in zip(rates, reference, strict=True))
+    fifths = statistics.quantiles(rates, n=5, method="inclusive") if len(rates) > 1 else [rates[0]] * 4
+    return Throughput(name, num_workers, statistics.median(rates), fifths[0], fifths[3], ratio)
 
 
-def machine() -> str:
-    """What the numbers were taken on."""
-    return f"{psutil.cpu_count()} cores, torch {torch.__version__}, webdataset {webdataset.__version__}"
+def csv_rows(shards: ShardSet, results: list[Throughput]) -> list[dict[str, str | float | int]]:
+    """A row per result, with what it was taken on."""
+    sample_bytes = sum(entry.bytes for entry in shards.manifest.shards) / len(shards)
+    frames = shards.schema
+    facts = {
+        "source": shards.manifest.source,
+        "sample": f"{frames.num_frames}x{'x'.join(map(str, frames.shape))} {frames.dtype} {frames.encoding}",
+        "sample_kb": round(sample_bytes / 1e3, 1),
+        "num_samples": len(shards),
+    }
+    return [
+        {
+            **facts,
+            "reader": result.reader,
+            "workers": result.num_workers,
+            "samples_per_sec_median": round(result.median, 1),
+            "samples_per_sec_p20": round(result.low, 1),
+            "samples_per_sec_p80": round(result.high, 1),
+            "mb_per_sec": round(result.median * sample_bytes / 1e6, 1),
+            "of_webdataset": round(result.of_webdataset, 3),
+            **machine(torch.device("cpu")),
+            "webdataset": webdataset.__version__,
+        }
+        for result in results
+    ]

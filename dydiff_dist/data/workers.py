@@ -52,7 +52,7 @@ def run_on_cluster(
     except ImportError:
         raise ValueError("--cluster needs Dask; install it with pip install 'dydiff_dist[cluster]'") from None
     try:
-        client = distributed.Client(address, timeout=CONNECT_TIMEOUT_SEC, set_as_default=False)
+        client = distributed.Client(address, timeout=CONNECT_TIMEOUT_SEC)
     except (OSError, ValueError, TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"no Dask scheduler answers at --cluster {address}: {reason}") from None
