@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from dydiff_dist.autoencoders.config import AutoencoderConfig, AutoencoderLossConfig, AutoencoderModelConfig
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
-from dydiff_dist.training.config import DiffusionTrainingConfig, TrainingConfig
+from dydiff_dist.training.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, TrainingConfig
 
 
 class KernelsConfig(StrictConfig):
@@ -57,11 +58,24 @@ class RunConfig(BaseRunConfig):
     sampling: SamplingConfig = SamplingConfig()
     kernels: KernelsConfig = KernelsConfig()
     execution: ExecutionConfig = ExecutionConfig()
+    autoencoder: AutoencoderConfig | None = None
+    """Train on latents: of latent shards that this autoencoder made, or encoding the frames in every step."""
 
     @property
     def ranks_per_sample(self) -> int:
         """Ranks that share the frames of a sample."""
         return self.execution.sequence_parallel_size
+
+
+class AutoencoderRunConfig(BaseRunConfig):
+    """Everything that defines the training of an autoencoder. History and future frames of ``data`` count alike: each
+    sample gives so many frames in a row."""
+
+    fixed_sections = ("model", "loss", "data", "seed")
+
+    model: AutoencoderModelConfig
+    training: AutoencoderTrainingConfig
+    loss: AutoencoderLossConfig = AutoencoderLossConfig()
 
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=BaseRunConfig)

@@ -89,6 +89,16 @@ class Autoencoder:
         """Frames in stored units, float32 on the CPU, of latents."""
         return self.to_stored(self.decode(latents_BSCHW).cpu())
 
+    def to_future_frames(self, future_BSCHW: Tensor, history_BSCHW: Tensor) -> Tensor:
+        """Frames in stored units of latents that follow on ``history``'s, without the history's own frames.
+
+        Where time is compressed, the decoder needs what came before.
+        """
+        if self.is_framewise:
+            return self.to_frames(future_BSCHW)
+        decoded = self.to_frames(torch.cat([history_BSCHW, future_BSCHW], dim=1))
+        return decoded[:, self.description.pixel_frames(history_BSCHW.shape[1]) :]
+
     @property
     def is_framewise(self) -> bool:
         """Whether each frame is encoded on its own."""

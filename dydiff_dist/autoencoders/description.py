@@ -9,8 +9,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
+from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema, read_document
 from dydiff_dist.strict_config import StrictConfig
 
@@ -88,9 +91,28 @@ class AutoencoderDescription(StrictConfig):
             )
         return groups + 1
 
+    def latent_actions(self, actions: Tensor) -> Tensor:
+        """The actions that lead to each latent frame: those to each of its frames side by side.
+
+        (..., S, A) -> (..., s, temporal_ratio * A); the first latent frame holds one frame, the room before it is zero.
+        """
+        ratio = self.temporal_ratio
+        if ratio == 1:
+            return actions
+        padded = torch.cat([torch.zeros_like(actions[..., : ratio - 1, :]), actions], dim=-2)
+        return padded.unflatten(-2, (-1, ratio)).flatten(-2)
+
     def pixel_frames(self, num_latent_frames: int) -> int:
         """The inverse of ``latent_frames``."""
         return (num_latent_frames - 1) * self.temporal_ratio + 1
+
+
+def pixel_data(data: DataConfig, temporal_ratio: int) -> DataConfig:
+    """How frames are cut for a run that counts latent frames of ``temporal_ratio`` frames each."""
+    history = (data.num_history_frames - 1) * temporal_ratio + 1
+    return data.model_copy(
+        update={"num_history_frames": history, "num_future_frames": data.num_future_frames * temporal_ratio}
+    )
 
 
 def find_autoencoder(path: str | Path) -> Path:

@@ -62,7 +62,7 @@ def save_autoencoder(
 def copy_autoencoder(source: str | Path, folder: str | Path) -> None:
     """Copies an autoencoder into ``folder``; what stands there already of the same identity is kept."""
     source, folder = find_autoencoder(source), Path(folder)
-    if (folder / DESCRIPTION_NAME).is_file() and read_description(folder) == read_description(source):
+    if (folder / DESCRIPTION_NAME).is_file() and read_description(folder).sha256 == read_description(source).sha256:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_NAME, CONFIG_NAME):

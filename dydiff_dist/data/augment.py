@@ -109,6 +109,8 @@ class SampleTransform:
         stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
         log_scale = np.log(np.abs(np.asarray(self.scale)))[:, None, None].astype(np.float32)
         np.subtract(logvar_SCHW[start : stop : self.config.frame_stride], 2 * log_scale, out=out_SCHW, casting="unsafe")
+        if draws is not None and self.config.augmentation.periodic_shift:
+            out_SCHW[...] = self._augment(out_SCHW, draws)  # of latents, shifts are the only augmentation there is
 
     def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
         """Puts the actions of the same frames into ``out_SA``, (S, A) float32."""
@@ -141,9 +143,9 @@ class SampleTransform:
             frames_SCHW = np.roll(frames_SCHW, shifts, (2, 3))
         along_w, along_h = self.schema.vector_channels or (None, None)
         if wanted.flip and draws[Draw.FLIP_H] <= 0.5:
-            frames_SCHW = _mirror(frames_SCHW, 2, along_h)
+            frames_SCHW = mirror(frames_SCHW, 2, along_h)
         if wanted.flip and draws[Draw.FLIP_W] <= 0.5:
-            frames_SCHW = _mirror(frames_SCHW, 3, along_w)
+            frames_SCHW = mirror(frames_SCHW, 3, along_w)
         if wanted.rotate and draws[Draw.SWAP_HW] <= 0.5:
             frames_SCHW = frames_SCHW.swapaxes(2, 3)
             if along_w is not None:
@@ -156,7 +158,7 @@ def _choose(draw: float, count: int) -> int:
     return min(int(draw * count), count - 1)
 
 
-def _mirror(frames_SCHW: np.ndarray, axis: int, vector_channel: int | None) -> np.ndarray:
+def mirror(frames_SCHW: np.ndarray, axis: int, vector_channel: int | None) -> np.ndarray:
     """Mirrors along ``axis``; the vector component along that axis changes sign, in place."""
     mirrored = np.flip(frames_SCHW, axis)
     if vector_channel is not None:

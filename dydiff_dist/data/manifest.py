@@ -62,6 +62,8 @@ class LatentsSchema(StrictConfig):
     """What was encoded: the frames of the source shards."""
     source_sha256: str
     """Of the source shards' manifest."""
+    temporal_ratio: Annotated[int, Field(ge=1)] = 1
+    """Frames per latent frame after the first one."""
     mirrored: bool = False
     """Whether each sample is followed by the latents of its mirror image."""
 

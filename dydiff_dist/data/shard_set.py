@@ -9,6 +9,7 @@ import logging
 import tarfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,6 +144,15 @@ class ShardSet:
         """The address of sample ``number`` (0 ≤ number < len) in manifest order."""
         shard = int(np.searchsorted(self._first_sample, number, side="right")) - 1
         return SampleAddress(shard, number - int(self._first_sample[shard]))
+
+    def in_units(self, shift: Sequence[float], scale: Sequence[float]) -> "ShardSet":
+        """The same shards with other network units, (stored - shift) / scale."""
+        manifest = self.manifest.model_copy(update={"shift": tuple(shift), "scale": tuple(scale)})
+        return ShardSet(self.store, manifest)
+
+    def first_sample(self, shard: int) -> int:
+        """The number, in manifest order, of a shard's first sample."""
+        return int(self._first_sample[shard])
 
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard; a missing or altered one is rebuilt from the tar if that gives what was written.

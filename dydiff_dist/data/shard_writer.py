@@ -74,6 +74,20 @@ def write_shard(
     are fixed.
     """
     temporary = temporary_name(tar_path)
+    try:
+        return _write_shard(tar_path, temporary, samples, measured_frames, encoding)
+    finally:
+        temporary.unlink(missing_ok=True)  # after an error; a finished shard has been renamed
+
+
+def _write_shard(
+    tar_path: Path,
+    temporary: Path,
+    samples: Iterable[Sample],
+    measured_frames: Callable[[Sample], np.ndarray],
+    encoding: EncodingConfig,
+) -> tuple[ShardEntry, FrameMoments]:
+    """Writes to ``temporary``, then renames."""
     moments = FrameMoments()
     keys: list[str] = []
     offsets: list[int] = []

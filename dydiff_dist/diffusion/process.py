@@ -158,6 +158,32 @@ class DynamicalDiffusion:
             target = x0
         return z.to(x0.dtype), target.to(x0.dtype)
 
+    def add_noise_to_draw(
+        self,
+        posterior: kernels.LatentPosterior,
+        timesteps: Tensor,
+        noise: Noise,
+        *,
+        spent: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t, the target, and the clean frames, drawn from the posterior of pre-encoded latents in the same pass.
+
+        Args:
+            posterior: mean and log-variance in network units, and the noise of the draw.
+            timesteps: as for ``add_noise``.
+            noise: as for ``add_noise``.
+            spent: results of an earlier call that nobody needs any more; their memory is written again.
+        """
+        mean = posterior.mean
+        levels = self.levels(timesteps, mean)
+        if self._runs_fused(levels, mean, posterior.logvar, posterior.noise, noise):
+            out = NoisedLatents(*spent) if spent is not None and spent[0].shape == mean.shape else None
+            fused = kernels.add_noise(posterior, *levels, noise, with_x0=True, out=out, **self._kernel_options)
+            return fused.z, fused.target, fused.x0
+        spread = (0.5 * to_compute(posterior.logvar)).exp() * self._draw(posterior.noise, mean)
+        x0 = (posterior.scale * (to_compute(mean) + spread)).to(mean.dtype)
+        return (*self.add_noise(x0, timesteps, noise), x0)
+
     def start(self, noise: Tensor, timestep: int) -> Tensor:
         """Pure noise as z has it at ``timestep``: D ε, or ε where noise is independent; ``noise`` is (B, S, *rest)."""
         if not self.dependent_noise:

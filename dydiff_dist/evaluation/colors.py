@@ -5,7 +5,7 @@ Letters: C channels, H W height and width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
 
@@ -13,6 +13,9 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap
+
+if TYPE_CHECKING:
+    from dydiff_dist.data.manifest import FrameSchema
 
 BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
 """Of every picture: dark, so that one picture reads well on light and dark pages."""
@@ -141,6 +144,18 @@ def field_style(
     if num_channels == 1 and looks_like_rain(channels, units):
         return FieldStyle(name.upper() if len(name) <= 4 else name, first_channel, _RAIN, diverging=False)
     return FieldStyle(name, first_channel, matplotlib.colormaps["magma"], diverging=False)
+
+
+def style_of(schema: "FrameSchema", *, is_cropped: bool) -> FieldStyle:
+    """How frames of this kind are shown; a cut-out of a periodic field is not periodic."""
+    return field_style(
+        schema.shape[0],
+        channels=schema.channels,
+        units=schema.units,
+        dtype=schema.dtype,
+        vector_channels=schema.vector_channels,
+        periodic="periodic_shift" in schema.allowed_augmentations and not is_cropped,
+    )
 
 
 def looks_like_rain(channels: tuple[str, ...], units: str) -> bool:

@@ -36,7 +36,7 @@ def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> F
     error = shown["ensemble mean"] - shown["truth"]
     error = error.mean(axis=-1) if style.scalar is None else error
 
-    figure, axes = _grid(len(rows) + 1, len(leads) + 1, case.truth.shape[-2:])
+    figure, axes = frame_grid(len(rows) + 1, len(leads) + 1, case.truth.shape[-2:])
     for row, (label, fields) in enumerate(shown.items()):
         _label_row(axes[row, 0], label)
         for column, lead in enumerate(leads, start=1):
@@ -54,7 +54,7 @@ def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> F
     return figure
 
 
-def _grid(num_rows: int, num_columns: int, frame_shape: tuple[int, int]) -> tuple[Figure, np.ndarray]:
+def frame_grid(num_rows: int, num_columns: int, frame_shape: tuple[int, int]) -> tuple[Figure, np.ndarray]:
     """Axes without ticks for frames of this shape; one side's label column included."""
     height, width = frame_shape
     panel_width = 1.55

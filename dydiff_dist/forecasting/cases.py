@@ -17,8 +17,8 @@ from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import FrameSchema, file_sha256, manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.case import ForecastCase
-from dydiff_dist.evaluation.colors import FieldStyle, field_style
-from dydiff_dist.forecasting.exported import read_description
+from dydiff_dist.evaluation.colors import FieldStyle, style_of
+from dydiff_dist.forecasting.exported import case_data, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
 
 
@@ -48,6 +48,10 @@ class CaseReader:
         self.shards = shards
         self.data = data.model_copy(update={"augmentation": AugmentationConfig()})
         check_against_schema(self.data, shards.schema, str(shards.folder))
+        if shards.manifest.latents is not None:
+            raise ValueError(
+                f"{shards.folder} holds latents; forecasts start from frames, so give the shards that were encoded"
+            )
 
     @classmethod
     def open(cls, folder: str | Path, data: DataConfig) -> "CaseReader":
@@ -57,7 +61,7 @@ class CaseReader:
     @classmethod
     def for_model(cls, model: str | Path, folder: str | Path) -> "CaseReader":
         """The reader of the shards in ``folder``, cut as the model (a run's or a model's folder) takes them."""
-        return cls.open(folder, read_description(model)[0].data)
+        return cls.open(folder, case_data(read_description(model)[0], model))
 
     def __len__(self) -> int:
         """Cases in the shards."""
@@ -176,18 +180,6 @@ class ArrayCases:
         actions = None if self._actions is None else self._actions[number].astype(np.float32)
         key = f"{self.path.stem}_{number:06d}" if self._keys is None else str(self._keys[number])
         return Case(number, key, history, history[:0], actions)
-
-
-def style_of(schema: FrameSchema, *, is_cropped: bool) -> FieldStyle:
-    """How frames of this kind are shown; a cut-out of a periodic field is not periodic."""
-    return field_style(
-        schema.shape[0],
-        channels=schema.channels,
-        units=schema.units,
-        dtype=schema.dtype,
-        vector_channels=schema.vector_channels,
-        periodic="periodic_shift" in schema.allowed_augmentations and not is_cropped,
-    )
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

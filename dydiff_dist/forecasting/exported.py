@@ -15,6 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dydiff_dist.autoencoders import Autoencoder, load_autoencoder
+from dydiff_dist.autoencoders import read_description as read_autoencoder_description
+from dydiff_dist.autoencoders.description import pixel_data
+from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
@@ -26,6 +30,7 @@ from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAME = "config.json"
+AUTOENCODER_FOLDER = "autoencoder"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 8 * 2**30
 """Weights beyond it go to several files."""
@@ -39,12 +44,19 @@ class ModelDescription(StrictConfig):
     model: VideoTransformerConfig
     diffusion: DiffusionConfig
     sampling: SamplingConfig
+    autoencoder_sha256: str | None = None
+    """Identity of the autoencoder in ``autoencoder/`` beside this file, where the network forecasts latents."""
     data_schema: dict[str, Any]
     """The data's: shape (C, H, W), num_actions, shift and scale per channel, units, channels, …"""
 
 
 def save_model(
-    folder: str | Path, state_dict: dict[str, Tensor], run_config: dict[str, Any], data_schema: dict[str, Any]
+    folder: str | Path,
+    state_dict: dict[str, Tensor],
+    run_config: dict[str, Any],
+    data_schema: dict[str, Any],
+    *,
+    autoencoder: str | Path | None = None,
 ) -> Path:
     """Writes a model for forecasting; an older one in the folder is replaced.
 
@@ -53,13 +65,21 @@ def save_model(
         state_dict: the network's weights, on any device.
         run_config: the run's configuration as JSON types, with sections data, model, diffusion, sampling (others are
             kept for the record).
-        data_schema: shape, num_actions, shift, scale, …, as ``RunPlan.data_schema``.
+        data_schema: shape, num_actions, shift, scale, …, as ``RunPlan.data_schema``; of the frames, not the latents.
+        autoencoder: folder of the autoencoder whose latents the network forecasts; it is copied into the model.
 
     Returns:
         The folder.
     """
     specs = {name: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in state_dict.items()}
-    return stream_model(folder, specs, lambda name: state_dict[name].detach().cpu(), run_config, data_schema)
+    return stream_model(
+        folder,
+        specs,
+        lambda name: state_dict[name].detach().cpu(),
+        run_config,
+        data_schema,
+        autoencoder=autoencoder,
+    )
 
 
 def stream_model(
@@ -69,6 +89,8 @@ def stream_model(
     run_config: dict[str, Any],
     data_schema: dict[str, Any],
     max_file_bytes: int = MAX_FILE_BYTES,
+    *,
+    autoencoder: str | Path | None = None,
 ) -> Path:
     """``save_model`` for weights that needn't fit in memory: they are read and written one tensor after the other.
 
@@ -79,6 +101,7 @@ def stream_model(
         run_config: as in ``save_model``.
         data_schema: as in ``save_model``.
         max_file_bytes: weights beyond it go to several files.
+        autoencoder: as in ``save_model``.
 
     Returns:
         The folder.
@@ -112,8 +135,13 @@ def stream_model(
             "weight_map": {weight: name for name, part in zip(names, parts, strict=True) for weight in part},
         }
         write_json(folder / INDEX_NAME, index)
+    identity = None
+    if autoencoder is not None:
+        copy_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
+        identity = read_autoencoder_description(folder / AUTOENCODER_FOLDER).sha256
     record = {
         "format_version": FORMAT_VERSION,
+        "autoencoder_sha256": identity,
         "weights_sha256": sums[WEIGHTS_NAME] if len(parts) == 1 else file_sha256(folder / INDEX_NAME),
         "data_schema": data_schema,
         "run": run_config,
@@ -174,6 +202,7 @@ def read_description(folder: str | Path) -> tuple[ModelDescription, str]:
         record = json.loads(path.read_text())
         sections = {name: record["run"][name] for name in ("data", "model", "diffusion", "sampling")}
         tree = {"format_version": record["format_version"], "data_schema": record["data_schema"], **sections}
+        tree["autoencoder_sha256"] = record.get("autoencoder_sha256")  # absent before there were latents
         weights_sha256 = str(record["weights_sha256"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); export the model again") from None
@@ -213,9 +242,12 @@ def load_forecaster(
     weights = _load_weights(folder, weights_sha256)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     schema = description.data_schema
-    network = build_network(
-        description.model, num_channels=schema["shape"][0], num_action_channels=schema["num_actions"]
-    )
+    num_channels, num_actions = schema["shape"][0], schema["num_actions"]
+    autoencoder = _load_autoencoder(folder, description, device)
+    if autoencoder is not None:
+        num_channels = autoencoder.description.latent_channels
+        num_actions *= autoencoder.description.temporal_ratio
+    network = build_network(description.model, num_channels=num_channels, num_action_channels=num_actions)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -230,11 +262,33 @@ def load_forecaster(
         shift=schema["shift"],
         scale=schema["scale"],
         sample_scaling=schema.get("sample_scaling", "none"),
-        num_action_channels=schema["num_actions"],
+        num_action_channels=num_actions,
         device=device,
         dtype=dtype,
         max_batch=max_batch,
+        autoencoder=autoencoder,
     )
+
+
+def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
+    """How cases are cut for a model: its own ``data``, in frames where it counts latent frames."""
+    if description.autoencoder_sha256 is None:
+        return description.data
+    ratio = read_autoencoder_description(find_model(folder) / AUTOENCODER_FOLDER).temporal_ratio
+    return pixel_data(description.data, ratio)
+
+
+def _load_autoencoder(folder: Path, description: ModelDescription, device: torch.device) -> Autoencoder | None:
+    """The autoencoder beside a model, None for a model of frames."""
+    if description.autoencoder_sha256 is None:
+        return None
+    autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
+    if autoencoder.description.sha256 != description.autoencoder_sha256:
+        raise ValueError(
+            f"{folder} was trained on latents of autoencoder {description.autoencoder_sha256}, its "
+            f"{AUTOENCODER_FOLDER}/ holds {autoencoder.description.sha256}; export the model again"
+        )
+    return autoencoder
 
 
 def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

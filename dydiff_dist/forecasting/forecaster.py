@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.diffusion import DynamicalDiffusion, guided, rollout, sample, start_noise, timestep_grid
 from dydiff_dist.diffusion.samplers import Denoise
@@ -52,6 +53,9 @@ class Forecaster:
     """Storage of what the network reads and of its weights; sampling itself is done in float32."""
     max_batch: int = 32
     """Members that pass through the network together; bounds memory."""
+    autoencoder: Autoencoder | None = None
+    """Where the network forecasts latents: history is encoded and forecasts are decoded by it. ``num_history_frames``
+    and ``num_future_frames`` then count latent frames, and ``shift`` and ``scale`` are not used."""
 
     def forecast(
         self,
@@ -79,6 +83,8 @@ class Forecaster:
         Raises:
             ValueError: shapes, counts or indices that don't fit, or a history that is not finite.
         """
+        if self.autoencoder is not None:
+            return self._forecast_through_latents(history, actions, num_frames, case_index, num_members, seed)
         shift, scale = (torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
         self._check_history(history)
         history = history.cpu().float()
@@ -93,6 +99,39 @@ class Forecaster:
             num_frames=num_frames,
         )
         return (futures.cpu() * scale + shift) * unit[:, None]
+
+    def _forecast_through_latents(
+        self,
+        history: Tensor,
+        actions: Tensor | None,
+        num_frames: int | None,
+        case_index: Tensor | Sequence[int] | None,
+        num_members: int,
+        seed: int,
+    ) -> Tensor:
+        """As ``forecast``: encodes the history (the posterior's mean), forecasts latents, decodes them."""
+        description = self.autoencoder.description
+        num_given = description.pixel_frames(self.num_history_frames)
+        _check_frames(history, num_given, description.frames.shape[0])
+        num_latent_frames = None
+        if num_frames is not None:
+            groups, rest = divmod(num_frames, description.temporal_ratio)
+            num_latent_frames = groups + (rest > 0)
+        latents = self.autoencoder.history_latents(history)
+        if actions is not None:
+            needed = num_given + (num_latent_frames or self.num_future_frames) * description.temporal_ratio
+            actions = description.latent_actions(actions[:, :needed])
+        futures = self.forecast_normalized(
+            latents,
+            actions=actions,
+            case_index=case_index,
+            num_members=num_members,
+            seed=seed,
+            num_frames=num_latent_frames,
+        )
+        given = latents.repeat_interleave(num_members, dim=0)
+        frames = self.autoencoder.to_future_frames(futures.flatten(0, 1), given)
+        return frames.unflatten(0, (len(history), num_members))[:, :, :num_frames]
 
     @torch.no_grad()
     def forecast_normalized(
@@ -194,11 +233,8 @@ class Forecaster:
         return torch.from_numpy(history_scale(history.numpy()))
 
     def _check_history(self, history: Tensor) -> None:
-        wanted = f"(B, {self.num_history_frames}, {len(self.shift)}, H, W)"
-        if history.ndim != 5 or tuple(history.shape[1:3]) != (self.num_history_frames, len(self.shift)):
-            raise ValueError(f"history has shape {tuple(history.shape)}, the model takes {wanted}")
-        if history.is_floating_point() and not bool(torch.isfinite(history).all()):
-            raise ValueError("history holds NaN or infinite values; leave such cases out")
+        num_channels = len(self.shift) if self.autoencoder is None else self.autoencoder.description.latent_channels
+        _check_frames(history, self.num_history_frames, num_channels)
 
     def _check_request(self, num_members: int, num_frames: int, actions: Tensor | None, num_cases: int) -> None:
         if not 1 <= num_members < MAX_MEMBERS:
@@ -218,6 +254,14 @@ class Forecaster:
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}; {num_frames} forecast frames need {expected} or longer"
             )
+
+
+def _check_frames(history: Tensor, num_frames: int, num_channels: int) -> None:
+    if history.ndim != 5 or tuple(history.shape[1:3]) != (num_frames, num_channels):
+        wanted = f"(B, {num_frames}, {num_channels}, H, W)"
+        raise ValueError(f"history has shape {tuple(history.shape)}, the model takes {wanted}")
+    if history.is_floating_point() and not bool(torch.isfinite(history).all()):
+        raise ValueError("history holds NaN or infinite values; leave such cases out")
 
 
 def _checked_cases(case_index: Tensor | Sequence[int] | None, num_cases: int) -> Tensor:

@@ -12,7 +12,7 @@ from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.figures import forecast_animation
 from dydiff_dist.forecasting.cases import ArrayCases, CaseReader, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.forecasting.exported import ModelDescription, find_model, load_forecaster, read_description
+from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore
 from dydiff_dist.strict_config import describe_error
@@ -67,14 +67,16 @@ class ForecastRun:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
         description, weights_sha256 = read_description(model)
-        num_frames = num_frames or description.data.num_future_frames
-        self.reader = _open_cases(source, description, num_frames)
+        data = case_data(description, model)
+        num_frames = num_frames or data.num_future_frames
+        self.reader = _open_cases(source, data, description.data_schema, num_frames)
         self._check_schema(description.data_schema, model)
         self.sampling = _replaced(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
         request = ForecastRequest(
             model=str(find_model(model)),
             weights_sha256=weights_sha256,
+            autoencoder_sha256=description.autoencoder_sha256,
             shards=str(source),
             shards_sha256=self.reader.sha256,
             data=self.reader.data,
@@ -157,11 +159,10 @@ class ForecastRun:
         return num_cases or len(self.reader)
 
 
-def _open_cases(source: str | Path, description: ModelDescription, num_frames: int) -> CaseReader | ArrayCases:
+def _open_cases(source: str | Path, data: DataConfig, model_schema: dict, num_frames: int) -> CaseReader | ArrayCases:
     """The cases, cut as the model takes them, with a truth for as many of ``num_frames`` as the shards have."""
     if Path(source).suffix in (".npy", ".npz"):
-        return ArrayCases(source, description.data, description.data_schema)
-    data = description.data
+        return ArrayCases(source, data, model_schema)
     shards = ShardSet.open(source, remote=data.remote, use_actions=data.use_actions)
     known = (shards.schema.num_frames - 1) // data.frame_stride + 1 - data.num_history_frames
     # without a single frame of truth the reader says what the samples lack

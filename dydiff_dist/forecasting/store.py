@@ -29,6 +29,8 @@ class ForecastRequest(StrictConfig):
     """Folder of the model as it was given."""
     weights_sha256: str
     """Of the model's weights."""
+    autoencoder_sha256: str | None = None
+    """Identity of the autoencoder through which latents were forecast."""
     shards: str
     """Folder of the cases' shards, or file of the array, as it was given."""
     shards_sha256: str

@@ -114,6 +114,15 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Ensemble members of each validation forecast."""
 
 
+class AutoencoderTrainingConfig(TrainingConfig):
+    """The training loop of an autoencoder."""
+
+    num_validation_samples: PositiveInt = 16
+    """Samples decoded at each validation, over all ranks."""
+    num_measured_samples: PositiveInt = 64
+    """Training samples from which the latents' shift and scale are measured at the end."""
+
+
 def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
     """Forward passes per step and rank: global batch = micro batch x accumulation x replicas.
 

@@ -19,14 +19,16 @@ from dydiff_dist.models.attention import resolve_attention
 from dydiff_dist.models.flops import training_flops
 from dydiff_dist.models.sequence_parallel import check_sequence_parallel
 from dydiff_dist.training.distributed import sample_group
+from dydiff_dist.training.latents import open_latents
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
 from dydiff_dist.training.validation import Validation
-from dydiff_kernels import NoiseCounter, Stream, normal, uniform
+from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, normal, uniform
 
 _NUM_LOSS_BINS = 4
+_ON_DEVICE = ("frames", "logvar", "actions")
 
 
 class DiffusionTask(Task):
@@ -42,15 +44,20 @@ class DiffusionTask(Task):
         check_sequence_parallel(
             execution.sequence_parallel_size, num_frames=self.config.data.num_frames, num_heads=model.num_heads
         )
-        _check_patches(plan)
+        self.latents = open_latents(plan)
+        if self.latents is not None:
+            self.plan = plan = self.latents.plan
+        _check_patches(self.config.model.patch_size, self.frame_shape)
         _check_validation_cases(plan)
-        self.diffusion = self.config.diffusion.build(plan.frame_autocovariance, backend=self.config.kernels.backend)
-        self._noised: tuple[Tensor, Tensor] | None = None  # of the last micro-batch, whose backward pass is over
+        covariance = plan.frame_autocovariance if self.latents is None else self.latents.frame_autocovariance
+        self.diffusion = self.config.diffusion.build(covariance, backend=self.config.kernels.backend)
+        self._noised: tuple[Tensor, ...] | None = None  # of the last micro-batch, whose backward pass is over
 
     def facts(self) -> dict[str, str]:
         """The network's sizes and the process."""
         model, diffusion = self.config.model, self.config.diffusion
-        return {
+        latents = {} if self.latents is None else {"latents": self.latents.fact()}
+        return latents | {
             "model": f"width {model.width}, depth {model.depth}, {model.num_heads} heads, patches of "
             f"{model.patch_size}",
             "process": f"gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), predicts "
@@ -66,28 +73,37 @@ class DiffusionTask(Task):
         if self.plan.world.ranks_per_sample > 1:
             networks["model"].share_frames(sample_group(self.plan.world))
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the frames that the network sees."""
+        if self.latents is not None:
+            return self.latents.frame_shape
+        schema = self.plan.train_shards.schema
+        return schema.shape[0], *(self.config.data.crop_size or schema.shape[1:])
+
     def work(self) -> Work:
-        """By the network's formula; recomputed blocks don't count."""
-        data, model, schema = self.config.data, self.config.model, self.plan.train_shards.schema
-        height, width = data.crop_size or schema.shape[1:]
+        """By the network's formula; recomputed blocks and the autoencoder don't count."""
+        data, model = self.config.data, self.config.model
+        channels, height, width = self.frame_shape
         flops = training_flops(
             model,
             num_frames=data.num_frames,
             height=height,
             width=width,
-            num_channels=schema.shape[0],
-            num_action_channels=schema.num_actions,
+            num_channels=channels,
+            num_action_channels=self.plan.train_shards.schema.num_actions,
         )
         return Work(flops=flops, tokens=data.num_frames * (height // model.patch_size) * (width // model.patch_size))
 
     def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """Noising, network, loss."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
-        x0, index = batch["frames"].to(device, non_blocking=True), batch["sample_index"]
-        actions = batch["actions"].to(device, non_blocking=True) if "actions" in batch else None
+        batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
+        if self.latents is not None:
+            batch = self.latents.encoded(batch)
+        index, actions = batch["sample_index"], batch.get("actions")
         timesteps = self.draw_timesteps(index, step).to(device)
-        counter = self._counter(index, step, Stream.DIFFUSION)
-        z, target = self._noised = self.diffusion.add_noise(x0, timesteps, counter, spent=self._noised)
+        z, target, x0 = self._noise(batch, timesteps, step)
         output = engines["model"](
             self.diffusion.model_input(z, timesteps).to(dtype),
             timesteps,
@@ -116,8 +132,10 @@ class DiffusionTask(Task):
         self._validation.run(step, weights, log)
 
     def exported_facts(self) -> dict[str, Any]:
-        """The data's schema, as `save_model` takes it."""
-        return {"data_schema": self.plan.data_schema}
+        """The data's schema and the autoencoder's folder, as `save_model` takes them."""
+        if self.latents is None:
+            return {"data_schema": self.plan.data_schema}
+        return {"data_schema": self.latents.data_schema, "autoencoder": self.config.autoencoder.path}
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A model for `dydiff_dist.forecasting.load_forecaster`."""
@@ -133,17 +151,29 @@ class DiffusionTask(Task):
     def _validation(self) -> Validation:
         # few passes at other shapes: compiling them would take longer than they do
         execution = self.config.execution.model_copy(update={"compile_blocks": False})
-        return Validation(self.plan, self.diffusion, lambda: self._build_network(execution))
+        autoencoder = None if self.latents is None else self.latents.autoencoder
+        return Validation(self.plan, self.diffusion, lambda: self._build_network(execution), autoencoder)
 
     def _build_network(self, execution: ExecutionConfig) -> VideoTransformer:
-        schema = self.plan.train_shards.schema
         return build_network(
             self.config.model,
-            num_channels=schema.shape[0],
-            num_action_channels=schema.num_actions,
+            num_channels=self.frame_shape[0],
+            num_action_channels=self.plan.train_shards.schema.num_actions,
             execution=execution,
             kernels=self.config.kernels.backend,
         )
+
+    def _noise(self, batch: dict[str, Any], timesteps: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(z, target, clean frames); latents are drawn from their posterior in the same pass."""
+        frames, index = batch["frames"], batch["sample_index"]
+        counter = self._counter(index, step, Stream.DIFFUSION)
+        if "logvar" not in batch:
+            self._noised = self.diffusion.add_noise(frames, timesteps, counter, spent=self._noised)
+            return *self._noised, frames
+        draw = self._counter(index, step, Stream.LATENT_POSTERIOR)
+        posterior = LatentPosterior(frames, batch["logvar"], draw)
+        self._noised = self.diffusion.add_noise_to_draw(posterior, timesteps, counter, spent=self._noised)
+        return self._noised
 
     def _counter(self, sample_index: Tensor, step: int, stream: Stream) -> NoiseCounter:
         return NoiseCounter(seed=self.config.seed, sample_index=sample_index, step=step, stream=stream)
@@ -161,10 +191,9 @@ class DiffusionTask(Task):
         return drop_history(history, noise, dropped)
 
 
-def _check_patches(plan: RunPlan) -> None:
+def _check_patches(patch: int, frame_shape: tuple[int, int, int]) -> None:
     """The patch size must divide the frames as the network sees them."""
-    height, width = plan.config.data.crop_size or plan.train_shards.schema.shape[1:]
-    patch = plan.config.model.patch_size
+    _, height, width = frame_shape
     if height % patch or width % patch:
         raise ValueError(
             f"model.patch_size {patch} does not divide frames of {height}x{width}; change it or data.crop_size"

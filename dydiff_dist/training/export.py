@@ -90,4 +90,4 @@ def export_checkpoint(
         piece = Piece(name, 0, torch.Size(shapes[name]).numel(), 0, 0)
         return reader.read(AVERAGED, kind, piece).to(target)
 
-    return stream_model(out, specs, read, reader.facts["config"], exported["data_schema"], max_file_bytes)
+    return stream_model(out, specs, read, reader.facts["config"], max_file_bytes=max_file_bytes, **exported)

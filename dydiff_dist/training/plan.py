@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.config import BaseRunConfig
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.expected import check_expectation, expected_shards
@@ -95,17 +96,31 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     valid = ShardSet.open(data.valid, **how) if data.valid and not absent else None
     if data.expect is not None:
         check_expectation(data.expect, train)
-    for shards in filter(None, (train, valid)):
-        check_against_schema(config.data, shards.schema, str(shards.folder))
-    if valid is not None and (valid.schema.shape, valid.schema.num_actions) != (
-        train.schema.shape,
-        train.schema.num_actions,
-    ):
-        raise ValueError(
-            f"{valid.folder} has frames {valid.schema.shape} and {valid.schema.num_actions} actions, {train.folder} "
-            f"has {train.schema.shape} and {train.schema.num_actions}; data.train and data.valid must agree"
-        )
+    check_against_schema(config.data, train.schema, str(train.folder))
+    if valid is not None:
+        _check_validation_data(config, train, valid)
     return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
+
+
+def _check_validation_data(config: BaseRunConfig, train: ShardSet, valid: ShardSet) -> None:
+    """Validation shards hold frames like the training shards', or like those that the training latents were made of."""
+    data, trained_on, latents = config.data, train.schema, train.manifest.latents
+    if valid.manifest.latents is not None:
+        raise ValueError(
+            f"data.valid {valid.folder} holds latents; forecasts are decoded and scored as frames, so give the shards "
+            "that those latents were made from"
+        )
+    if latents is not None:
+        data, trained_on = pixel_data(data, latents.temporal_ratio), latents.source_frames
+    check_against_schema(data, valid.schema, str(valid.folder))
+    found = (valid.schema.shape, valid.schema.num_actions)
+    expected = (trained_on.shape, trained_on.num_actions if data.use_actions else 0)
+    if found != expected:
+        raise ValueError(
+            f"{valid.folder} has frames {found[0]} and {found[1]} actions, {train.folder} "
+            f"{'was made of' if latents is not None else 'has'} {expected[0]} and {expected[1]}; data.train and "
+            "data.valid must agree"
+        )
 
 
 def describe(task: "Task") -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from dydiff_dist.autoencoders import Autoencoder
+from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.diffusion import DynamicalDiffusion
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
@@ -24,10 +26,19 @@ class Validation:
     rank, so uneven shares of cases can't hang a sharded run.
     """
 
-    def __init__(self, plan: RunPlan, diffusion: DynamicalDiffusion, build_network: Callable[[], nn.Module]):
-        """``plan`` has validation shards."""
-        self.plan, self.diffusion, self.build_network = plan, diffusion, build_network
-        self.cases = CaseReader(plan.valid_shards, plan.config.data)
+    def __init__(
+        self,
+        plan: RunPlan,
+        diffusion: DynamicalDiffusion,
+        build_network: Callable[[], nn.Module],
+        autoencoder: Autoencoder | None = None,
+    ):
+        """``plan`` has validation shards; with an ``autoencoder`` the network forecasts its latents."""
+        self.plan, self.diffusion, self.build_network, self.autoencoder = plan, diffusion, build_network, autoencoder
+        data = plan.config.data
+        if autoencoder is not None:
+            data = pixel_data(data, autoencoder.description.temporal_ratio)
+        self.cases = CaseReader(plan.valid_shards, data)
 
     def run(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
         """Forecasts with ``weights`` and writes CRPS and MSE over all lead times beside persistence's. Collective."""
@@ -64,6 +75,7 @@ class Validation:
             device=device,
             dtype=dtype,
             max_batch=config.training.micro_batch_per_gpu,
+            autoencoder=self.autoencoder,
         )
 
     def _forecasts(self, forecaster: Forecaster, first: list[ForecastCase]) -> Iterator[ForecastCase]:

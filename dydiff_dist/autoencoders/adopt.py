@@ -1,0 +1,141 @@
+"""Taking an autoencoder into use: its ratios, the units of its frames, and the units of its latents from data.
+
+Letters: C pixel channels, c latent channels.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dydiff_dist.autoencoders.autoencoder import Autoencoder
+from dydiff_dist.autoencoders.description import AutoencoderDescription
+from dydiff_dist.autoencoders.files import load_network, save_autoencoder
+from dydiff_dist.autoencoders.networks import VIDEO_NETWORKS, fetch_network
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.statistics import FrameMoments
+
+Units = tuple[tuple[float, ...], tuple[float, ...]]
+"""(shift, scale), each per channel."""
+
+_IMAGE_UNITS = (127.5, 127.5)
+"""Published image autoencoders take 8-bit values as -1..1."""
+
+_PROBE_PIXELS = 64
+_PROBE_FRAMES = 17
+"""1 + 16: whole groups of 2, 4, 8 or 16 frames."""
+
+
+def adopt_autoencoder(
+    name: str, shards: ShardSet, folder: Path, num_samples: int = 64, device: torch.device | str = "cpu"
+) -> AutoencoderDescription:
+    """Fetches an autoencoder that was not trained here and writes it to ``folder`` with units for these data.
+
+    Args:
+        name: as for ``fetch_network``.
+        shards: training data; frames of 8 bits are taken as -1..1, others by the manifest's shift and scale.
+        folder: where autoencoder.json and the weights are written.
+        num_samples: samples, evenly spaced, from which the latents' shift and scale are measured.
+        device: where they are measured.
+
+    Raises:
+        FileNotFoundError, ValueError: no such autoencoder, or it takes other frames than these.
+    """
+    network = load_network(fetch_network(name)).to(device)
+    num_channels = shards.schema.shape[0]
+    takes = int(network.config["in_channels"])
+    if takes != num_channels:
+        raise ValueError(
+            f"{name} takes frames of {takes} channels, {shards.folder} has {num_channels}; use an autoencoder that was "
+            "trained on such data (tools/train_vae.py)"
+        )
+    pixel_units = (shards.manifest.shift, shards.manifest.scale)
+    if shards.schema.dtype == "uint8":
+        pixel_units = tuple((value,) * num_channels for value in _IMAGE_UNITS)
+    ratios = measure_ratios(network, num_channels, device)
+    bare = bare_autoencoder(network, shards, pixel_units, ratios, device)
+    shift, scale = measure_latent_units(bare, shards, num_samples)
+    fields = bare.description.model_dump(
+        include={"periodic", "pixel_shift", "pixel_scale", "latent_channels", "spatial_ratio", "temporal_ratio"}
+    )
+    return save_autoencoder(
+        folder,
+        network,
+        network.state_dict(),
+        **fields,
+        frames=shards.schema,
+        latent_shift=shift,
+        latent_scale=scale,
+        facts={"fetched_from": name, "latent_units_from_samples": min(num_samples, len(shards))},
+    )
+
+
+def bare_autoencoder(
+    network: nn.Module,
+    shards: ShardSet,
+    pixel_units: Units,
+    ratios: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+    *,
+    periodic: bool = False,
+    max_frames: int = 64,
+) -> Autoencoder:
+    """An autoencoder of which only the network is there yet: latents in the network's own units, no hash.
+
+    Args:
+        network: in evaluation mode on ``device``.
+        shards: the frames it is for.
+        pixel_units: (shift, scale) of the frames.
+        ratios: latent channels, pixels per latent pixel, frames per latent frame.
+        device: where it runs.
+        periodic: whether its convolutions wrap around.
+        max_frames: frames at once.
+    """
+    latent_channels, spatial_ratio, temporal_ratio = ratios
+    description = AutoencoderDescription(
+        network=type(network).__name__,
+        weights_sha256="",
+        config_sha256="",
+        periodic=periodic,
+        frames=shards.schema,
+        pixel_shift=tuple(pixel_units[0]),
+        pixel_scale=tuple(pixel_units[1]),
+        latent_channels=latent_channels,
+        spatial_ratio=spatial_ratio,
+        temporal_ratio=temporal_ratio,
+        latent_shift=(0.0,) * latent_channels,
+        latent_scale=(1.0,) * latent_channels,
+    )
+    return Autoencoder(network=network, description=description, device=torch.device(device), max_frames=max_frames)
+
+
+@torch.no_grad()
+def measure_ratios(network: nn.Module, num_channels: int, device: torch.device | str = "cpu") -> tuple[int, int, int]:
+    """(latent channels, pixels per latent pixel, frames per latent frame), by encoding zeros."""
+    is_video = type(network).__name__ in VIDEO_NETWORKS
+    frames = (_PROBE_FRAMES,) if is_video else ()
+    probe = torch.zeros(1, num_channels, *frames, _PROBE_PIXELS, _PROBE_PIXELS, device=device)
+    mean = network.encode(probe).latent_dist.mean
+    temporal = (_PROBE_FRAMES - 1) // (mean.shape[2] - 1) if is_video else 1
+    return mean.shape[1], _PROBE_PIXELS // mean.shape[-1], temporal
+
+
+def measure_latent_units(
+    autoencoder: Autoencoder,
+    shards: ShardSet,
+    num_samples: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Units:
+    """Mean and standard deviation of the posterior's draws per latent channel, in the network's own units, over
+    ``num_samples`` samples evenly spaced through ``shards``."""
+    moments = FrameMoments()
+    for number in np.unique(np.linspace(0, len(shards) - 1, num_samples).round().astype(int)):
+        sample = shards.read(shards.address(int(number)))
+        frames = torch.from_numpy(sample.frames[None].astype(np.float32))
+        posterior = autoencoder.encode_raw(autoencoder.to_pixels(frames))
+        moments.add(*(tensor[0].cpu().numpy() for tensor in posterior))
+        on_sample()
+    mean, std = moments.mean_and_std()
+    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
