@@ -108,13 +108,12 @@ class Lpips(nn.Module):
             found.append(x / torch.sqrt(1e-8 + x.square().sum(dim=1, keepdim=True)))
         return found
 
-    @torch.no_grad()
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distances (B,) of images (B, 3, H, W) in -1..1; 0 for equal ones."""
+        """Distances (B,) of images (B, 3, H, W) in -1..1; 0 for equal ones. Differentiable, as a loss."""
         distance = images.new_zeros(len(images))
         for stage, (x, y) in enumerate(zip(self.features(images), self.features(others), strict=True)):
             weighted = (x - y).square() * self.get_buffer(f"head_{stage}")[:, None, None]
-            distance += weighted.sum(dim=1).mean(dim=(1, 2))
+            distance = distance + weighted.sum(dim=1).mean(dim=(1, 2))
         return distance
 
 
@@ -153,6 +152,7 @@ def lpips_suite(lpips: Lpips, sha256: str, data_range: float) -> Suite:
         values = torch.from_numpy(np.clip(frames_SCHW / data_range, 0, 1).astype(np.float32) * 2 - 1).to(device)
         return values.expand(-1, 3, -1, -1)
 
+    @torch.no_grad()
     def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
         if min(truth.shape[-2:]) < lpips.min_pixels:
             raise ValueError(

@@ -10,8 +10,9 @@ from dydiff_dist.evaluation import colors
 from dydiff_dist.evaluation.colors import INK, FieldStyle, looks_like_rain
 from dydiff_dist.evaluation.fields import psnr, ssim
 from dydiff_dist.evaluation.figures import frame_grid
-from dydiff_dist.evaluation.rain import PRESETS, contingency_counts, event_scores
+from dydiff_dist.evaluation.rain import RainProtocol, contingency_counts, event_scores
 
+_RAIN = RainProtocol()
 _SMALLEST_SSIM = 11
 """Edge of SSIM's window, below which there is none."""
 
@@ -29,7 +30,7 @@ class ReconstructionScores:
         self.data_range, self.integer = data_range, integer
         self.is_rain = looks_like_rain(channels, units)
         self._sums: dict[str, float] = {"num_frames": 0.0, "psnr": 0.0, "ssim": 0.0, "mse": 0.0}
-        self._counts = np.zeros((len(PRESETS["default"].thresholds), 4))
+        self._counts = np.zeros((len(_RAIN.thresholds), 4))
 
     def add(self, decoded_SCHW: np.ndarray, truth_SCHW: np.ndarray) -> None:
         """Counts one sample's frames."""
@@ -43,7 +44,7 @@ class ReconstructionScores:
         else:
             self._sums["ssim"] = np.nan
         if self.is_rain and truth.shape[1] == 1:
-            self._counts += contingency_counts(decoded[None, :, 0], truth[:, 0], PRESETS["default"]).sum(axis=0)
+            self._counts += contingency_counts(decoded[None, :, 0], truth[:, 0], _RAIN).sum(axis=0)
 
     def merge(self, others: "list[ReconstructionScores]") -> "ReconstructionScores":
         """Adds other processes' scores to these."""
@@ -60,9 +61,7 @@ class ReconstructionScores:
         scores = {name: self._sums[name] / count for name in ("psnr", "ssim", "mse")}
         if self.is_rain:
             csi = event_scores(self._counts)["csi"]
-            scores |= {
-                f"csi_{threshold:g}": float(v) for threshold, v in zip(PRESETS["default"].thresholds, csi, strict=True)
-            }
+            scores |= {f"csi_{threshold:g}": float(v) for threshold, v in zip(_RAIN.thresholds, csi, strict=True)}
         return {name: value for name, value in scores.items() if np.isfinite(value)}
 
 
