@@ -13,9 +13,13 @@ import numpy as np
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.plan import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.stream import TrainStream
 
 RGB = ("red", "green", "blue")
+
+MAX_CURVES = 8
+"""Channels of a series that are drawn."""
 
 
 def describe(shards: ShardSet) -> list[str]:
@@ -99,12 +103,18 @@ def _take(stream: TrainStream, count: int) -> Iterator[tuple[str, int]]:
 
 
 def save_pictures(shards: ShardSet, path: Path, num_samples: int = 4, num_frames: int = 8, seed: int = 0) -> None:
-    """Draws frames of random samples: one row per sample for RGB frames, else one per sample and channel."""
+    """Draws random samples: a row of frames for each (RGB) or for each and channel; of series, whose frames have one
+    pixel, a row of curves."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     chosen = random_permutation(seed, 0, 0, len(shards))[:num_samples]
     samples = [shards.read(shards.address(int(number))) for number in chosen]
+    if shards.schema.shape[1:] == (1, 1):
+        figure = _draw_series(shards, samples)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+        return
     channels = [None] if shards.schema.channels == RGB else list(range(shards.schema.shape[0]))
     rows = [(sample, channel) for sample in samples for channel in channels]
     shown = np.unique(np.linspace(0, shards.schema.num_frames - 1, num_frames).round().astype(int))
@@ -119,6 +129,23 @@ def save_pictures(shards: ShardSet, path: Path, num_samples: int = 4, num_frames
         row_axes[0].set_ylabel(f"{sample.key}{name}", fontsize=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_series(shards: ShardSet, samples: list[Sample]) -> Any:
+    """Curves over frames, a row per sample and a column for each of the first channels, in stored units."""
+    from matplotlib import pyplot as plt
+
+    names = dict(enumerate(shards.schema.channels))
+    num_channels = min(shards.schema.shape[0], MAX_CURVES)
+    size = (2.0 * num_channels + 0.6, 1.6 * len(samples))
+    figure, axes = plt.subplots(len(samples), num_channels, figsize=size, squeeze=False, layout="constrained")
+    for sample, row_axes in zip(samples, axes, strict=True):
+        for channel, axis in enumerate(row_axes):
+            axis.plot(sample.frames[:, channel, 0, 0], linewidth=1)
+            axis.set_title(str(names.get(channel, channel)), fontsize=7)
+            axis.tick_params(labelsize=6)
+        row_axes[0].set_ylabel(sample.key, fontsize=6)
+    return figure
 
 
 def _draw(axis: Any, shards: ShardSet, frame_CHW: np.ndarray, channel: int | None) -> None:

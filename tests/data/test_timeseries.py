@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.convert import convert
+from dydiff_dist.data.inspection import save_pictures
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.timeseries import TimeseriesSource, TimeseriesSourceConfig
 from dydiff_dist.data.stream import TrainStream
@@ -70,6 +72,13 @@ def test_statistics_are_of_scaled_windows(ramps):
     )
     np.testing.assert_allclose(shards.manifest.shift[:2], scaled.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(shards.manifest.scale[:2], scaled.std((0, 1)), rtol=1e-6)
+
+
+def test_series_are_drawn_as_curves(ramps, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda axis, values, **_: drawn.append(values))
+    save_pictures(ShardSet.open(ramps / "train"), tmp_path / "series.png", num_samples=2)
+    assert len(drawn) == 6 and all(len(values) == 5 for values in drawn) and (tmp_path / "series.png").exists()
 
 
 class ContinuesTheMean(torch.nn.Module):
