@@ -12,6 +12,8 @@ from dydiff_dist.study.scored import CaseTable
 from dydiff_dist.study.statistics import Difference, Scored, compare
 
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
+_FEW_GROUPS = 10
+"""Below so many independent groups a bootstrap is rough."""
 SCORE_NAMES = {
     "crps": "CRPS",
     "crps_fair": "fair CRPS",
@@ -91,14 +93,16 @@ class StudySection:
         """What the intervals of a table cover."""
         groups = differences[0].num_groups
         kind = "cases" if self.study.independent == "case" else "groups of cases (one event or trajectory each)"
+        few = f"; {groups} are few, so take them as rough" if groups < _FEW_GROUPS else ""
         if not differences[0].covers_training:
             return (
-                f"Intervals: 95 %, over {groups} {kind} only; with one seed nothing is known of how another training "
-                "would have gone."
+                f"Intervals: 95 %, over {groups} {kind} only{few}; with one seed nothing is known of how another "
+                "training would have gone."
             )
-        single = any(difference.num_seeds == 1 for difference in differences)
-        pooled = "; arms with one seed take the training luck of the others" if single else ""
-        return f"Intervals: 95 %, over {groups} {kind} and over seeds{pooled}."
+        counts = {difference.num_seeds for difference in differences}
+        single = "; arms with one seed take the training luck of the others" if 1 in counts else ""
+        shared = ". Differences are over the seeds that both have" if len(counts) > 1 else ""
+        return f"Intervals: 95 %, over {groups} {kind} and over seeds{few}{single}{shared}."
 
     def _curves(self, comparison: ComparisonConfig, items: Sequence[str]):
         score = self.study.scores[0]
