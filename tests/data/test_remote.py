@@ -143,6 +143,7 @@ def bucket(folder, monkeypatch):
     running.stop()
 
 
+@pytest.mark.slow
 def test_an_s3_server_that_breaks(bucket, tmp_path, caplog):
     url, proxy = bucket
     shards = ShardSet.open(url, remote=RemoteConfig(**QUICK))
@@ -159,6 +160,7 @@ def test_an_s3_server_that_breaks(bucket, tmp_path, caplog):
     assert not proxy.requests and "secret-of-the-store" not in caplog.text
 
 
+@pytest.mark.slow
 def test_an_s3_bucket_that_is_not_there_is_one_line(bucket):
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/nothing has no manifest.json") as caught:
         ShardSet.open("s3://bucket/nothing", remote=RemoteConfig(**QUICK))

@@ -64,7 +64,7 @@ def shift_and_scale(image_type: str, values: str, normalisation: str) -> tuple[f
         return None
     if values != "stored":
         raise ValueError(
-            f"--normalisation {normalisation} is of SEVIR's stored values, --values is {values}; use standard"
+            f"normalisation {normalisation} is of SEVIR's stored values, --values is {values}; use standard"
         )
     kind = IMAGE_TYPES[image_type]
     if normalisation == "sevir" and kind.zscore is not None:
@@ -74,7 +74,7 @@ def shift_and_scale(image_type: str, values: str, normalisation: str) -> tuple[f
         return low, high - low
     if normalisation == "log_rain" and image_type == "vil":
         return LOG_RAIN
-    raise ValueError(f"--normalisation {normalisation} is not defined for {image_type} ({kind.name}); use standard")
+    raise ValueError(f"normalisation {normalisation} is not defined for {image_type} ({kind.name}); use standard")
 
 
 def converted(frames: np.ndarray, image_type: str, values: str) -> np.ndarray:
