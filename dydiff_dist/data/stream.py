@@ -13,7 +13,6 @@ import logging
 import math
 import multiprocessing
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -69,8 +68,6 @@ class TrainStream:
         check_against_schema(config, shards.schema, str(shards.folder))
         self.config = config
         self.micro_batches_per_step = global_batch_size // (micro_batch_size * world_size)
-        self.wait_sec = 0.0
-        """Time the consumer waited for data so far."""
         self.num_damaged = 0
         """Damaged samples this rank met so far."""
         self._num_samples = 0
@@ -80,10 +77,7 @@ class TrainStream:
     def __iter__(self) -> Iterator[Batch]:
         """Micro-batches from ``start_step`` on, without end."""
         loaded = _read_ahead(self._reader, self._positions, self.config)
-        while True:
-            asked = time.perf_counter()
-            batch, damage = next(loaded)
-            self.wait_sec += time.perf_counter() - asked
+        for batch, damage in loaded:
             self._count(len(batch["key"]), damage)
             yield batch
 
