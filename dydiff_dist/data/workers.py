@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -75,9 +76,17 @@ def _in_folder(folder: str, function: Callable[[Job], Result], job: Job) -> Resu
 
 
 def _init_process() -> None:
-    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; and Ctrl-C
-    is the parent's to handle."""
+    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; Ctrl-C is
+    the parent's to handle, and a parent that is killed takes its processes along."""
     import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    """Waits until the parent is gone: a pool's process would wait for its next job for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
