@@ -1,6 +1,6 @@
 """Configuration of training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -55,8 +55,14 @@ class TrainingConfig(StrictConfig):
     micro_batch_per_gpu: PositiveInt
     """Samples per forward pass of one rank. global_batch_size = micro_batch_per_gpu x accumulation x world size; the
     accumulation is derived."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Storage and arithmetic of the network; master weights are float32 in both."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Storage and arithmetic of the network; master weights are float32 in all. fp16 needs loss scaling, below."""
+    loss_scale: float = Field(default=0.0, ge=0)
+    """Of fp16: factor on the loss so that small gradients are not rounded to 0. 0 finds it: it starts at 65536, halves
+    where a gradient overflows (that update is left out) and doubles after 1000 good steps."""
+    optimizer: Literal["adamw", "deepspeed_fused_adam", "deepspeed_cpu_adam"] = "adamw"
+    """AdamW by torch, or by DeepSpeed: fused on GPUs, or for an optimizer offloaded to the host. DeepSpeed's are
+    compiled at their first start; where that fails, torch's takes their place, and the log says so."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -71,6 +77,8 @@ class TrainingConfig(StrictConfig):
     """Largest norm of the gradient over all parameters."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay per step of the weights' moving average; it starts at 1/10 and grows as (1 + step) / (10 + step)."""
+    more_ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Further averages, kept beside the first and saved in checkpoints as ema_DECAY; 4 bytes per parameter each."""
     nonfinite: NonFiniteConfig = NonFiniteConfig()
     """Losses and gradients that are not finite."""
     faults: FaultsConfig = FaultsConfig()

@@ -3,6 +3,8 @@
 import difflib
 from typing import Any
 
+import torch
+
 from dydiff_dist.training.config import TrainingConfig, accumulation_steps
 
 _DERIVED = {
@@ -11,8 +13,8 @@ _DERIVED = {
     "gradient_accumulation_steps": "training.global_batch_size and training.micro_batch_per_gpu",
     "gradient_clipping": "training.gradient_clipping",
     "bf16": "training.precision",
-    "fp16": "training.precision",
-    "optimizer": "training.learning_rate, betas and weight_decay",
+    "fp16": "training.precision and loss_scale",
+    "optimizer": "training.optimizer, learning_rate, betas and weight_decay",
     "scheduler": "training.schedule and training.warmup_steps",
     "steps_per_print": "training.log_every_steps",
 }
@@ -60,10 +62,30 @@ def check_deepspeed(section: dict[str, Any], training: TrainingConfig) -> None:
     stage = zero_stage(section)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
-    if stage == 0 and training.precision == "bf16":
+    if stage == 0 and training.precision != "fp32":
         raise ValueError(
-            "training.precision 'bf16' needs float32 master weights, which ZeRO stages 1 to 3 keep; set "
-            "deepspeed.zero_optimization.stage to 1"
+            f"training.precision {training.precision!r} needs float32 master weights, which ZeRO stages 1 to 3 keep; "
+            "set deepspeed.zero_optimization.stage to 1"
+        )
+
+
+def check_device(section: dict[str, Any], training: TrainingConfig, device_type: str) -> None:
+    """Refuses what DeepSpeed can't do on this kind of device: fp16 on CPUs without fp16 products (as DeepSpeed itself
+    does), and its CPU optimizer for weights on a GPU.
+
+    Raises:
+        ValueError: naming the alternatives.
+    """
+    if training.precision == "fp16" and device_type == "cpu" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise ValueError(
+            "training.precision is 'fp16', which DeepSpeed refuses on this CPU, as it has no fp16 arithmetic; set bf16 "
+            "or fp32, or train on a GPU"
+        )
+    offloaded = section.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    if training.optimizer == "deepspeed_cpu_adam" and device_type != "cpu" and not offloaded:
+        raise ValueError(
+            "training.optimizer 'deepspeed_cpu_adam' updates weights in the host's memory; set "
+            'deepspeed.zero_optimization.offload_optimizer={"device": "cpu"}, or another optimizer'
         )
 
 
@@ -83,5 +105,8 @@ def derive_deepspeed(
         "gradient_accumulation_steps": accumulation_steps(training, world_size // ranks_per_sample),
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": training.precision == "bf16"},
+        "fp16": {"enabled": training.precision == "fp16", "loss_scale": training.loss_scale},
+        # DeepSpeed would insist on its own CPU optimizer beside offloading, which not every machine can compile
+        "zero_force_ds_cpu_optimizer": section.get("zero_force_ds_cpu_optimizer", False),
         "steps_per_print": training.steps + 1,  # our own log lines say more
     }

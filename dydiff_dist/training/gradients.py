@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dydiff_dist.errors import SharedError
+
 
 def gradients_are_finite(engine) -> bool:
     """Whether this rank's share of the gradients holds no NaN or infinity, after the last backward pass of a step.
@@ -25,6 +27,23 @@ def gradients_are_finite(engine) -> bool:
         return bool(engine._global_grad_norm.isfinite())
     sums = [gradient.sum(dtype=torch.float32) for gradient in gradients]
     return not sums or bool(torch.stack(sums).isfinite().all())
+
+
+def finish_step(engine) -> None:
+    """The update of ``engine`` after the last backward pass of a step.
+
+    Raises:
+        SharedError: gradients overflow float16 at every loss scale.
+    """
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise SharedError(
+            "gradients overflow float16 even at the smallest loss scale; lower training.learning_rate, or set "
+            "training.precision to bf16"
+        ) from None
 
 
 def discard_gradients(engine) -> None:

@@ -12,7 +12,7 @@ from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.expected import check_expectation, expected_shards
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.training.config import accumulation_steps
-from dydiff_dist.training.deepspeed_config import check_deepspeed, zero_stage
+from dydiff_dist.training.deepspeed_config import check_deepspeed, check_device, zero_stage
 from dydiff_dist.training.distributed import World
 from dydiff_dist.training.optimizer import num_parameters
 
@@ -36,7 +36,7 @@ class RunPlan:
     @property
     def network_dtype(self) -> torch.dtype:
         """Storage of the network's weights and activations."""
-        return torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.training.precision]
 
     @property
     def frame_autocovariance(self) -> tuple[float, ...]:
@@ -89,6 +89,7 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
     check_deepspeed(config.deepspeed, config.training)
+    check_device(config.deepspeed, config.training, world.device.type)
     data = config.data
     absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
     how = {"remote": data.remote, "use_actions": data.use_actions}
@@ -158,7 +159,7 @@ def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precisio
     ZeRO stage 1 shards the optimizer over the ranks, 2 also the gradients, 3 also the weights (Rajbhandari et al. 2020,
     section 3).
     """
-    storage = 2 if precision == "bf16" else 4
+    storage = 4 if precision == "fp32" else 2
     share = -(-num_params // world_size)
     master = 0 if stage == 0 else 4
     return {

@@ -18,7 +18,7 @@ from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.distributed import World, agree_max, set_cpu_threads, start_process_group, sum_over_ranks
 from dydiff_dist.training.ema import ShardedEMA
 from dydiff_dist.training.engine import build_engine
-from dydiff_dist.training.gradients import discard_gradients
+from dydiff_dist.training.gradients import discard_gradients, finish_step
 from dydiff_dist.training.interruption import Interruption
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
@@ -77,7 +77,7 @@ class Trainer:
             name: build_engine(network, self.config.deepspeed, self.task.training_of(name), self.world)
             for name, network in networks.items()
         }
-        self.ema = ShardedEMA(self.engines["model"], training.ema_decay)
+        self.ema = ShardedEMA(self.engines["model"], training.ema_decay, training.more_ema_decays)
         self.checkpoints = CheckpointStore(
             self.folder / "checkpoints",
             self.world,
@@ -189,7 +189,7 @@ class Trainer:
         """The optimizer's update; False where the loss scale was too high for this batch and is lowered instead."""
         self.activity.enter("updating the weights")
         for name in record.networks:
-            self.engines[name].step()
+            finish_step(self.engines[name])
         self.guard.passed()
         updated = all(self.engines[name].was_step_applied() for name in record.networks)
         self.position = RunPosition(self.step + updated, self.position.batches + 1)
@@ -232,6 +232,8 @@ class Trainer:
             self.step, f"loss {means['loss/train']:.4f}, gradient {grad_norm:.3g}, lr {lr:.2e}, {speed.line}"
         )
         optimizer = {"optimizer/learning_rate": lr, "optimizer/gradient_norm": grad_norm}
+        if self.config.training.precision == "fp16":
+            optimizer["optimizer/loss_scale"] = float(engine.optimizer.loss_scale)
         if self.guard.num_skipped:
             optimizer["optimizer/skipped_batches"] = self.guard.num_skipped
         self.log.scalars(self.step, {**means, **optimizer, **speed.scalars})
