@@ -1,9 +1,9 @@
 """One small network trained under every ZeRO stage, on 1 and 2 ranks, with and without accumulation, recomputation,
 offloading and a batch that is passed over: the same losses and gradient norms.
 
-float32 differs by the order of sums only: 4 steps of Adam on a loss near 1 stay within 2e-6. bf16 and fp16 round what
-the network stores to 8 and 11 bits; the runs of different stages round alike and agree far closer with each other than
-with float32.
+float32 differs by the order of sums only: 4 steps of Adam on a loss near 1 stay within 2e-6. bf16 and fp16 store
+activations and gradients with 8 and 11 bits, and the gradients of ranks and micro-batches are summed in them, so runs
+differ from float32, and from each other, by less than half a unit of the last bit of a loss near 1.
 """
 
 import json
@@ -15,7 +15,8 @@ import pytest
 from run_commands import environment
 
 WORKER = Path(__file__).with_name("parity_worker.py")
-FP32_TOLERANCE, HALF_TOLERANCE, HALF_TO_FP32 = 2e-6, 1e-4, 2e-3
+FP32_TOLERANCE = 2e-6
+HALF_TOLERANCE = {"bf16": 2**-9, "fp16": 2**-12}
 FP32_CASES = {
     1: "0 2 3:acc:recompute 1:offload 3:offload_param",
     2: "0:acc 1:recompute 2:acc 3 2:offload:acc 3:offload:recompute",
@@ -72,8 +73,7 @@ def test_a_batch_passed_over_leaves_no_trace(results):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_float32(results, precision):
     found = {case: each for case, each in of_group(results, HALF_CASES).items() if precision in case}
-    first = next(iter(found.values()))
+    assert found
     for case, result in found.items():
-        assert result["losses"] == pytest.approx(first["losses"], abs=HALF_TOLERANCE), case
-        assert result["losses"] == pytest.approx(results[1]["0"]["losses"], abs=HALF_TO_FP32), case
+        assert result["losses"] == pytest.approx(results[1]["0"]["losses"], abs=HALF_TOLERANCE[precision]), case
         assert result["losses"] != results[1]["0"]["losses"], f"{case} is not of half precision"
