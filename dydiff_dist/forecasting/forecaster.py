@@ -85,13 +85,12 @@ class Forecaster:
         """
         if self.autoencoder is not None:
             return self._forecast_through_latents(history, actions, num_frames, case_index, num_members, seed)
-        shift, scale = (torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
+        shift, scale = self._units()
         self._check_history(history)
         history = history.cpu().float()
         unit = self._sample_scale(history)
-        normalized = (history / unit - shift) / scale
         futures = self.forecast_normalized(
-            normalized,
+            (history / unit - shift) / scale,
             actions=actions,
             case_index=case_index,
             num_members=num_members,
@@ -99,6 +98,25 @@ class Forecaster:
             num_frames=num_frames,
         )
         return (futures.cpu() * scale + shift) * unit[:, None]
+
+    def network_frames(
+        self, history: Tensor, future: Tensor, actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A window as the network sees it in training: frames in network units or latents, and their actions.
+
+        Args:
+            history: (B, S_h, C, H, W) in stored units.
+            future: (B, S_f, C, H, W) in stored units.
+            actions: (B, S, A), where the data have them.
+        """
+        frames = torch.cat((history.float(), future.float()), dim=1).cpu()
+        if self.autoencoder is not None:
+            described = self.autoencoder.description
+            return self.autoencoder.history_latents(frames), None if actions is None else described.latent_actions(
+                actions
+            )
+        shift, scale = self._units()
+        return (frames / self._sample_scale(history.cpu().float()) - shift) / scale, actions
 
     def _forecast_through_latents(
         self,
@@ -225,6 +243,10 @@ class Forecaster:
     def num_frames(self) -> int:
         """S, frames of one window."""
         return self.num_history_frames + self.num_future_frames
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale by channel, (C, 1, 1) each."""
+        return tuple(torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
 
     def _sample_scale(self, history: Tensor) -> Tensor:
         """(B, 1, C, 1, 1), the unit of each case and channel; ones where the data are not scaled by sample."""

@@ -24,10 +24,9 @@ from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
-from dydiff_dist.training.validation import Validation
+from dydiff_dist.training.validation import NUM_LOSS_BINS, Validation
 from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, normal, uniform
 
-_NUM_LOSS_BINS = 4
 _ON_DEVICE = ("frames", "logvar", "actions")
 
 
@@ -120,7 +119,7 @@ class DiffusionTask(Task):
         per_sample, timesteps = (
             torch.cat([part.per_sample[name] for part in parts]) for name in ("loss/train", "timestep")
         )
-        bins = loss_by_timestep_bin(per_sample, timesteps, self.diffusion.num_timesteps, _NUM_LOSS_BINS)
+        bins = loss_by_timestep_bin(per_sample, timesteps, self.diffusion.num_timesteps, NUM_LOSS_BINS)
         by_bin = torch.stack(bins).T.cpu()
         return {
             "loss/train": sum_and_count(per_sample),

@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.autoencoders.description import pixel_data
-from dydiff_dist.diffusion import DynamicalDiffusion
+from dydiff_dist.diffusion import DynamicalDiffusion, loss_by_timestep_bin
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
-from dydiff_dist.training.distributed import gather_objects
+from dydiff_dist.training.distributed import gather_objects, sum_over_ranks
+from dydiff_dist.training.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
 
 _SCORES = ("crps", "mse")
+NUM_LOSS_BINS = 4
+"""Equal ranges of timesteps by which losses are logged."""
 
 
 class Validation:
@@ -41,9 +45,12 @@ class Validation:
         self.cases = CaseReader(plan.valid_shards, data)
 
     def run(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """Forecasts with ``weights`` and writes CRPS and MSE over all lead times beside persistence's. Collective."""
+        """Writes the loss at fixed timesteps and noise, and CRPS and MSE over all lead times beside persistence's, with
+        ``weights``. Collective."""
         first: list[ForecastCase] = []
-        evaluation = self._merge(evaluate(self._forecasts(self._forecaster(weights), first)))
+        forecaster = self._forecaster(weights)
+        loss = self._log_loss(step, forecaster, log)
+        evaluation = self._merge(evaluate(self._forecasts(forecaster, first)))
         for case, reason in evaluation.errors.items():
             log.say(f"step {step}: validation case {case} is not scored: {reason}")
         if not log.enabled or evaluation.num_cases == 0:
@@ -52,9 +59,26 @@ class Validation:
             log.scalars(step, {f"validation/{score}_{forecaster}": table.overall(score) for score in _SCORES})
         log.figure(step, "forecast", forecast_figure(first[0], self.cases.style()))
         log.say(
-            f"step {step}: validation CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
+            f"step {step}: validation loss {loss:.4f}, CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
             f"{evaluation.skill('persistence'):.3f} of persistence's"
         )
+
+    def _log_loss(self, step: int, forecaster: Forecaster, log: RunLog) -> float:
+        """Writes the fixed loss of all ranks' cases, also by timestep; returns its mean. Collective."""
+        losses = torch.zeros(NUM_TIMESTEPS)
+        for number in self._numbers():
+            losses += fixed_losses(forecaster, self.cases.read(number), self.plan.config.seed)
+        losses = sum_over_ranks(losses) / self.plan.config.training.num_validation_cases
+        timesteps, num_timesteps = fixed_timesteps(self.diffusion.num_timesteps), self.diffusion.num_timesteps
+        sums, counts = loss_by_timestep_bin(losses, timesteps, num_timesteps, NUM_LOSS_BINS)
+        bins = {f"validation/loss_timestep_bin_{i}": float(mean) for i, mean in enumerate(sums / counts)}
+        log.scalars(step, {"validation/loss": float(losses.mean()), **bins})
+        return float(losses.mean())
+
+    def _numbers(self) -> range:
+        """This rank's cases."""
+        world = self.plan.world
+        return range(world.rank, self.plan.config.training.num_validation_cases, world.world_size)
 
     def _forecaster(self, weights: dict[str, Tensor]) -> Forecaster:
         """A forecaster with these weights on this rank's device."""
@@ -80,8 +104,8 @@ class Validation:
 
     def _forecasts(self, forecaster: Forecaster, first: list[ForecastCase]) -> Iterator[ForecastCase]:
         """This rank's cases with their forecasts; the first one is also left in ``first`` for a picture."""
-        world, training = self.plan.world, self.plan.config.training
-        for number in range(world.rank, training.num_validation_cases, world.world_size):
+        training = self.plan.config.training
+        for number in self._numbers():
             case = self.cases.read(number)
             history, actions, case_index = stack_cases([case])
             members = forecaster.forecast(

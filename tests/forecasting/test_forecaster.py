@@ -105,6 +105,16 @@ def test_shift_and_scale_are_taken_off_and_put_back() -> None:
     torch.testing.assert_close(_forecaster().forecast(history, num_members=2), normalized * 4 + 10, rtol=0, atol=0)
 
 
+def test_network_frames_are_those_that_the_network_is_given() -> None:
+    forecaster = _forecaster()
+    history, future = _history(2), _history(2, seed=1)
+    frames, actions = forecaster.network_frames(history, future[:, :1])
+    assert torch.equal(frames, (torch.cat((history, future[:, :1]), dim=1) - 10) / 4) and actions is None
+    scaled = replace(forecaster, sample_scaling="mean", shift=(0.0,), scale=(1.0,))
+    unit = history.abs().mean(dim=(1, 3, 4), keepdim=True)
+    torch.testing.assert_close(scaled.network_frames(history, future)[0][:, NUM_HISTORY:], future / unit)
+
+
 def test_integer_history_is_taken_as_it_is() -> None:
     history = torch.randint(0, 256, (1, NUM_HISTORY, *FRAME_CHW), dtype=torch.uint8)
     wanted = _forecaster().forecast(history.float())
