@@ -59,8 +59,8 @@ class Validation:
             log.scalars(step, {f"validation/{score}_{forecaster}": table.overall(score) for score in _SCORES})
         log.figure(step, "forecast", forecast_figure(first[0], self.cases.style()))
         log.say(
-            f"step {step}: validation loss {loss:.4f}, CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
-            f"{evaluation.skill('persistence'):.3f} of persistence's"
+            f"step {step}: validation CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
+            f"{evaluation.skill('persistence'):.3f} of persistence's, loss at fixed noise {loss:.4f}"
         )
 
     def _log_loss(self, step: int, forecaster: Forecaster, log: RunLog) -> float:
