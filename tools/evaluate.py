@@ -63,7 +63,7 @@ def report(verification: Verification, evaluation: Evaluation, out: Path, pictur
         print(format_table(evaluation))
         print(format_more_scores(evaluation))
         for name in list(evaluation.tables)[1:]:
-            ratio = f"CRPS is {evaluation.skill(name):.3f} of {name}'s"
+            ratio = f"CRPS is {evaluation.skill(name):.3f} of {name.replace('_', ' ')}'s"
             print(f"{ratio}, over all lead times, {evaluation.num_cases} cases")
     for path in write_evaluation(verification, evaluation, out, pictures):
         print(path)

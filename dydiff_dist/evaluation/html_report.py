@@ -124,9 +124,9 @@ def _merged_cases(runs: list[ScoredRun]) -> list[dict]:
             for row in case["rows"]:
                 if row["label"] == "truth" and rows:
                     continue
-                is_own = row["label"] != "truth" and len(runs) > 1
-                label = f"{run.label}: {row['label']}" if is_own else row["label"]
-                rows.append({"label": label, "src": _data_uri(run.folder / STRIPS_FOLDER / Path(row["file"]).name)})
+                source = _data_uri(run.folder / STRIPS_FOLDER / Path(row["file"]).name)
+                owner = None if row["label"] == "truth" else run.label
+                rows.append({"label": row["label"], "run": owner, "src": source})
         merged.append({**first, "rows": rows})
     return merged
 

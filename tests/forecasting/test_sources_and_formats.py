@@ -134,7 +134,7 @@ def test_the_command_animates_arrays_and_shards(flow_model, flow_shards, histori
     np.save(tmp_path / "given.npy", histories[:2])
     command = [sys.executable, "tools/forecast.py", flow_model, "--out", tmp_path / "out", "--members", "2"]
     more = ["--history", tmp_path / "given.npy", "--gif", "1", "--mp4", "2", "--device", "cpu"]
-    done = subprocess.run([*map(str, command + more)], capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    done = subprocess.run([*map(str, command + more)], capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "forecast: 2/2 cases" in done.stdout and "score them" not in done.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -30,6 +30,8 @@ function format(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+function plain(name) { return name.replaceAll("_", " "); }
+
 /* Every line of every chart: the runs' forecasts, then the first run's baselines. */
 function forecasters() {
   const runs = data.runs.map((run, index) => ({
@@ -37,7 +39,7 @@ function forecasters() {
   }));
   const first = data.runs[0].summary;
   const baselines = Object.keys(first.scores).filter((name) => name !== "forecast").map((name) => ({
-    label: name.replaceAll("_", " "), color: `var(--${name})`, dash: BASELINE_DASH[name] || "2 4", summary: first, name,
+    label: plain(name), color: `var(--${name})`, dash: BASELINE_DASH[name] || "2 4", summary: first, name,
   }));
   return [...runs, ...baselines];
 }
@@ -146,14 +148,43 @@ function drawHeader() {
   const members = [...new Set(data.runs.map((run) => run.summary.protocol.num_members))].join(" and ");
   byId("subtitle").textContent = `${protocol.num_cases} cases, ${members} members, ${data.runs[0].summary.scores.forecast.crps.by_lead.length} forecast frames after ${protocol.num_history_frames} given ones`;
   for (const text of data.warnings) element("p", byId("warnings"), text);
-  for (const run of data.runs) {
-    const prefix = data.runs.length > 1 ? `${run.label}: ` : "";
-    const tile = (value, text) => { const box = element("div", byId("tiles"), undefined, "tile"); element("b", box, value); element("span", box, prefix + text); };
-    tile(format(run.summary.scores.forecast.crps.overall), "CRPS");
-    for (const [name, ratio] of Object.entries(run.summary.skill.crps)) tile(ratio === null ? "–" : ratio.toFixed(3), `of the CRPS of ${name}`);
-    const spread = run.summary.scores.forecast.spread_skill_ratio;
-    if (spread && spread.overall !== null) tile(spread.overall.toFixed(2), "spread over error (1 is ideal)");
+  if (data.runs.length > 1) { drawHeadlineTable(); return; }
+  for (const [text, value] of headline(data.runs[0])) {
+    const box = element("div", byId("tiles"), undefined, "tile");
+    element("b", box, value);
+    element("span", box, text);
   }
+}
+
+/* The few numbers that a reader wants first, by what they are. */
+function headline(run) {
+  const scores = run.summary.scores.forecast;
+  const found = [];
+  if (scores.crps_sum) found.push(["CRPS-sum", format(scores.crps_sum.overall)]);
+  found.push(["CRPS", format(scores.crps.overall)]);
+  for (const [name, ratio] of Object.entries(run.summary.skill.crps)) found.push([`of the CRPS of ${plain(name)}`, ratio === null ? "–" : ratio.toFixed(3)]);
+  if (scores.csi_mean && scores.csi_mean.overall !== null) found.push(["mean CSI", format(scores.csi_mean.overall)]);
+  if (scores.fvd && scores.fvd.overall !== null) found.push(["FVD", format(scores.fvd.overall)]);
+  const spread = scores.spread_skill_ratio;
+  if (spread && spread.overall !== null) found.push(["spread over error (1 is ideal)", spread.overall.toFixed(2)]);
+  return found;
+}
+
+/* Several runs: one row each. */
+function drawHeadlineTable() {
+  const rows = data.runs.map((run) => new Map(headline(run)));
+  const labels = [...new Set(rows.flatMap((row) => [...row.keys()]))];
+  const box = byId("tiles");
+  box.className = "scroll";
+  const table = element("table", box), head = element("tr", table);
+  for (const label of ["", ...labels]) element("th", head, label);
+  rows.forEach((row, index) => {
+    const line = element("tr", table);
+    const name = element("td", line, data.runs[index].label);
+    name.style.borderLeft = `4px solid var(--run${index % 4})`;
+    name.style.paddingLeft = "8px";
+    for (const label of labels) element("td", line, row.get(label) || "–", "headline");
+  });
 }
 
 const images = new Map();
@@ -172,26 +203,36 @@ const currentCase = () => data.cases[Number(byId("case").value)];
 function showCase() {
   const shown = currentCase();
   byId("panels").replaceChildren();
-  for (const row of shown.rows) {
-    const figure = element("figure", byId("panels"));
-    element("figcaption", figure, row.label).title = row.label;
-    const canvas = element("canvas", figure);
-    canvas.width = shown.width;
-    canvas.height = shown.height;
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", row.label);
+  const truth = shown.rows.filter((row) => row.run === null);
+  for (const label of data.runs.length > 1 ? data.runs.map((run) => run.label) : [null]) {
+    if (label !== null) element("h3", byId("panels"), label);
+    const own = shown.rows.filter((row) => row.run !== null && (label === null || row.run === label));
+    showPanels(element("div", byId("panels"), undefined, "panels"), shown, [...truth, ...own]);
   }
   byId("lead").max = shown.num_frames - 1;
   byId("lead").value = Math.min(shown.num_frames - 1, Math.max(Number(byId("lead").value), 0));
   drawFrame();
 }
 
+function showPanels(parent, shown, rows) {
+  for (const row of rows) {
+    const figure = element("figure", parent);
+    element("figcaption", figure, row.label).title = row.label;
+    const canvas = element("canvas", figure);
+    canvas.width = shown.width;
+    canvas.height = shown.height;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", row.run === null ? row.label : `${row.run}: ${row.label}`);
+    canvas.source = row.src;
+  }
+}
+
 function drawFrame() {
   if (!data.cases.length) return;
   const shown = currentCase(), frame = Number(byId("lead").value), lead = frame - shown.num_given + 1;
   byId("lead-label").textContent = lead > 0 ? `forecast +${lead}` : `given ${lead}`;
-  [...byId("panels").querySelectorAll("canvas")].forEach((canvas, index) => {
-    const image = imageOf(shown.rows[index].src);
+  [...byId("panels").querySelectorAll("canvas")].forEach((canvas) => {
+    const image = imageOf(canvas.source);
     if (image.complete && image.naturalWidth) canvas.getContext("2d").drawImage(image, frame * shown.width, 0, shown.width, shown.height, 0, 0, shown.width, shown.height);
   });
 }
@@ -199,17 +240,21 @@ function drawFrame() {
 function drawSeries() {
   const shown = data.series[Number(byId("series-case").value)];
   byId("series").replaceChildren();
-  for (const channel of shown.channels) {
+  // all boxes first: a chart takes the width that its box has once all of them stand
+  const charts = shown.channels.map((channel) => {
     const box = element("div", byId("series"));
     element("h3", box, channel.name);
+    return element("div", box, undefined, "chart");
+  });
+  shown.channels.forEach((channel, place) => {
     const x = channel.actual.map((_, index) => index - shown.num_given + 1);
     const after = (values) => [...Array(shown.num_given).fill(null), ...values];
     const lines = channel.runs.map((run, index) => ({
       label: data.runs[index].label, color: `var(--run${index % 4})`, dash: "", values: after(run.median), lower: after(run.lower), upper: after(run.upper),
     }));
     const truth = { label: "truth", color: "var(--truth)", dash: "", values: channel.actual };
-    lineChart(element("div", box, undefined, "chart"), { x, series: [...lines, truth], xLabel: "time (frames)", marker: 0 });
-  }
+    lineChart(charts[place], { x, series: [...lines, truth], xLabel: "time (frames)", marker: 0 });
+  });
 }
 
 let timer = null;
@@ -290,7 +335,7 @@ function drawComparison() {
     return;
   }
   const head = element("tr", table);
-  for (const label of ["", shown.first, shown.second, "difference", "95 % interval"]) element("th", head, label);
+  for (const label of ["", shown.first, shown.second, "difference", "95 % interval", ""]) element("th", head, label);
   for (const score of shown.scores) {
     const row = element("tr", table), higher = HIGHER_IS_BETTER.test(score.score);
     element("td", row, higher ? `${score.score} ↑` : score.score);
@@ -300,6 +345,7 @@ function drawComparison() {
     const known = score.is_significant && !NO_ORDER.test(score.score);
     element("td", row, (score.difference > 0 ? "+" : "") + format(score.difference), known ? (better ? "good" : "bad") : "");
     element("td", row, `${format(score.lower)} … ${format(score.upper)}`);
+    element("td", row, known ? (better ? "better" : "worse") : "");
   }
 }
 
@@ -325,6 +371,7 @@ function start() {
   byId("comparison-section").hidden = !data.comparisons.length;
   data.comparisons.forEach((shown, index) => { element("option", byId("comparison"), `${shown.second} against ${shown.first}`).value = index; });
   if (data.comparisons.length) { drawComparison(); byId("comparison").addEventListener("change", drawComparison); }
+  if (hasLeads(LINES[0], "crps_sum")) byId("score").value = "crps_sum";
   byId("case").addEventListener("change", showCase);
   byId("series-section").hidden = !data.series.length;
   data.series.forEach((shown, index) => { element("option", byId("series-case"), shown.key).value = index; });
