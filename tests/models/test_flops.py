@@ -1,6 +1,7 @@
 """Parameter and FLOP formulas against the network itself and torch's counter, on the meta device: nothing runs."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
+from dydiff_dist.models.config import NAMED_SIZES
 from dydiff_dist.models.flops import forward_flops, parameter_count, training_flops
 
+ROBONET = {"num_frames": 12, "height": 32, "width": 32, "num_channels": 4, "num_action_channels": 4}
 OPTIONS = [
     {"attention": attention, "patch_skip": skip, "action_embedding": embed, "patch_size": patch, "mlp_ratio": ratio}
     for attention, skip, embed, (patch, ratio) in itertools.product(
@@ -49,10 +52,9 @@ def test_formulas_equal_the_network_and_the_counter(options, actions):
 @pytest.mark.parametrize("size", ["S", "XL"])
 def test_formulas_at_named_sizes_and_the_robonet_shape(size):
     config = VideoTransformerConfig(size=size, patch_size=2)
-    shape = {"num_frames": 12, "height": 32, "width": 32, "num_channels": 4, "num_action_channels": 4}
-    num_params, flops = counted(config, batch=1, **shape)
+    num_params, flops = counted(config, batch=1, **ROBONET)
     assert parameter_count(config, num_channels=4, num_action_channels=4) == num_params
-    assert forward_flops(config, **shape) == flops
+    assert forward_flops(config, **ROBONET) == flops
 
 
 def test_training_is_three_forward_passes_and_what_is_recomputed():
@@ -86,3 +88,15 @@ def test_named_sizes_stand_for_numbers():
 def test_sizes_that_conflict_or_lack_numbers(tree, message):
     with pytest.raises(ValidationError, match=message):
         VideoTransformerConfig(**tree, patch_size=2)
+
+
+def test_the_table_in_the_documentation_is_what_the_formulas_say():
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    sizes = [row for row in rows if row[0] in NAMED_SIZES]
+    assert len(sizes) == 2 * len(NAMED_SIZES)
+    for size, width, depth, heads, attention, num_params, flops in sizes:
+        config = VideoTransformerConfig(size=size, patch_size=2, attention=attention)
+        assert (config.width, config.depth, config.num_heads) == (int(width), int(depth), int(heads))
+        assert f"{parameter_count(config, num_channels=4, num_action_channels=4) / 1e6:.1f}" == num_params
+        assert f"{forward_flops(config, **ROBONET) / 1e12:.3f}" == flops
