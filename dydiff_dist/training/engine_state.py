@@ -129,10 +129,12 @@ class EngineState:
         if not updated and not optimizer.state.get(key):
             return  # the optimizer fills it in at its first update
         state = optimizer.state.setdefault(key, {})
-        for name in moments:
+        for name in dict.fromkeys((*moments, *state)):
+            if name == "step":
+                continue
             if name not in state:
                 state[name] = torch.zeros_like(key.data)
-            state[name].zero_()
+            state[name].zero_()  # also where an engine that is further on has more than the checkpoint
             _fill(state[name].view(-1), updated, lambda piece, kind=f"optimizer.{name}": read(kind, piece))
         step = max((steps(piece.name) for piece in updated), default=0)
         if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):

@@ -11,7 +11,7 @@ from run_commands import environment
 from dydiff_dist.training import checkpoint_folder
 
 SERVER = Path(__file__).with_name("kill_server.py")
-STEPS, KILLS = 80, 16
+STEPS, KILLS = 60, 16
 
 
 @pytest.mark.slow
