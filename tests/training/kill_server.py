@@ -55,7 +55,7 @@ def train(config: str, changes: list[str], rank: int, num_ranks: int, port: int,
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    tell_of(tell, Trainer, "_train_step", "step")
+    tell_of(tell, Trainer, "_update", "step")
     tell_of(tell, checkpoint, "write_tensor_file", "save: write")
     tell_of(tell, checkpoint, "file_sha256", "save: read back")
     tell_of(tell, checkpoint_folder, "write_marker", "save: mark")
