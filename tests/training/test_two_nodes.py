@@ -51,6 +51,30 @@ def launch(hosts: TwoHosts, config: Path, folder: Path) -> subprocess.Popen:
     )
 
 
+def test_the_doctor_looks_at_both_hosts(hosts, tmp_path):
+    (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
+    command = [
+        sys.executable,
+        ROOT / "tools" / "doctor.py",
+        "--hostfile",
+        hosts.hostfile,
+        "--folder",
+        tmp_path / "runs",
+    ]
+    path = f"{hosts.folder}:{environment()['PATH']}"
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=tmp_path,
+        env={**environment(), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for fact in ("node0: software", "node1: shared folder", "2 variables", "64 MiB over 2 ranks on cpu"):
+        assert fact in done.stdout, done.stdout
+
+
 def test_two_nodes_train_like_one_and_survive_the_loss_of_one(hosts, tiny_config, tmp_path):
     run = Path(json.loads(tiny_config.read_text())["output_dir"])
     first = launch(hosts, tiny_config, tmp_path)
