@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from dydiff_dist.autoencoders.config import AutoencoderConfig, AutoencoderLossConfig, AutoencoderModelConfig
 from dydiff_dist.data.config import DataConfig
@@ -26,6 +26,34 @@ class KernelsConfig(StrictConfig):
     """auto: Triton on GPUs, C++ on CPUs, torch where that is not to be had; what runs is logged once per operation."""
 
 
+class RunNeeds(StrictConfig):
+    """What a run was planned to need; printed by a dry run, and nothing else depends on it."""
+
+    nodes: PositiveInt = 1
+    """Machines."""
+    gpus_per_node: NonNegativeInt
+    """GPUs of each; 0: none, the processor does it."""
+    gpu: str = ""
+    """Their name in the table of training/hardware.py."""
+    memory_gib: float = Field(gt=0)
+    """At the peak of a step, per GPU; of all processes where there are none."""
+    hours: float = Field(gt=0)
+    """Of the whole run."""
+    basis: str
+    """Where the numbers come from."""
+
+    @model_validator(mode="after")
+    def _check_gpu(self) -> "RunNeeds":
+        if bool(self.gpu) != bool(self.gpus_per_node):
+            raise ValueError(f"needs.gpu is {self.gpu!r} with gpus_per_node {self.gpus_per_node}; give both or neither")
+        return self
+
+    def __str__(self) -> str:
+        machines = f"{self.nodes} x {self.gpus_per_node} {self.gpu}" if self.gpu else "no GPU"
+        whose = "per GPU" if self.gpu else "in all"
+        return f"{machines}, {self.memory_gib:g} GiB {whose}, {self.hours:g} h ({self.basis})"
+
+
 class BaseRunConfig(StrictConfig):
     """What every kind of training run has; each task adds its own sections."""
 
@@ -34,6 +62,8 @@ class BaseRunConfig(StrictConfig):
 
     output_dir: str
     """Folder of everything the run writes; relative to the working folder."""
+    needs: RunNeeds | None = Field(default=None, exclude=True)
+    """What the run was planned to need."""
     seed: int = 0
     """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
     data: DataConfig

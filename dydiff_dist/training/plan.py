@@ -14,6 +14,7 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.deepspeed_config import check_deepspeed, check_device, zero_stage
 from dydiff_dist.training.distributed import World
+from dydiff_dist.training.estimate.memory import memory_per_rank_bytes
 from dydiff_dist.training.optimizer import num_parameters
 
 if TYPE_CHECKING:
@@ -150,24 +151,9 @@ def describe(task: "Task") -> str:
         + ("ranks" if world.ranks_per_sample == 1 else f"groups of {world.ranks_per_sample} ranks that share frames"),
         "memory": f"per rank, without activations: {parts} (ZeRO stage {stage})",
     }
+    if config.needs is not None:
+        lines["needs"] = str(config.needs)
     return "\n".join(f"{name + ':':<10}{text}" for name, text in lines.items())
-
-
-def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
-
-    ZeRO stage 1 shards the optimizer over the ranks, 2 also the gradients, 3 also the weights (Rajbhandari et al. 2020,
-    section 3).
-    """
-    storage = 4 if precision == "fp32" else 2
-    share = -(-num_params // world_size)
-    master = 0 if stage == 0 else 4
-    return {
-        "weights": storage * (share if stage == 3 else num_params),
-        "gradients": storage * (share if stage >= 2 else num_params),
-        "optimizer": (master + 8) * (share if stage >= 1 else num_params),
-        "EMA": 4 * (share if stage >= 1 else num_params),
-    }
 
 
 def _differences(old: Any, new: Any, key: str) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,1 @@
+"""What a run will need, before anything of it is started: memory, time, cost."""
