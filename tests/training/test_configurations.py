@@ -1,0 +1,64 @@
+"""Every configuration in configs/ can be planned here, without its data, and needs what it says it needs."""
+
+import re
+
+import pytest
+import torch
+from run_commands import ROOT
+
+from dydiff_dist.config import RunConfig, load_config
+from dydiff_dist.training.diffusion_task import DiffusionTask
+from dydiff_dist.training.distributed import World
+from dydiff_dist.training.estimate.run import Cluster, RunEstimate
+from dydiff_dist.training.estimate.speed import Assumptions
+from dydiff_dist.training.hardware import gpu_model
+from dydiff_dist.training.plan import describe, make_plan
+
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.json")) if not path.stem.startswith("vae_")}
+LARGE = [name for name, path in CONFIGS.items() if '"gpu"' in path.read_text()]
+ISSUED = {"robonet_xl", "robonet_xl_zero3", "robonet_xl_offload", "robonet_64", "sevir_l", "bair_b", "turbulence_b"}
+
+
+def world_of(config: RunConfig) -> World:
+    """Rank 0 of the machines that the configuration says it needs."""
+    num_ranks = config.needs.nodes * config.needs.gpus_per_node if config.needs and config.needs.gpu else 1
+    return World(rank=0, world_size=num_ranks, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+
+
+def test_the_large_configurations_are_there():
+    assert set(LARGE) >= ISSUED
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dry_run_without_data_or_memory(name, monkeypatch, tmp_path):
+    """What --dry-run does, in this process: a real one of XL takes the same seconds and no more."""
+    config = load_config(CONFIGS[name])
+    if config.data.expect is None:
+        pytest.skip("its data are made by its example's commands; it has no data.expect")
+    monkeypatch.chdir(tmp_path)  # where no shards are
+    text = describe(DiffusionTask(make_plan(config, world_of(config), may_lack_data=True)))
+    assert "not here; as data.expect says" in text and "M parameters" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_needs_are_what_the_planner_says(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(CONFIGS[name])
+    needs = config.needs
+    cluster = Cluster(gpu=gpu_model(needs.gpu), nodes=needs.nodes, gpus_per_node=needs.gpus_per_node)
+    estimate = RunEstimate(config, cluster, Assumptions())
+    peak_gib = estimate.memory().peak / 2**30
+    # they are written with two digits, and a change of the model of a few percent is no reason to write them anew
+    assert needs.memory_gib == pytest.approx(peak_gib, rel=0.1), f"memory_gib is now {peak_gib:.2g}"
+    assert needs.hours == pytest.approx(estimate.hours, rel=0.1), f"hours are now {estimate.hours:.2g}"
+    assert config.training.micro_batch_per_gpu <= estimate.largest_micro_batch
+
+
+def test_needs_are_printed_and_not_stored():
+    config = load_config(CONFIGS["robonet_xl"])
+    assert re.fullmatch(r"4 x 8 h100, [\d.]+ GiB per GPU, [\d.]+ h \(.*\)", str(config.needs))
+    assert "needs" not in config.model_dump()
+    with pytest.raises(ValueError, match=r"needs\.gpu is '' with gpus_per_node 8; give both or neither"):
+        load_config(CONFIGS["robonet_xl"], ['needs.gpu=""'])
