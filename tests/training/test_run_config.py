@@ -5,7 +5,7 @@ import json
 import pytest
 from run_commands import ROOT
 
-from dydiff_dist.config import load_config
+from dydiff_dist.config import AutoencoderRunConfig, RunConfig, load_config
 from dydiff_dist.training.config import TrainingConfig, accumulation_steps
 from dydiff_dist.training.deepspeed_config import check_deepspeed, derive_deepspeed
 from dydiff_dist.training.optimizer import schedule_factor
@@ -104,7 +104,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    config = load_config(path)
+    config = load_config(path, config_type=AutoencoderRunConfig if path.stem.startswith("vae_") else RunConfig)
     check_deepspeed(config.deepspeed, config.training)
     assert config.output_dir == f"runs/{path.stem}"
     for world_size in (1, 2):
