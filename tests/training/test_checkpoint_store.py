@@ -132,7 +132,7 @@ def test_no_room_is_one_line_and_loses_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a real error of the system, in the thread
     try:
         store.save(RunPosition(2, 2), {}, None, CONFIG)
-        with pytest.raises(ValueError, match=r"step_000002 not be written: File too large; .* are kept") as caught:
+        with pytest.raises(ValueError, match=r"step_000002 could not be written: File too large; .* kept") as caught:
             store.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
