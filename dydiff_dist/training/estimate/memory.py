@@ -60,6 +60,7 @@ def sharding_of(config: BaseRunConfig, world_size: int, on_gpu: bool = True) -> 
         stage=stage,
         storage_bytes=_SINGLE if config.training.precision == "fp32" else 2,
         accumulation=accumulation_steps(config.training, world_size // config.ranks_per_sample),
+        num_averages=1 + len(config.training.more_ema_decays),
         reduce_bucket=int(zero.get("reduce_bucket_size", _DEFAULT_BUCKET)),
         live_params=int(zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)),
         overlaps=stage == 3 if overlaps is None else overlaps,
@@ -133,7 +134,7 @@ def estimate_memory(
             "gradients": gradients,
             "activations": 0,
             "buffers": _optimizer_buffers(sharding, num_params, largest_param)
-            + (buckets if sharding.stage == 3 else 0),
+            + (gathered + buckets if sharding.stage == 3 else 0),
         },
     }
     phase = max(phases, key=lambda name: sum(phases[name].values()))
@@ -156,7 +157,7 @@ def _bucket_bytes(sharding: Sharding, num_params: int) -> int:
 
 
 def _gathered_bytes(sharding: Sharding, num_params: int) -> int:
-    """Whole weights that stage 3 holds while the network runs."""
+    """Whole weights that stage 3 holds while the network runs, and until the next pass uses them again."""
     gathers = sharding.stage == 3 and sharding.world_size > 1
     return sharding.storage_bytes * min(sharding.live_params, num_params) if gathers else 0
 

@@ -154,5 +154,8 @@ def _plan(config: RunConfig, cluster: Cluster) -> RunPlan:
         local_world_size=cluster.gpus_per_node,
         device=torch.device("cpu"),
     ).with_ranks_per_sample(config.ranks_per_sample)
-    config = config.model_copy(update={"execution": execution})
+    training = config.training
+    if training.precision == "fp16":
+        training = training.model_copy(update={"precision": "bf16"})
+    config = config.model_copy(update={"execution": execution, "training": training})
     return DiffusionTask(make_plan(config, world, may_lack_data=True)).plan
