@@ -1,6 +1,9 @@
 """Which rank a process is, as each launcher's own environment says it."""
 
 import os
+import secrets
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -136,3 +139,28 @@ def test_each_rank_takes_its_own_gpu(monkeypatch, environment, num_gpus, device)
             distributed.read_world()
     else:
         assert distributed.read_world().device == torch.device(device)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("style", ["srun", "kubernetes"])
+def test_processes_meet_by_these_variables_alone(style):
+    program = (
+        "from dydiff_dist.training.distributed import *; world = read_world(); start_process_group(world, 1); "
+        "print('sum', int(sum_over_ranks(torch.tensor(world.rank + 1.0))), world.local_world_size); "
+        "dist.destroy_process_group()"
+    )
+    job = secrets.randbelow(10**6)
+    processes = []
+    for rank in range(2):
+        if style == "srun":
+            variables = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
+            variables |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+            variables |= {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"}
+        else:
+            variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+            variables |= {"MASTER_PORT": str(20_000 + job % 10_000)}
+        environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **variables}
+        command = [sys.executable, "-c", program]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert outputs == ["sum 3 2\n" if style == "srun" else "sum 3 1\n"] * 2
