@@ -57,15 +57,6 @@ def ensemble_variance(members_MSCHW: Array) -> Array:
     return _over_pixels(members_MSCHW.var(axis=0, dtype=np.float64, ddof=1))
 
 
-def spread_skill_ratio(variance: Array, mse: Array, num_members: int) -> Array:
-    """√((M + 1)/M · variance / MSE of the mean), from both averaged over cases (Fortin et al. 2014).
-
-    1 for an ensemble from which the truth can't be told apart, below 1 for one that is too sure of itself.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt((num_members + 1) / num_members * np.asarray(variance) / np.asarray(mse))
-
-
 def rank_counts(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     """How often the truth has r members below it, (S, M + 1) float64 counts; ties are shared among their ranks.
 

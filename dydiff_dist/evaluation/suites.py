@@ -41,6 +41,7 @@ def base_suite() -> Suite:
     """CRPS (ensemble and fair), MSE and MAE of the ensemble mean, spread and skill."""
 
     def derive(terms: Terms) -> Terms:
+        # Fortin et al. 2014: 1 where the truth can't be told apart from the members, below where they are too sure
         ratio = np.sqrt(terms["corrected_variance"] / np.where(terms["mse"] > 0, terms["mse"], np.nan))
         return {name: terms[name] for name in ("crps", "crps_fair", "mse", "mae")} | {
             "spread": np.sqrt(terms["variance"]),

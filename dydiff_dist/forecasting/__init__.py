@@ -8,11 +8,12 @@ Verification.open(folder).evaluate()        scores of such a folder; write_evalu
 
 from dydiff_dist.forecasting.cases import Case, CaseReader, forecast_case
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.exported import find_model, load_forecaster, save_model
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.store import ForecastStore
-from dydiff_dist.forecasting.verification import Verification, write_evaluation
+from dydiff_dist.forecasting.verification import Verification
 
 __all__ = [
     "Case",

@@ -7,16 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dydiff_dist.evaluation import choice, figures
+from dydiff_dist.evaluation import choice
 from dydiff_dist.evaluation.baselines import Baseline, Climatology
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
-from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation, evaluate
+from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.frechet import FeatureTable
-from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
 from dydiff_dist.evaluation.optical_flow import OpticalFlow
-from dydiff_dist.evaluation.report import write_case_scores, write_draws, write_summary
-from dydiff_dist.evaluation.scored_run import CASE_SCORES_NAME, DRAWS_NAME, SCORES_NAME, ScoredRun
 from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.evaluation.table import ScoreTable
 from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
@@ -261,55 +258,3 @@ def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
     protocol = {key: value for _, known, *_ in reversed(parts) for key, value in known.items()}
     keys = {number: key for _, _, part, _ in parts for number, key in part.items()}
     return Evaluation(tables, protocol, evaluation.suites, keys, clips)
-
-
-def write_evaluation(
-    verification: Verification,
-    evaluation: Evaluation,
-    out: str | Path,
-    picture_cases: tuple[int, ...] = (0,),
-    num_report_cases: int = 4,
-) -> list[Path]:
-    """Writes all scores, report.html, the curves, and picture and animation of some cases; returns the paths.
-
-    Args:
-        verification: the forecasts that were scored.
-        evaluation: their scores.
-        out: folder, created where needed.
-        picture_cases: count within the cases that were scored; those that are not there are left out.
-        num_report_cases: cases animated in the report, evenly spaced.
-    """
-    out = Path(out)
-    write_summary(evaluation, out / SCORES_NAME)
-    written = [out / SCORES_NAME]
-    scored = sorted(evaluation.tables[FORECAST].cases)
-    if not scored:
-        return written
-    written.append(write_case_scores(evaluation, out / CASE_SCORES_NAME))
-    write_draws(evaluation, out / DRAWS_NAME)
-    count = min(num_report_cases, len(scored))
-    shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
-    if verification.frames_are_images:
-        write_strips(shown, verification.reader.style(), out)
-    else:
-        write_series(shown, verification.reader.schema.channels, out)
-    label = Path(verification.store.request.model).resolve().parent.name
-    written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
-    written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
-    for position in picture_cases:
-        if 0 <= position < len(scored):
-            written += _write_pictures(verification, verification.case(scored[position]), out)
-    return written
-
-
-def _write_pictures(verification: Verification, case: ForecastCase, out: Path) -> list[Path]:
-    """Picture and animation of one case; of time series, a picture only."""
-    stem = f"forecast_{case.number:06d}"
-    if not verification.frames_are_images:
-        channels = verification.reader.schema.channels
-        return [figures.save_figure(figures.series_figure(case, channels), out / f"{stem}.png")]
-    style = verification.reader.style()
-    return [
-        figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"),
-        figures.forecast_animation(case, style, out / f"{stem}.gif"),
-    ]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from dydiff_dist.evaluation import scores
+from dydiff_dist.evaluation import ForecastCase, evaluate, scores
 
 SHAPE_SCHW = (3, 2, 5, 4)
 
@@ -87,9 +87,9 @@ def test_mse_mae_and_variance_follow_their_definitions() -> None:
 def test_spread_skill_ratio_is_one_for_an_exchangeable_ensemble() -> None:
     rng = np.random.default_rng(0)
     members, truth = rng.normal(size=(8, 1, 1, 400, 400)), rng.normal(size=(1, 1, 400, 400))
-    ratio = scores.spread_skill_ratio(scores.ensemble_variance(members), scores.mse_of_mean(members, truth), 8)
+    overall = evaluate([ForecastCase(0, "k", truth, truth, members)]).overall("forecast")
     # 160,000 pixels: the relative standard error of either variance is below 0.4 %
-    assert ratio[0] == pytest.approx(1, abs=0.02)
+    assert overall["spread_skill_ratio"] == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("decimals", [None, 0], ids=["continuous", "ties"])
