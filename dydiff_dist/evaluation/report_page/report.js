@@ -335,17 +335,17 @@ function drawComparison() {
     return;
   }
   const head = element("tr", table);
-  for (const label of ["", shown.first, shown.second, "difference", "95 % interval", ""]) element("th", head, label);
+  for (const label of ["", "difference", "95 % interval", "", shown.first, shown.second]) element("th", head, label);
   for (const score of shown.scores) {
     const row = element("tr", table), higher = HIGHER_IS_BETTER.test(score.score);
     element("td", row, higher ? `${score.score} ↑` : score.score);
-    element("td", row, format(score.first));
-    element("td", row, format(score.second));
     const better = higher === score.difference > 0;
     const known = score.is_significant && !NO_ORDER.test(score.score);
     element("td", row, (score.difference > 0 ? "+" : "") + format(score.difference), known ? (better ? "good" : "bad") : "");
     element("td", row, `${format(score.lower)} … ${format(score.upper)}`);
     element("td", row, known ? (better ? "better" : "worse") : "");
+    element("td", row, format(score.first));
+    element("td", row, format(score.second));
   }
 }
 
