@@ -39,6 +39,7 @@ FORECASTERS = {
     "climatology": ForecasterStyle("climatology", "climat", "#58a6ff", ":", 2.0),
     "optical_flow": ForecasterStyle("optical flow", "flow", "#56d364", "-.", 1.6),
     "seasonal_naive": ForecasterStyle("seasonal naive", "season", "#d2a8ff", "-.", 1.6),
+    "random_walk": ForecasterStyle("random walk", "walk", "#c9a26d", "-.", 1.6),
 }
 """By name in the tables; the page's style sheet has the same colours for light and dark."""
 

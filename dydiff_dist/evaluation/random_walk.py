@@ -5,6 +5,8 @@ Letters: M members, S_h given and S forecast frames, C channels, H W height and 
 
 import numpy as np
 
+from dydiff_dist.evaluation.case import ForecastCase
+
 
 class RandomWalk:
     """The naive forecast with its own past errors (Hyndman & Athanasopoulos 2021, sections 5.2 and 5.5).
@@ -46,11 +48,11 @@ class RandomWalk:
         """(count,) uniforms in [0, 1)."""
         return np.random.Generator(np.random.Philox(key=[self.seed, 1], counter=[0, member, case, 0])).random(count)
 
-    def ensemble(self, case) -> np.ndarray:
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
         """(M, S, C, H, W) for the lead times of ``case.truth``."""
-        return self.walk(case.history, len(case.truth), case.number)
+        return self.walk(case.history, case.num_leads, case.number)
 
-    def best_guess(self, case) -> None:
+    def best_guess(self, case: ForecastCase) -> None:
         """None: errors are those of the ensemble's mean."""
 
     def protocol(self) -> dict:

@@ -77,6 +77,8 @@ class StudyConfig(StrictConfig):
     """By name; the first is the one that arms are compared by."""
     scores: tuple[str, ...] = Field(default=("crps", "mse"), min_length=1)
     """Scores that are kept case by case; the first decides."""
+    season_frames: PositiveInt | None = None
+    """Frames of a season, for the seasonal naive forecast beside series (5 for business days); null leaves it out."""
     independent: Literal["case", "key_prefix"] = "case"
     """What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen
     (windows of one radar event, clips of one trajectory)."""

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dydiff_dist.evaluation.colors import BACKGROUND, INK
+from dydiff_dist.evaluation.colors import BACKGROUND, FORECASTERS, INK
 from dydiff_dist.evaluation.figures import style_axis
 from dydiff_dist.study.statistics import Difference, Scored
 
 COLORS = ("#ff9d4d", "#58c95a", "#d277ff", "#5cc4f2", "#f4e04d", "#ff6b81", "#7ee3c4", "#b0b8c4")
 REFERENCE_COLOR = "#e6edf3"
-_BASELINES = {"persistence": ("#8b949e", ":"), "climatology": ("#58a6ff", ":")}
-_BASELINE_STYLE = ("#c9a26d", ":")
 
 
 def lead_figure(
@@ -34,8 +32,8 @@ def lead_figure(
     figure = Figure(figsize=(11.0, 4.4), facecolor=BACKGROUND, layout="constrained")
     absolute, relative = figure.subplots(1, 2)
     for name, scored in baselines.items():
-        color, line = _BASELINES.get(name, _BASELINE_STYLE)
-        absolute.plot(_leads(scored), scored.by_lead(), line, color=color, label=name.replace("_", " "))
+        style = FORECASTERS[name]
+        absolute.plot(_leads(scored), scored.by_lead(), ":", color=style.color, label=style.label)
     label, scored = reference
     absolute.plot(_leads(scored), scored.by_lead(), color=REFERENCE_COLOR, linewidth=2, label=label)
     relative.axhline(0, color=REFERENCE_COLOR, linewidth=1.4)

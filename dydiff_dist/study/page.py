@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
 from dydiff_dist.study.figures import cost_figure, lead_figure
@@ -12,6 +13,7 @@ from dydiff_dist.study.scored import CaseTable
 from dydiff_dist.study.statistics import Difference, Scored, compare
 
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
+"""Forecasters without training, in the order of columns; each appears where it was scored."""
 _FEW_GROUPS = 10
 """Below so many independent groups a bootstrap is rough."""
 SCORE_NAMES = {
@@ -72,7 +74,7 @@ class StudySection:
         arms = {item: self._scored(item, score) for item in items}
         differences = dict(zip(items, compare(list(arms.values()), reference), strict=True))
         extra = self.study.scores[1:2]
-        header = ["setting", "seeds", SCORE_NAMES[score], *(f"of {_words(name)}'s" for name in baselines)]
+        header = ["setting", "seeds", SCORE_NAMES[score], *(f"of {FORECASTERS[name].label}'s" for name in baselines)]
         header += [f"{SCORE_NAMES[name]}" for name in extra]
         header += [f"{SCORE_NAMES[score]} against {self.study.label(comparison.reference)}", ""]
         lines = [_row(header), _row(["---"] * len(header))]
@@ -86,7 +88,7 @@ class StudySection:
         for name, baseline in baselines.items():
             others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
             rest = [f"{self._baseline(name, comparison.reference, kept).mean():.4g}" for kept in extra]
-            lines.append(_row([f"*{_words(name)}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
+            lines.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
         return [*lines, "", self._footnote(list(differences.values())), ""]
 
     def _footnote(self, differences: Sequence[Difference]) -> str:
@@ -207,10 +209,6 @@ def _verdict(difference: Difference) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _numbers(values: Sequence[int]) -> str:

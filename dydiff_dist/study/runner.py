@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 import dydiff_dist
 from dydiff_dist.errors import USER_ERRORS
+from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
+from dydiff_dist.evaluation.random_walk import RandomWalk
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.study.config import StudyConfig
@@ -118,8 +120,14 @@ class StudyRunner:
 
     def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
         verification = Verification.open(forecast.folder)
-        suites = verification.choose_suites(["series"] if not verification.frames_are_images else [])
-        evaluation = verification.evaluate(verification.climatology(run.config.data.train), suites=suites)
+        is_series = not verification.frames_are_images
+        baselines: list[Baseline] = [verification.climatology(run.config.data.train)]
+        if self.study.season_frames is not None:
+            baselines.append(SeasonalNaive(self.study.season_frames))
+        if is_series:
+            baselines.append(RandomWalk(forecast.config.members))
+        suites = verification.choose_suites(["series"] if is_series else [])
+        evaluation = verification.evaluate(*baselines, suites=suites)
         if evaluation.errors:
             raise ValueError(f"{forecast.folder}: {next(iter(evaluation.errors.values()))}")
         keys = {number: verification.store.read(number)[0] for number in verification.numbers}
