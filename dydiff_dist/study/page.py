@@ -14,6 +14,8 @@ from dydiff_dist.study.statistics import Difference, Scored, compare
 
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""
+OVERHEAD_NAME = "overhead.csv"
+"""Rows of tools/bench_overhead.py, beside the studies' tables."""
 _FEW_GROUPS = 10
 """Below so many independent groups a bootstrap is rough."""
 SCORE_NAMES = {
@@ -182,6 +184,8 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
     lines = [*_HEADER]
     for name, study in studies.items():
         lines += StudySection(name, study, tables).write(images, *links)
+    if (tables / OVERHEAD_NAME).is_file():
+        lines += _overhead(read_run_rows(tables / OVERHEAD_NAME), links[0])
     page.write_text("\n".join(lines).rstrip("\n") + "\n")
 
 
@@ -197,6 +201,27 @@ _HEADER = (
     "page; do not edit it.",
     "",
 )
+
+
+def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:
+    """What the dynamics cost in training, one line a measurement."""
+    header = ["run", "device, threads", "step, standard", "step, DyDiff", "ratio (20 to 80 %)", "memory", "load"]
+    lines = ["## What the dynamics cost", "", _row(header), _row(["---"] * len(header))]
+    for row in rows:
+        ratio = f"{float(row['ratio']):.3f} ({float(row['ratio_p20']):.3f} to {float(row['ratio_p80']):.3f})"
+        steps = [f"{float(row[f'{name}_ms']):.1f} ms" for name in ("standard", "dydiff")]
+        memory = f"{float(row['standard_mib']):.0f}, {float(row['dydiff_mib']):.0f} MiB"
+        run = f"{row['config']} {row['overrides']}".strip()
+        lines.append(_row([run, f"{row['device']}, {row['threads']}", *steps, ratio, memory, row["load_1min"]]))
+    gpu = "" if any(not row["device"].startswith("cpu") for row in rows) else " Not measured on a GPU."
+    return [
+        *lines,
+        "",
+        "Training steps of both in turn, in one process on the same batch (`tools/bench_overhead.py`): median step times "
+        "(CPU time of the process, or a GPU's wall time), median and range of the ratios of neighbouring steps, peak "
+        f"memory, and the machine's load meanwhile.{gpu} Rows: [overhead]({link}/{OVERHEAD_NAME}).",
+        "",
+    ]
 
 
 def _verdict(difference: Difference) -> list[str]:

@@ -93,3 +93,16 @@ def test_a_missing_case_is_named(study_tree, tmp_path):
     study = StudyConfig.model_validate_json(json.dumps(study_tree))
     with pytest.raises(ValueError, match="a seed 1, main: case 4 is missing"):
         write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+
+
+def test_the_overhead_is_a_section_where_it_was_measured(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    what = {"config": "tiny", "overrides": "", "device": "cpu x86_64", "threads": 1, "load_1min": "0.1"}
+    times = {"standard_ms": 100, "dydiff_ms": 101, "ratio": 1.0104, "ratio_p20": 1.0, "ratio_p80": 1.02}
+    row = {**what, **times, "standard_mib": 50, "dydiff_mib": 50.4}
+    write_run_rows(tmp_path / "study" / "overhead.csv", [row])
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    page = (tmp_path / "study.md").read_text()
+    assert "| tiny | cpu x86_64, 1 | 100.0 ms | 101.0 ms | 1.010 (1.000 to 1.020) | 50, 50 MiB | 0.1 |" in page
+    assert "Not measured on a GPU." in page
