@@ -217,9 +217,9 @@ def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:
     return [
         *lines,
         "",
-        "Training steps of both in turn, in one process on the same batch (`tools/bench_overhead.py`): median step times "
+        "Training steps of both in turn, in one process on the same batch (`tools/bench_overhead.py`): median times "
         "(CPU time of the process, or a GPU's wall time), median and range of the ratios of neighbouring steps, peak "
-        f"memory, and the machine's load meanwhile.{gpu} Rows: [overhead]({link}/{OVERHEAD_NAME}).",
+        f"memory, and the load of the machine.{gpu} Rows: [overhead]({link}/{OVERHEAD_NAME}).",
         "",
     ]
 
