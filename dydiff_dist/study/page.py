@@ -61,7 +61,7 @@ class StudySection:
         if comparison.note:
             lines += [comparison.note, ""]
         if missing:
-            lines += [f"Not run: {', '.join(missing)}.", ""]
+            lines += [f"Not run: {'; '.join(missing)}.", ""]
         if comparison.curves:
             stem = f"study_{self.name}_{number}"
             save_figure(self._curves(comparison, there), images / f"{stem}.png", dpi=110)
