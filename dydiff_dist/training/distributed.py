@@ -13,6 +13,9 @@ from dydiff_dist.errors import SharedError
 from dydiff_dist.training.launchers import Launch, read_launch
 from dydiff_dist.training.meeting import meet
 
+_MAX_PLACES = 16
+"""Machines named one by one in the layout."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -183,6 +186,28 @@ def raise_together(reason: str | None) -> None:
     for rank, found in enumerate(gather_objects(reason)):
         if found:
             raise SharedError(f"rank {rank}: {found}" if rank else found)
+
+
+def describe_layout(world: World) -> str:
+    """Which ranks run where, a few words per machine. Collective."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    places: dict[tuple[str, str], list[int]] = {}
+    for rank, place in enumerate(gather_objects((socket.gethostname(), device))):
+        places.setdefault(place, []).append(rank)
+    shown = [f"{host} ({device}): {_ranges(ranks)}" for (host, device), ranks in places.items()]
+    more = f"; and {len(shown) - _MAX_PLACES} more" if len(shown) > _MAX_PLACES else ""
+    hosts = len({host for host, _ in places})
+    count = f"{world.world_size} rank{'s' if world.world_size > 1 else ''} on {hosts} machine{'s' if hosts > 1 else ''}"
+    return f"{count}; {'; '.join(shown[:_MAX_PLACES])}{more}"
+
+
+def _ranges(ranks: list[int]) -> str:
+    """``ranks 0-7, 12`` of sorted numbers."""
+    present = set(ranks)
+    starts = [rank for rank in ranks if rank - 1 not in present]
+    ends = [rank for rank in ranks if rank + 1 not in present]
+    parts = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(parts)}"
 
 
 def barrier() -> None:

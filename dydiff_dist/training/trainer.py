@@ -15,7 +15,14 @@ from dydiff_dist.errors import SharedError
 from dydiff_dist.training.checkpoint import CheckpointStore
 from dydiff_dist.training.checkpoint_folder import list_checkpoints
 from dydiff_dist.training.config import accumulation_steps
-from dydiff_dist.training.distributed import World, agree_max, set_cpu_threads, start_process_group, sum_over_ranks
+from dydiff_dist.training.distributed import (
+    World,
+    agree_max,
+    describe_layout,
+    set_cpu_threads,
+    start_process_group,
+    sum_over_ranks,
+)
 from dydiff_dist.training.ema import ShardedEMA
 from dydiff_dist.training.engine import build_engine
 from dydiff_dist.training.gradients import discard_gradients, finish_step
@@ -50,6 +57,7 @@ class Trainer:
             set_cpu_threads(self.world)
             session = start_process_group(self.world, faults.exchange_timeout_sec / 60, faults.join_timeout_sec / 60)
             self.watchdog = stack.enter_context(Watchdog(faults, self.world, self.activity, self._say, session))
+            self._say(f"world:    {describe_layout(self.world)}")
             self.activity.enter("building the networks")
             self._build()
             self.activity.enter("loading the last checkpoint")
