@@ -24,11 +24,16 @@ from dydiff_dist.training.task import MicroLoss
 class StepRecord:
     """One step of this rank until its update: what was read and what it cost."""
 
-    batches: list[dict[str, Any]] = field(default_factory=list)
-    """Micro-batches in order."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Key and index of every sample, in order."""
     parts: list[MicroLoss] = field(default_factory=list)
     wait_sec: float = 0.0
     """Time spent waiting for data."""
+
+    def read(self, batch: dict[str, Any]) -> None:
+        """Notes which samples a micro-batch has."""
+        indices = batch["sample_index"].tolist()
+        self.samples += [{"key": k, "sample_index": i} for k, i in zip(batch["key"], indices, strict=True)]
 
     @property
     def networks(self) -> list[str]:
@@ -130,11 +135,7 @@ class NonFiniteGuard:
 
 def _samples(record: StepRecord) -> list[dict[str, Any]]:
     """Key, index and values of every sample of a step on this rank."""
-    rows = [
-        {"key": key, "sample_index": index}
-        for batch in record.batches
-        for key, index in zip(batch["key"], batch["sample_index"].tolist(), strict=True)
-    ]
+    rows = [dict(sample) for sample in record.samples]
     for name in dict.fromkeys(name for part in record.parts for name in part.per_sample):
         values = torch.cat([part.per_sample[name] for part in record.parts if name in part.per_sample]).tolist()
         if len(values) == len(rows):  # not so for a loss that some micro-batches lack

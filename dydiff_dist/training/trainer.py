@@ -182,7 +182,7 @@ class Trainer:
             start = time.perf_counter()
             batch = next(micro_batches)
             record.wait_sec += time.perf_counter() - start
-            record.batches.append(batch)
+            record.read(batch)
             self.activity.enter("in the forward pass")
             for part in self.task.losses(self.engines, batch, self.step):
                 self.activity.enter("in the backward pass")

@@ -22,6 +22,9 @@ import torch.distributed as dist
 from dydiff_dist.training.config import FaultsConfig
 from dydiff_dist.training.distributed import World
 
+_LOST_A_PEER = "lost a peer"
+"""The end of a rank that is not to blame."""
+
 EXIT_LOST = 1
 """Exit status of a rank that leaves because another one is gone."""
 
@@ -102,13 +105,14 @@ class Watchdog:
     def __exit__(self, kind, error, traceback) -> None:
         self._stopping.set()
         self._thread.join(timeout=2 * self.config.heartbeat_sec)
-        self._end = "" if kind is None else f"{kind.__name__}: {error}"
+        if self._end is None:
+            self._end = "" if kind is None else f"{kind.__name__}: {error}"
         with suppress(dist.DistError):  # the store may have gone with the rank that kept it
             self._publish()
 
     def explain(self, error: RuntimeError) -> PeerLostError:
         """Names the rank behind a failed exchange between ranks, after waiting for its heartbeat to stay away."""
-        self._end = "lost a peer"
+        self._end = _LOST_A_PEER
         patience_sec = 3 * self.config.heartbeat_sec
         deadline = time.monotonic() + 2 * patience_sec
         while time.monotonic() < deadline:
@@ -144,7 +148,9 @@ class Watchdog:
     def _judge(self) -> str | None:
         """Rank 0's part: warns of slow ranks, finds lost ones and tells the others."""
         beats = self._read(range(self.world.world_size))
-        lost = self._watch_progress(beats) or self._find_lost(beats, self.config.dead_after_sec)
+        lost = self._watch_progress(beats) or self._find_lost(
+            beats, self.config.dead_after_sec, 3 * self.config.heartbeat_sec
+        )
         if lost and self._store is not None:
             self._store.set(f"{self._prefix}/verdict", lost)
         return lost
@@ -155,8 +161,9 @@ class Watchdog:
             return self._store.get(f"{self._prefix}/verdict").decode()
         return self._find_lost(self._read([0]), self.config.dead_after_sec)
 
-    def _find_lost(self, beats: dict[int, Heartbeat], patience_sec: float) -> str | None:
-        """The first rank that ended with an error, or whose heartbeat has not changed for ``patience_sec``."""
+    def _find_lost(self, beats: dict[int, Heartbeat], patience_sec: float, end_patience_sec: float = 0.0) -> str | None:
+        """The first rank whose heartbeat has not changed for ``patience_sec``, or that ended with an error
+        ``end_patience_sec`` ago: a mistake that all ranks meet alike ends this one by itself."""
         now = time.monotonic()
         for rank, beat in beats.items():
             last, since = self._seen.get(rank, (None, now))
@@ -168,7 +175,7 @@ class Watchdog:
                     f"{beat.activity} after step {beat.step}"
                 )
         for rank, beat in beats.items():
-            if beat.end and beat.end != "lost a peer":
+            if beat.end and beat.end != _LOST_A_PEER and now - self._seen[rank][1] >= end_patience_sec:
                 return f"rank {rank} ({beat.place}) stopped after step {beat.step}: {beat.end}"
         return None
 
