@@ -191,7 +191,7 @@ class Watchdog:
         if least != self._warned_progress:
             self._next_warning_sec, self._warned_progress = self.config.slow_after_sec, least
         others = len(running) - len(slow)
-        alike = f" and {len(slow) - 1} others alike" if len(slow) > 1 else ""
+        alike = f", and {len(slow) - 1} more alike" if len(slow) > 1 else ""
         line = f"{_describe(slow[0], running[slow[0]])} for {busy_sec:.0f} s{alike}"
         if others and busy_sec > self.config.exchange_timeout_sec:
             return f"{line}, and {others} of {len(running)} ranks wait (training.faults.exchange_timeout_sec)"

@@ -62,7 +62,7 @@ def test_the_rank_that_others_wait_for_is_named_and_ends_the_run(ranks):
 def test_slow_ranks_that_nobody_waits_for_go_on(ranks):
     first, second, said = ranks
     assert beat_until([first, second], first, 1.5) is None
-    assert said and "and 1 others alike" in said[0]
+    assert said and ", and 1 more alike" in said[0]
 
 
 def test_a_rank_without_a_heartbeat_is_lost(ranks):
