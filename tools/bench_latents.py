@@ -36,11 +36,9 @@ def main() -> None:
         arguments.rounds,
         Path(arguments.scratch),
     )
-    print(
-        f"{device}, {precision}, {workers} threads, {arguments.rounds} rounds in turn: job {result.job:,.1f} frames/s, "
-        f"bare encoder {result.bare:,.1f} frames/s, ratio {result.ratio:.3f} ({result.low:.3f} to {result.high:.3f}), by "
-        f"processor time {result.cpu_ratio:.3f}"
-    )
+    print(f"{device}, {precision}, {workers} threads, {arguments.rounds} rounds in turn")
+    print(f"the job {result.job:,.1f} frames/s, the bare encoder {result.bare:,.1f} frames/s")
+    print(f"ratio {result.ratio:.3f} ({result.low:.3f} to {result.high:.3f}), by processor time {result.cpu_ratio:.3f}")
 
 
 def parse_arguments() -> argparse.Namespace:
