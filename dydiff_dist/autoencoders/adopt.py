@@ -26,6 +26,8 @@ _IMAGE_UNITS = (127.5, 127.5)
 _PROBE_PIXELS = 64
 _PROBE_FRAMES = 17
 """1 + 16: whole groups of 2, 4, 8 or 16 frames."""
+_LOOK_AHEAD_TOLERANCE = 1e-3
+"""Change of the first latent frame, whose units are about 1, that rounding may cause but later frames may not."""
 
 
 def adopt_autoencoder(
@@ -113,12 +115,25 @@ def bare_autoencoder(
 
 @torch.no_grad()
 def measure_ratios(network: nn.Module, num_channels: int, device: torch.device | str = "cpu") -> tuple[int, int, int]:
-    """(latent channels, pixels per latent pixel, frames per latent frame), by encoding zeros."""
+    """(latent channels, pixels per latent pixel, frames per latent frame), by encoding noise.
+
+    Raises:
+        ValueError: a video autoencoder whose latents of the first frames depend on later ones.
+    """
     is_video = type(network).__name__ in VIDEO_NETWORKS
-    frames = (_PROBE_FRAMES,) if is_video else ()
-    probe = torch.zeros(1, num_channels, *frames, _PROBE_PIXELS, _PROBE_PIXELS, device=device)
+    shape = (1, num_channels, *((_PROBE_FRAMES,) if is_video else ()), _PROBE_PIXELS, _PROBE_PIXELS)
+    probe = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     mean = network.encode(probe).latent_dist.mean
-    temporal = (_PROBE_FRAMES - 1) // (mean.shape[2] - 1) if is_video else 1
+    if not is_video:
+        return mean.shape[1], _PROBE_PIXELS // mean.shape[-1], 1
+    temporal = (_PROBE_FRAMES - 1) // (mean.shape[2] - 1)
+    alone = network.encode(probe[:, :, : 1 + temporal]).latent_dist.mean
+    change = float((alone - mean[:, :, :2]).abs().max())
+    if change > _LOOK_AHEAD_TOLERANCE:
+        raise ValueError(
+            f"{type(network).__name__} gives the first frames other latents when more frames follow (by {change:.2g}), "
+            "so a history cannot be encoded on its own; use one that looks back only, such as AutoencoderKLLTXVideo"
+        )
     return mean.shape[1], _PROBE_PIXELS // mean.shape[-1], temporal
 
 

@@ -16,7 +16,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 VIDEO_NETWORKS = ("AutoencoderKLCogVideoX", "AutoencoderKLLTXVideo")
-"""Autoencoders that also compress time. Their encoders look back only, so history can be encoded on its own."""
+"""Autoencoders that also compress time. One that does not look back only is refused when it is taken into use
+(``adopt.measure_ratios``): CogVideoX's group normalisation mixes the frames of a stretch."""
 
 NETWORKS = ("AutoencoderKL", *VIDEO_NETWORKS)
 """Classes of diffusers that are known to work here: a Gaussian posterior with ``encode`` and ``decode``."""
