@@ -146,4 +146,6 @@ def load_study(path: str | Path) -> tuple[str, StudyConfig]:
     try:
         return path.stem, StudyConfig.model_validate_json(path.read_bytes())
     except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise ValueError(f"{path}: not JSON: {error.errors()[0]['ctx']['error']}") from None
         raise ValueError(f"{path}: {describe_error(error, StudyConfig)}") from None

@@ -1,5 +1,6 @@
 """The page of all studies, from their configurations and tables alone."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -71,8 +72,7 @@ class StudySection:
     def _table(self, comparison: ComparisonConfig, items: Sequence[str]) -> list[str]:
         score = self.study.scores[0]
         reference = self._scored(comparison.reference, score)
-        baselines = {name: self._baseline(name, comparison.reference, score) for name in BASELINES}
-        baselines = {name: scored for name, scored in baselines.items() if scored is not None}
+        baselines = self._baselines(comparison.reference, score)
         arms = {item: self._scored(item, score) for item in items}
         differences = dict(zip(items, compare(list(arms.values()), reference), strict=True))
         extra = self.study.scores[1:2]
@@ -89,7 +89,7 @@ class StudySection:
             lines.append(_row(cells))
         for name, baseline in baselines.items():
             others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
-            rest = [f"{self._baseline(name, comparison.reference, kept).mean():.4g}" for kept in extra]
+            rest = [f"{self._baselines(comparison.reference, kept)[name].mean():.4g}" for kept in extra]
             lines.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
         return [*lines, "", self._footnote(list(differences.values())), ""]
 
@@ -117,13 +117,12 @@ class StudySection:
         leads = range(reference.value.shape[-1])
         at_leads = [compare([arm.at_lead(lead) for arm in arms.values()], reference.at_lead(lead)) for lead in leads]
         by_lead = {self.study.label(item): [at[number] for at in at_leads] for number, item in enumerate(items)}
-        baselines = {name: self._baseline(name, comparison.reference, score) for name in BASELINES}
         return lead_figure(
             SCORE_NAMES[score],
             (self.study.label(comparison.reference), reference),
             {self.study.label(item): arm for item, arm in arms.items()},
             by_lead,
-            {name: scored for name, scored in baselines.items() if scored is not None},
+            self._baselines(comparison.reference, score),
         )
 
     def _cost_curves(self, items: Sequence[str], score: str) -> dict[str, list[tuple[int, float]]]:
@@ -160,10 +159,11 @@ class StudySection:
     def _scored(self, item: str, score: str) -> Scored:
         return self.cases.scored(*self.study.split_item(item), score)
 
-    def _baseline(self, name: str, reference: str, score: str) -> Scored | None:
-        """The baseline on the cases of the reference's forecast."""
+    def _baselines(self, reference: str, score: str) -> dict[str, Scored]:
+        """The baselines that were scored on the cases of the reference's forecast."""
         forecast = self.study.split_item(reference)[1]
-        return self.cases.scored(name, forecast, score) if self.cases.has(name, forecast, score) else None
+        there = [name for name in BASELINES if self.cases.has(name, forecast, score)]
+        return {name: self.cases.scored(name, forecast, score) for name in there}
 
 
 def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, images: Path) -> None:
@@ -171,15 +171,14 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
 
     Args:
         studies: by name, in the order of the page.
-        tables: folder of the CSV files, below the page's.
+        tables: folder of the CSV files.
         page: the Markdown file.
-        images: folder of the figures, below the page's.
+        images: folder of the figures.
 
     Raises:
         FileNotFoundError: a study has no tables yet.
     """
-    root = page.resolve().parent
-    links = [folder.resolve().relative_to(root).as_posix() for folder in (tables, images)]
+    links = [Path(os.path.relpath(folder, page.parent)).as_posix() for folder in (tables, images)]
     page.parent.mkdir(parents=True, exist_ok=True)
     lines = [*_HEADER]
     for name, study in studies.items():

@@ -41,6 +41,15 @@ def test_mistakes_are_one_line(study_tree, tmp_path, change, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_is_no_study_is_said_in_a_line(tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text("# not JSON\n" * 50)
+    with pytest.raises(ValueError, match=r"study.json: not JSON: expected value at line 1 column 1$"):
+        load_study(path)
+    with pytest.raises(FileNotFoundError, match="configs/studies/ holds ready ones"):
+        load_study(tmp_path / "none.json")
+
+
 def test_a_wrong_field_of_an_arm_names_the_arm(study_tree, tmp_path):
     study_tree["arms"]["b"]["set"] = {"diffusion.gama_ratio": 0.5}
     with pytest.raises(ValueError, match=r"arm 'b': .*did you mean 'diffusion.gamma_ratio'"):
