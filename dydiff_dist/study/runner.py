@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import dydiff_dist
 from dydiff_dist.errors import USER_ERRORS
 from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
 from dydiff_dist.evaluation.random_walk import RandomWalk
+from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.study.config import StudyConfig
@@ -78,6 +78,7 @@ class StudyRunner:
         seconds = time.perf_counter() - start
         if status != 0:
             raise TrainingFailedError(f"exit status {status}: {_last_line(run.folder / 'train.log')}")
+        find_model(run.folder)  # a run that was told to stop ends with status 0, but without a model
         facts = {
             "train_sec": round(seconds, 1),
             "train_cpu_sec": round(_children_cpu_sec() - cpu_start, 1),
@@ -205,7 +206,7 @@ def _run_until_done(command: list[str], log: Path) -> int:
             time.sleep(_POLL_SEC)
         return status
     except BaseException:  # Ctrl-C or SIGTERM: the run writes a checkpoint, and the next start of the study resumes it
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not SIGINT, which a process started in the background may be ignoring
         process.wait()
         raise
     finally:
