@@ -36,7 +36,8 @@ class VideoTransformerConfig(StrictConfig):
     """Whether a frame sees only itself and earlier frames (factorised attention only)."""
     patch_skip: bool = False
     """Whether each token also scales its own patches of z and of the last history frame into the output. It helps where
-    much stands still (robot video in front of a fixed background); it hurt where everything moves (turbulence)."""
+    much stands still (robot video in front of a fixed background), and wherever noise must pass through the network
+    (prediction v or eps) whose patches hold more numbers than its width (docs/study.md, turbulence)."""
     qk_norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation of queries and keys per head: layer norm, root mean square, or none."""
     action_channels: bool = True

@@ -140,7 +140,8 @@ class StudySection:
         if not rows:
             return "Nothing is run yet."
         trainings = {row["run_hash"]: row for row in rows}
-        minutes = [float(row["train_cpu_sec"]) / 60 for row in trainings.values() if row.get("train_cpu_sec")]
+        whole = [row for row in trainings.values() if row.get("train_cpu_sec") and row.get("resumed") != "True"]
+        minutes = [float(row["train_cpu_sec"]) / 60 for row in whole]
         took = f", {median(minutes):.1f} CPU minutes (median)" if minutes else ""
         devices = ", ".join(sorted({row["device"] for row in rows}))
         samples = sorted({int(row["samples"]) for row in rows})
