@@ -9,6 +9,9 @@ from dydiff_dist.evaluation.report import protocol_differences
 from dydiff_dist.evaluation.scored_run import ScoredRun
 from dydiff_dist.evaluation.table import interval_95
 
+_MOST_OBJECTIONS = 6
+"""Lines of them on a terminal; the page shows all."""
+
 
 @dataclass(frozen=True)
 class PairedScore:
@@ -74,12 +77,10 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
 def format_comparison(comparison: Comparison) -> str:
     """A table for the terminal, or the objections."""
     if comparison.objections:
-        return "\n".join(
-            [
-                f"{comparison.first} and {comparison.second} are not compared:",
-                *(f"  {o}" for o in comparison.objections),
-            ]
-        )
+        shown = comparison.objections[:_MOST_OBJECTIONS]
+        more = len(comparison.objections) - len(shown)
+        lines = [f"{comparison.first} and {comparison.second} are not compared:", *shown]
+        return "\n  ".join([*lines, f"and {more} more"] if more else lines)
     rows = [["over all lead times", comparison.first, comparison.second, "difference", "95 % interval", ""]]
     for score in comparison.scores:
         numbers = (f"{value:.4g}" for value in (score.first, score.second))

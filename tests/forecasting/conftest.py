@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from dydiff_dist.config import parse_config
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.sources.arrays import ArraysSource, ArraysSourceConfig
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.data.turbulence import TurbulenceConfig
 from dydiff_dist.forecasting import save_model
@@ -27,11 +30,34 @@ def flow_shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def flow_model(flow_shards, tmp_path_factory) -> Path:
     """A run's folder with an exported model of random weights: 3 history and 4 future frames."""
-    folder = tmp_path_factory.mktemp("flow_run")
+    return _random_model(flow_shards, tmp_path_factory.mktemp("flow_run"))
+
+
+@pytest.fixture(scope="session")
+def image_shards(tmp_path_factory) -> Path:
+    """3 training and 4 test clips of 7 frames, 32x32 in 8-bit colours: a pattern that moves two pixels a frame."""
+    root, folder = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("image_shards")
+    for split, count in (("train", 3), ("test", 4)):
+        (root / split).mkdir()
+        noise = np.random.default_rng(count).normal(size=(count, 3, 32, 32))
+        pattern = gaussian_filter(noise, (0, 0, 2, 2), mode="wrap")
+        pattern = np.clip(128 + 60 * pattern / pattern.std(), 0, 255).astype(np.uint8)
+        np.save(root / split / "clips.npy", np.stack([np.roll(pattern, 2 * s, axis=-1) for s in range(7)], axis=1))
+    convert(ArraysSource(ArraysSourceConfig(root=str(root), num_frames=7)), folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_model(image_shards, tmp_path_factory) -> Path:
+    """As ``flow_model``, for images."""
+    return _random_model(image_shards, tmp_path_factory.mktemp("image_run"))
+
+
+def _random_model(shards: Path, folder: Path) -> Path:
     config = parse_config(
         {
             "output_dir": str(folder),
-            "data": {"train": str(flow_shards / "train"), "num_history_frames": 3, "num_future_frames": 4},
+            "data": {"train": str(shards / "train"), "num_history_frames": 3, "num_future_frames": 4},
             "model": {"width": 16, "depth": 1, "num_heads": 2, "patch_size": 4},
             "diffusion": {"prediction": "v"},
             "sampling": {"num_steps": 3},
@@ -39,9 +65,9 @@ def flow_model(flow_shards, tmp_path_factory) -> Path:
         },
         source="test",
     )
-    manifest = ShardSet.open(flow_shards / "train").manifest
+    manifest = ShardSet.open(shards / "train").manifest
     torch.manual_seed(0)
-    network = build_network(config.model, num_channels=2)
+    network = build_network(config.model, num_channels=manifest.frames.shape[0])
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     schema = manifest.frames.model_dump(mode="json") | {"shift": list(manifest.shift), "scale": list(manifest.scale)}
