@@ -95,8 +95,9 @@ class AutoencoderTask(Task):
         names = {"loss/train": total, **{f"loss/{name}": value for name, value in parts.items()}}
         yield MicroLoss(loss=total.mean(), per_sample={name: _by_sample(v, num_samples) for name, v in names.items()})
         if adversarial:
-            engine = engines["discriminator"]
-            judged = losses.discriminator_loss(engine(pixels.to(dtype)), engine(decoded.detach()))
+            # one pass for both: an engine counts on one forward pass for each backward pass
+            verdicts = engines["discriminator"](torch.cat([pixels.to(dtype), decoded.detach()]))
+            judged = losses.discriminator_loss(*verdicts.chunk(2))
             yield MicroLoss(
                 loss=judged.mean(),
                 per_sample={"loss/discriminator": _by_sample(judged, num_samples)},
@@ -192,9 +193,11 @@ class AutoencoderTask(Task):
 
     def _verdict_loss(self, discriminator: Any, decoded: Tensor) -> Tensor:
         """What the discriminator says of decoded frames, with gradients for the frames but not for its weights."""
-        discriminator.requires_grad_(False)
-        loss = losses.adversarial_loss(discriminator(decoded))
-        discriminator.requires_grad_(True)
+        # past the engine, which would take the autoencoder's backward pass for its own
+        network = getattr(discriminator, "module", discriminator)
+        network.requires_grad_(False)
+        loss = losses.adversarial_loss(network(decoded))
+        network.requires_grad_(True)
         return loss
 
     def _load_perceptual(self) -> nn.Module | None:
