@@ -47,6 +47,9 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
     if not arguments.collect:
         runner.run()
     run_rows, rows_by_case = collect(plan_study(study, folder))
+    if not run_rows:
+        print(f"nothing in {folder} is finished; the tables in {out} are left as they are")
+        return {f"{name}, {run}": reason for run, reason in runner.failures.items()}
     write_run_rows(out / f"{name}_runs.csv", run_rows)
     write_case_rows(out / f"{name}_cases.csv", rows_by_case)
     print(f"{len(run_rows)} forecasts are in {out / name}_runs.csv, their cases in {out / name}_cases.csv")
