@@ -91,22 +91,23 @@ class StudySection:
             others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
             rest = [f"{self._baselines(comparison.reference, kept)[name].mean():.4g}" for kept in extra]
             lines.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
-        return [*lines, "", self._footnote(list(differences.values())), ""]
+        same_seeds = all(arm.seeds == reference.seeds for arm in arms.values())
+        return [*lines, "", self._footnote(list(differences.values()), same_seeds), ""]
 
-    def _footnote(self, differences: Sequence[Difference]) -> str:
+    def _footnote(self, differences: Sequence[Difference], same_seeds: bool) -> str:
         """What the intervals of a table cover."""
         groups = differences[0].num_groups
         kind = "cases" if self.study.independent == "case" else "groups of cases (one event or trajectory each)"
         few = f"; {groups} are few, so take them as rough" if groups < _FEW_GROUPS else ""
+        shared = "" if same_seeds else " Scores are over all seeds, differences over those that both have."
         if not differences[0].covers_training:
             return (
                 f"Intervals: 95 %, over {groups} {kind} only{few}; with one seed nothing is known of how another "
-                "training would have gone."
+                f"training would have gone.{shared}"
             )
-        counts = {difference.num_seeds for difference in differences}
-        single = "; arms with one seed take the training luck of the others" if 1 in counts else ""
-        shared = ". Differences are over the seeds that both have" if len(counts) > 1 else ""
-        return f"Intervals: 95 %, over {groups} {kind} and over seeds{few}{single}{shared}."
+        single = any(difference.num_seeds == 1 for difference in differences)
+        pooled = "; arms with one seed take the training luck of the others" if single else ""
+        return f"Intervals: 95 %, over {groups} {kind} and over seeds{few}{pooled}.{shared}"
 
     def _curves(self, comparison: ComparisonConfig, items: Sequence[str]):
         score = self.study.scores[0]
