@@ -50,7 +50,7 @@ def own_backend(device):
         pytest.skip(f"no kernels on {device}")
 
 
-def agree(results, truths, dtype):
+def assert_agree(results, truths, dtype):
     """Equal up to ``TOLERANCE``, which grows with the largest value where that is beyond 10."""
     scale = max(1.0, *(truth.abs().max().item() / 10 for truth in truths))
     for result, truth in zip(results, truths, strict=True):
@@ -69,13 +69,13 @@ def test_mixing_and_its_gradient(device, dtype, shape):
             return out.detach(), leaf.grad
 
         truth = run(x.double(), upstream.double(), gamma_bar)
-        agree(run(x.to(device), upstream.to(device), gamma_bar.to(device)), truth, dtype)
+        assert_agree(run(x.to(device), upstream.to(device), gamma_bar.to(device)), truth, dtype)
 
 
 def test_noise(device, dtype, shape):
     named = counter(shape[0])
     truth = normal(named, shape, device="cpu", dtype=torch.float64)
-    agree([normal(named, shape, device=device, dtype=dtype)], [truth], dtype)
+    assert_agree([normal(named, shape, device=device, dtype=dtype)], [truth], dtype)
 
 
 @pytest.mark.parametrize("dependent", [True, False], ids=["dependent", "independent"])
@@ -92,7 +92,7 @@ def test_noising(device, dtype, shape, prediction, dependent):
         sampled = add_noise(posterior, *level, named.to(device), with_x0=True, **options)
         return plain.z, plain.target, *sampled
 
-    agree(run(mean.to(device), logvar.to(device), device), run(mean.double(), logvar.double(), "cpu"), dtype)
+    assert_agree(run(mean.to(device), logvar.to(device), device), run(mean.double(), logvar.double(), "cpu"), dtype)
 
 
 def test_loss_and_gradient(device, dtype, shape):
@@ -109,7 +109,7 @@ def test_loss_and_gradient(device, dtype, shape):
         return results
 
     ours, truth = run(output.to(device), target.to(device), device), run(output.double(), target.double(), "cpu")
-    agree(ours[1::2], truth[1::2], dtype)
+    assert_agree(ours[1::2], truth[1::2], dtype)
     for loss, exact in zip(ours[::2], truth[::2], strict=True):
         torch.testing.assert_close(loss.double().cpu(), exact, rtol=1e-5, atol=0)
 
@@ -134,7 +134,7 @@ def test_reverse_step(device, dtype, shape, prediction, dependent):
 
     tensors = (z, output, uncond, before)
     truth = run(*(t.double() for t in tensors), "cpu")
-    agree(run(*(t.to(device) for t in tensors), device), truth, dtype)
+    assert_agree(run(*(t.to(device) for t in tensors), device), truth, dtype)
 
 
 def test_modulation(device, dtype, shape):
@@ -149,4 +149,4 @@ def test_modulation(device, dtype, shape):
         return out.detach(), *torch.autograd.grad(out, leaves, upstream)
 
     inputs = (x, branch, upstream, conditions)
-    agree(run(*(t.to(device) for t in inputs)), run(*(t.double() for t in inputs)), dtype)
+    assert_agree(run(*(t.to(device) for t in inputs)), run(*(t.double() for t in inputs)), dtype)
