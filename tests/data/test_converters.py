@@ -213,6 +213,7 @@ def read_trajectory(path):
         return np.stack(frames), data["policy/actions"][:], data["env/state"][:]
 
 
+@pytest.mark.slow
 def test_robonet_frames_actions_and_states_equal_an_independent_reading(sample_data, tmp_path):
     root = sample_data / "robonet" / "hdf5"
     convert(RobonetSource(RobonetSourceConfig(root=str(root), trajectories_per_shard=20)), tmp_path)
@@ -380,6 +381,7 @@ def test_statistics_of_the_manifest_equal_a_second_pass(tmp_path):
     assert ShardSet.open(tmp_path / "test").manifest.scale == manifest.scale
 
 
+@pytest.mark.slow
 def test_a_restarted_conversion_reuses_shards_and_gives_the_same_bytes(tmp_path):
     convert(TurbulenceSource(TINY_FLOW), tmp_path / "a")
     convert(TurbulenceSource(TINY_FLOW), tmp_path / "b")
@@ -397,6 +399,7 @@ def test_a_restarted_conversion_reuses_shards_and_gives_the_same_bytes(tmp_path)
     assert files == again
 
 
+@pytest.mark.slow
 def test_parts_of_several_jobs_make_the_same_whole(tmp_path):
     convert(TurbulenceSource(TINY_FLOW), tmp_path / "a")
     for number in (2, 0):
@@ -408,6 +411,7 @@ def test_parts_of_several_jobs_make_the_same_whole(tmp_path):
         assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_other_options_into_the_same_folder_are_refused(tmp_path):
     convert(TurbulenceSource(TINY_FLOW), tmp_path)
     with pytest.raises(ValueError, match="made with other options"):

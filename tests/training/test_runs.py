@@ -142,6 +142,7 @@ def test_a_shard_damaged_inside_is_named_by_the_rank_that_meets_it(tiny_config, 
     assert time.monotonic() - start < 120, "the other rank was left waiting"
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_data_are_one_line(tiny_config, tiny_shards, tmp_path):
     truncated = tmp_path / "truncated"
     shutil.copytree(tiny_shards / "train", truncated)
