@@ -140,20 +140,27 @@ class StudySection:
         rows = self.run_rows
         if not rows:
             return "Nothing is run yet."
-        trainings = {row["run_hash"]: row for row in rows}
-        whole = [row for row in trainings.values() if row.get("train_cpu_sec") and row.get("resumed") != "True"]
-        minutes = [float(row["train_cpu_sec"]) / 60 for row in whole]
-        took = f", {median(minutes):.1f} CPU minutes (median)" if minutes else ""
-        devices = ", ".join(sorted({row["device"] for row in rows}))
-        samples = sorted({int(row["samples"]) for row in rows})
-        steps = sorted({int(row["steps"]) for row in rows})
         main = next((row for row in rows if row["forecast"] == self.study.main_forecast), rows[0])
         return (
-            f"Budget of each of {len(trainings)} trainings: {_numbers(steps)} steps, {_numbers(samples)} samples{took} "
-            f"on {devices}. Forecasts of {main['cases']} test cases, {main['members']} members, {main['sampler']} in "
-            f"{main['sampler_steps']} steps unless a row says otherwise. Rows: [runs]({link}/{self.name}_runs.csv), "
+            f"Trainings: {self._trainings()} on {', '.join(sorted({row['device'] for row in rows}))}. Forecasts of "
+            f"{main['cases']} test cases, {main['members']} members, {main['sampler']} in {main['sampler_steps']} "
+            f"steps unless a row says otherwise. Rows: [runs]({link}/{self.name}_runs.csv), "
             f"[cases]({link}/{self.name}_cases.csv)."
         )
+
+    def _trainings(self) -> str:
+        """How many trainings there were of each length, and what one took."""
+        by_length: dict[int, dict[str, Mapping[str, str]]] = {}
+        for row in self.run_rows:
+            by_length.setdefault(int(row["steps"]), {})[row["run_hash"]] = row
+        parts = []
+        for steps, trainings in sorted(by_length.items()):
+            rows = list(trainings.values())
+            whole = [row for row in rows if row.get("train_cpu_sec") and row.get("resumed") != "True"]
+            minutes = [float(row["train_cpu_sec"]) / 60 for row in whole]
+            took = f", {median(minutes):.1f} CPU minutes (median)" if minutes else ""
+            parts.append(f"{len(rows)} of {steps:,} steps ({int(rows[0]['samples']):,} samples{took})")
+        return ", ".join(parts)
 
     def _has(self, item: str) -> bool:
         return self.cases.has(*self.study.split_item(item), self.study.scores[0])
@@ -235,7 +242,3 @@ def _verdict(difference: Difference) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return " or ".join(f"{value:,}" for value in values)
