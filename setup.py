@@ -71,7 +71,7 @@ setup(
         "av",
         "pillow",
         "matplotlib",
-        "scipy",
+        "scipy>=1.11",
         "scoringrules",
         "torchmetrics",
         "tqdm",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dydiff_dist.evaluation.colors import looks_like_rain
-from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
+from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import Suite, ensemble_suite
@@ -76,7 +76,7 @@ def suites_that_fit(shape_SCHW: tuple[int, ...], schema: dict[str, Any]) -> dict
         "spectrum": not is_series,
         "flow": vector is not None,
         "rain": num_channels == 1 and looks_like_rain(tuple(schema["channels"]), schema["units"]),
-        "image": is_image(schema, shape_SCHW) and min(shape_SCHW[-2:]) >= 11,
+        "image": is_image(schema, shape_SCHW) and min(shape_SCHW[-2:]) >= SSIM_WINDOW,
         "series": is_series,
     }
 

@@ -3,12 +3,17 @@
 Letters: M members, S lead times, C channels, H W height and width, K wavenumbers.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from dydiff_dist.evaluation.suites import Suite, Terms
 
 _NO_POWER = 1e-6
 """Share of the largest power below which a wavenumber counts as empty, e.g. past a simulation's dealiasing."""
+SSIM_WINDOW = 11
+"""Edge of SSIM's windows in pixels, below which a frame has none."""
 
 
 def power_spectrum(frames: np.ndarray, periodic: bool) -> np.ndarray:
@@ -24,11 +29,22 @@ def power_spectrum(frames: np.ndarray, periodic: bool) -> np.ndarray:
     if not periodic:
         window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
         frames = (frames - frames.mean(axis=(-2, -1), keepdims=True)) * window / np.sqrt(np.square(window).mean())
-    power = 0.5 * np.square(np.abs(np.fft.fft2(frames, norm="forward"))).sum(axis=-3)
-    shell = np.rint(np.hypot(*np.meshgrid(_waves(height), _waves(width), indexing="ij"))).astype(int).ravel()
+    waves = np.fft.rfft2(frames, norm="forward")
+    power = (np.square(waves.real) + np.square(waves.imag)).sum(axis=-3)
+    return power.reshape(*power.shape[:-2], -1) @ _shares_of_shells(height, width)
+
+
+def _shares_of_shells(height: int, width: int) -> np.ndarray:
+    """(H (W // 2 + 1), K): which share of |x̂|² of a wave of a real field's FFT goes to the shell of its wavenumber.
+
+    ½, and as much again for the conjugate wave that such an FFT leaves out: of all but the first column, and the last
+    one of an even width.
+    """
+    across = np.fft.rfftfreq(width, 1 / width)
+    shell = np.rint(np.hypot(_waves(height)[:, None], across)).astype(int)
+    share = np.broadcast_to(np.where((across == 0) | (2 * across == width), 0.5, 1.0), shell.shape)
     num_shells = min(height, width) // 2 + 1
-    members_of = (shell[:, None] == np.arange(num_shells)).astype(np.float64)
-    return power.reshape(*power.shape[:-2], -1) @ members_of
+    return np.where(shell.reshape(-1, 1) == np.arange(num_shells), share.reshape(-1, 1), 0.0)
 
 
 def divergence_and_gradient(
@@ -112,7 +128,7 @@ def flow_suite(along_w: int, along_h: int, periodic: bool) -> Suite:
 
 
 def image_suite(data_range: float) -> Suite:
-    """PSNR and SSIM through torchmetrics: averaged over members, and of the member with the best clip.
+    """PSNR and SSIM: averaged over members, and of the member with the best clip.
 
     Args:
         data_range: largest minus smallest possible value; forecasts are clipped to 0..data_range.
@@ -122,7 +138,7 @@ def image_suite(data_range: float) -> Suite:
         clipped = np.clip(members, 0, data_range)
         terms: Terms = {}
         for name, score in (("psnr", psnr), ("ssim", ssim)):
-            by_member = np.stack([score(member, truth, data_range) for member in clipped])
+            by_member = score(clipped, truth, data_range)
             terms[name] = by_member.mean(axis=0)
             terms[f"{name}_best_member"] = by_member[by_member.mean(axis=1).argmax()]
         return terms
@@ -141,30 +157,56 @@ def image_suite(data_range: float) -> Suite:
     )
 
 
-def psnr(frames_SCHW: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
-    """10 log10(data_range² / MSE) per frame in dB, (S,) float64, at most 100."""
-    mse = np.square(frames_SCHW.astype(np.float64) - truth_SCHW).mean(axis=(1, 2, 3))
+def psnr(frames: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
+    """10 log10(data_range² / MSE) per frame in dB, at most 100: (..., S, C, H, W) -> (..., S) float64."""
+    mse = _of_each(frames, lambda forecast: np.square(forecast - truth_SCHW).mean(axis=(1, 2, 3)))
     with np.errstate(divide="ignore"):
         return np.minimum(10 * np.log10(data_range**2 / mse), 100.0)
 
 
-def ssim(frames_SCHW: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
-    """Structural similarity (Wang et al. 2004) per frame, (S,) float64, over windows of 11 that lie inside the frame.
+def ssim(frames: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
+    """Structural similarity (Wang et al. 2004, eq. 13) per frame, over windows of 11 that lie inside the frame.
+
+    Args:
+        frames: (..., S, C, H, W), any number of forecasts of one truth.
+        truth_SCHW: what they are compared with.
+        data_range: largest minus smallest possible value.
+
+    Returns:
+        (..., S) float64.
 
     Raises:
         ValueError: frames below 11x11.
     """
-    # imported here: torchmetrics takes seconds to import and most evaluations don't need it
-    import torch
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    if min(truth_SCHW.shape[-2:]) < 11:
+    if min(truth_SCHW.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least 11x11, they are {truth_SCHW.shape[-2:]}; leave 'image' out")
-    frames, truth = (torch.from_numpy(np.ascontiguousarray(x, np.float64)) for x in (frames_SCHW, truth_SCHW))
-    _, similarity = structural_similarity_index_measure(
-        frames, truth, data_range=data_range, reduction="none", return_full_image=True
-    )
-    return similarity[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).numpy()
+    truth = truth_SCHW.astype(np.float64)
+    truth_mean = _window_mean(truth)
+    truth_variance = _window_mean(np.square(truth)) - np.square(truth_mean)
+    of_mean, of_contrast = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+
+    def similarity(forecast: np.ndarray) -> np.ndarray:
+        mean = _window_mean(forecast)
+        variance = _window_mean(np.square(forecast)) - np.square(mean)
+        covariance = _window_mean(forecast * truth) - mean * truth_mean
+        luminance = (2 * mean * truth_mean + of_mean) / (np.square(mean) + np.square(truth_mean) + of_mean)
+        structure = (2 * covariance + of_contrast) / (variance + truth_variance + of_contrast)
+        return (luminance * structure).mean(axis=(1, 2, 3))
+
+    return _of_each(frames, similarity)
+
+
+def _of_each(frames: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A score (S,) of each forecast (S, C, H, W) in float64, one by one: fast in the cache, and memory for one."""
+    forecasts = frames.reshape(-1, *frames.shape[-4:])
+    return np.stack([score(forecast.astype(np.float64)) for forecast in forecasts]).reshape(frames.shape[:-3])
+
+
+def _window_mean(frames: np.ndarray) -> np.ndarray:
+    """Means in Gaussian windows that lie inside the frame, (..., H, W) -> (..., H - 10, W - 10)."""
+    margin = SSIM_WINDOW // 2
+    means = gaussian_filter(frames, sigma=1.5, radius=margin, axes=(-2, -1))
+    return means[..., margin:-margin, margin:-margin]
 
 
 def _unchanged(terms: Terms) -> Terms:

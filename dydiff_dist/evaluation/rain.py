@@ -141,7 +141,7 @@ def rain_suite(protocol: RainProtocol) -> Suite:
         forecast, observed = _fields(members, truth, protocol)
         terms = {"counts_pool1": contingency_counts(forecast, observed, protocol)}
         for pool in protocol.pools:
-            pooled = (pool_blocks(x, pool, np.max) for x in (forecast, observed))
+            pooled = (pool_blocks(x, pool, "max") for x in (forecast, observed))
             terms[f"counts_pool{pool}"] = contingency_counts(*pooled, protocol)
         terms["fss_error"], terms["fss_reference"] = fss_terms(forecast, observed, protocol)
         terms["has_event"] = (terms["counts_pool1"][..., :2].sum(axis=-1) > 0).astype(np.float64)

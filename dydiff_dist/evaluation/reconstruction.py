@@ -8,13 +8,11 @@ from matplotlib.figure import Figure
 
 from dydiff_dist.evaluation import colors
 from dydiff_dist.evaluation.colors import INK, FieldStyle, looks_like_rain
-from dydiff_dist.evaluation.fields import psnr, ssim
+from dydiff_dist.evaluation.fields import SSIM_WINDOW, psnr, ssim
 from dydiff_dist.evaluation.figures import frame_grid
 from dydiff_dist.evaluation.rain import RainProtocol, contingency_counts, event_scores
 
 _RAIN = RainProtocol()
-_SMALLEST_SSIM = 11
-"""Edge of SSIM's window, below which there is none."""
 
 
 class ReconstructionScores:
@@ -39,7 +37,7 @@ class ReconstructionScores:
         self._sums["num_frames"] += len(truth)
         self._sums["psnr"] += float(psnr(decoded, truth, self.data_range).sum())
         self._sums["mse"] += float(np.square(decoded.astype(np.float64) - truth).mean(axis=(1, 2, 3)).sum())
-        if min(truth.shape[-2:]) >= _SMALLEST_SSIM:
+        if min(truth.shape[-2:]) >= SSIM_WINDOW:
             self._sums["ssim"] += float(ssim(decoded, truth, self.data_range).sum())
         else:
             self._sums["ssim"] = np.nan

@@ -43,6 +43,19 @@ def test_the_spectrum_sums_to_half_the_mean_square_of_a_band_limited_field() -> 
     assert total == pytest.approx(0.5 * (field**2).mean(), rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(8, 12), (9, 7), (8, 7)])
+def test_the_spectrum_equals_the_sum_over_all_waves_of_each_shell(shape: tuple[int, int]) -> None:
+    field = np.random.default_rng(0).normal(size=(1, *shape))
+    power = 0.5 * np.abs(np.fft.fft2(field[0]) / field.size) ** 2
+    wanted = np.zeros(min(shape) // 2 + 1)
+    for i, row in enumerate(np.fft.fftfreq(shape[0], 1 / shape[0])):
+        for j, column in enumerate(np.fft.fftfreq(shape[1], 1 / shape[1])):
+            shell = round(np.hypot(row, column))
+            if shell < len(wanted):
+                wanted[shell] += power[i, j]
+    np.testing.assert_allclose(power_spectrum(field, periodic=True), wanted, rtol=1e-12)
+
+
 def test_the_taper_keeps_the_power_of_noise_and_hides_the_frame_edge() -> None:
     noise = np.random.default_rng(0).normal(size=(200, 1, 32, 32))
     ratio = power_spectrum(noise, False).mean(axis=0)[2:] / power_spectrum(noise, True).mean(axis=0)[2:]
@@ -96,7 +109,9 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 255, (3, 3, 32, 40))
     frames = np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255)
-    ours_psnr, ours_ssim = psnr(frames, truth, 255.0), ssim(frames, truth, 255.0)
+    both = np.stack([truth, frames])  # many forecasts at once are scored like each by itself
+    ours_psnr, ours_ssim = psnr(both, truth, 255.0)[1], ssim(both, truth, 255.0)[1]
+    assert (ours_ssim == ssim(frames, truth, 255.0)).all() and (ours_psnr == psnr(frames, truth, 255.0)).all()
     for lead in range(3):
         wanted = metrics.peak_signal_noise_ratio(truth[lead], frames[lead], data_range=255.0)
         assert ours_psnr[lead] == pytest.approx(wanted, rel=1e-12)
@@ -109,7 +124,7 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
             sigma=1.5,
             use_sample_covariance=False,
         )
-        assert ours_ssim[lead] == pytest.approx(wanted, abs=1e-6)
+        assert ours_ssim[lead] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_image_scores_of_members_and_of_the_best_of_them() -> None:
@@ -123,11 +138,20 @@ def test_image_scores_of_members_and_of_the_best_of_them() -> None:
         ssim(case.truth[..., :8, :8], case.truth[..., :8, :8], 255.0)
 
 
+def test_blocks_are_pooled_in_float64_and_incomplete_ones_left_out() -> None:
+    values = np.random.default_rng(0).uniform(0, 255, (2, 7, 10)).astype(np.float32)
+    blocks = [[values[:, i : i + 3, j : j + 3] for j in (0, 3, 6)] for i in (0, 3)]
+    mean = np.moveaxis([[block.mean(axis=(1, 2), dtype=np.float64) for block in row] for row in blocks], -1, 0)
+    np.testing.assert_allclose(pool_blocks(values, 3, "avg"), mean, rtol=1e-14)
+    largest = np.moveaxis([[block.max(axis=(1, 2)) for block in row] for row in blocks], -1, 0)
+    assert (pool_blocks(values, 3, "max") == largest).all()
+
+
 def test_pooled_crps_equals_crps_of_pooled_fields() -> None:
     cases = [_case(number=n) for n in range(3)]
     overall = evaluate(cases, suites=[ensemble_suite(pools=(4, 32))]).overall("forecast")
     pooled = [
-        ForecastCase(c.number, c.key, *(pool_blocks(x, 4, np.max) for x in (c.history, c.truth, c.members)))
+        ForecastCase(c.number, c.key, *(pool_blocks(x, 4, "max") for x in (c.history, c.truth, c.members)))
         for c in cases
     ]
     assert overall["crps_max_pool4"] == pytest.approx(float(evaluate(pooled).overall("forecast")["crps"]), rel=1e-12)
