@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch.distributed as dist
 
@@ -18,6 +19,7 @@ from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
 from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.report import format_more_scores, format_table
+from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
@@ -40,7 +42,9 @@ def main() -> int:
     if world_size > 1:
         dist.init_process_group("gloo")
     with CaseProgress("score", num_cases, enabled=rank == 0) as progress:
-        evaluation = verification.evaluate(*baselines, suites=suites, fvd=fvd, on_case=progress.advance)
+        evaluation = verification.evaluate(
+            *baselines, suites=suites, fvd=fvd, independent=arguments.independent, on_case=progress.advance
+        )
     if world_size > 1:
         dist.destroy_process_group()
     if rank == 0:
@@ -94,6 +98,11 @@ def parse_arguments() -> argparse.Namespace:
     scores = parser.add_argument_group("scores")
     scores.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")
     scores.add_argument("--preset", choices=PRESETS, default="default", help="a published protocol of rain or video")
+    scores.add_argument(
+        "--independent",
+        choices=get_args(Independent),
+        help="intervals over cases, or over groups whose keys agree up to the last hyphen (groups where there are any)",
+    )
     scores.add_argument("--lpips", metavar="FILE", help="adds LPIPS: torchvision's AlexNet or VGG-16 weights")
     scores.add_argument(
         "--fvd", metavar="FILE", help="adds FVD: TorchScript file of an I3D network. Loading it runs what it holds"

@@ -1,8 +1,9 @@
 """Puts several scored runs side by side on one page: python tools/report.py LABEL=SCORES LABEL=SCORES --out report.html
 
 SCORES is a folder that tools/evaluate.py wrote. Prints and shows, score by score, how each run differs from the first
-one, with a paired bootstrap over the cases; runs that were not scored by the same protocol over the same cases are not
-compared, and it says why. The page stands alone: no network, any browser.
+one, with a paired bootstrap over what tools/evaluate.py took as independent: cases, or groups of them (windows of one
+event, clips of one trajectory). Runs that were not scored by the same protocol over the same cases are not compared,
+and it says why. The page stands alone: no network, any browser.
 """
 
 import argparse

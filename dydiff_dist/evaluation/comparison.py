@@ -24,7 +24,7 @@ class PairedScore:
     """second - first."""
     lower: float
     upper: float
-    """95 % interval of the difference over resampled cases, the same cases for both runs in each draw."""
+    """95 % interval of the difference over resampled cases, the same for both runs in each draw."""
 
     @property
     def is_significant(self) -> bool:
@@ -42,15 +42,17 @@ class Comparison:
     scores: tuple[PairedScore, ...]
     objections: tuple[str, ...]
     """Why their numbers don't compare, one line each; empty if they do."""
+    intervals: str = ""
+    """What was resampled."""
 
     def to_json(self) -> dict:
         """As JSON types, with each score's significance."""
         scores = [asdict(score) | {"is_significant": score.is_significant} for score in self.scores]
-        return {"first": self.first, "second": self.second, "scores": scores, "objections": list(self.objections)}
+        return asdict(self) | {"scores": scores, "objections": list(self.objections)}
 
 
 def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
-    """Paired bootstrap over cases of every score that both runs have.
+    """Paired bootstrap of every score that both runs have, over the cases or groups of cases that they were scored by.
 
     Runs that were scored by different protocols or over different cases get objections in place of scores.
 
@@ -71,7 +73,7 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
             lower, upper = interval_95(other_draws[name] - draws[name])
             if np.isfinite(lower) and np.isfinite(upper):
                 scores.append(PairedScore(name, *values, values[1] - values[0], float(lower), float(upper)))
-    return Comparison(first.label, second.label, tuple(scores), ())
+    return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"])
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -89,7 +91,7 @@ def format_comparison(comparison: Comparison) -> str:
         rows.append([score.score, *numbers, f"{score.difference:+.3g}", interval, mark])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line.rstrip() for line in [*lines, f"intervals: {comparison.intervals}"])
 
 
 def _cases_differ(one: dict, other: dict) -> str:

@@ -9,9 +9,15 @@ import numpy as np
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.frechet import FeatureTable, frechet_distance
+from dydiff_dist.evaluation.resampling import (
+    Independent,
+    choose_independent,
+    describe_resampling,
+    group_cases,
+)
 from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
-from dydiff_dist.evaluation.table import ScoreTable
+from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
 from dydiff_dist.evaluation.video import Fvd
 
 FORECAST = "forecast"
@@ -39,6 +45,8 @@ class Evaluation:
     """Key of each scored case."""
     clips: dict[str, FeatureTable] = field(default_factory=dict)
     """Features of clips by forecaster, and under ``truth`` of the real ones; empty without FVD."""
+    independent: Independent | None = None
+    """What counts as one observation in intervals; None chooses by the keys."""
     _drawn: dict[str, Draws] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -84,7 +92,7 @@ class Evaluation:
     def draws(self, forecaster: str) -> Draws:
         """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""
         if forecaster not in self._drawn:
-            means = self.tables[forecaster].bootstrap_means()
+            means = self.tables[forecaster].bootstrap_means(self._groups()[0])
             names = {name for suite in self.suites for name in suite.scores}
             by_lead = {name: values for suite in self.suites for name, values in suite.derive(means).items()}
             overall = _over_leads(self.suites, means, lead_axis=1)
@@ -92,6 +100,19 @@ class Evaluation:
                 *({name: values for name, values in found.items() if name in names} for found in (by_lead, overall))
             )
         return self._drawn[forecaster]
+
+    def resampling(self) -> dict[str, str]:
+        """What intervals are over, for the record."""
+        groups, independent = self._groups()
+        what = describe_resampling(groups, independent)
+        text = f"95 %, percentile bootstrap over {what}, {BOOTSTRAP_DRAWS} draws, the same for every score and run"
+        return {"independent": independent, "intervals": text}
+
+    def _groups(self) -> tuple[np.ndarray, Independent]:
+        """Groups of the cases in order of number, and what they are."""
+        keys = [self.keys[number] for number in sorted(self.keys)]
+        independent = self.independent or choose_independent(keys)
+        return group_cases(keys, independent), independent
 
     def _means(self, forecaster: str) -> Terms:
         """Means over cases of all terms."""
@@ -117,6 +138,7 @@ def evaluate(
     *baselines: Baseline,
     suites: Sequence[Suite] = (),
     fvd: Fvd | None = None,
+    independent: Independent | None = None,
 ) -> Evaluation:
     """Scores every case; one that can't be scored is named and counted, and left out of the baselines too.
 
@@ -125,13 +147,15 @@ def evaluate(
         baselines: beyond persistence, which is always there.
         suites: scores beyond the base suite's, of the forecast and its baselines alike.
         fvd: adds the Fréchet video distance.
+        independent: what counts as one observation in intervals; None chooses by the keys.
 
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
     """
     all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
     names = (FORECAST, *(baseline.name for baseline in all_baselines))
-    evaluation = Evaluation({name: ScoreTable() for name in names}, _common_protocol(all_suites), all_suites)
+    tables = {name: ScoreTable() for name in names}
+    evaluation = Evaluation(tables, _common_protocol(all_suites), all_suites, independent=independent)
     evaluation.protocol["baselines"] = {baseline.name: baseline.protocol() for baseline in all_baselines}
     if fvd is not None:
         evaluation.clips = {name: FeatureTable() for name in ("truth", *names)}
@@ -188,6 +212,5 @@ def _common_protocol(suites: tuple[Suite, ...]) -> dict:
         "units": "as stored in the shards",
         "frames": "forecast frames only; history is not scored",
         "aggregation": "mean over channels and pixels of a case, then over cases, in exact float64 sums",
-        "intervals": "95 %, percentile bootstrap over cases, 1000 draws, the same for every score and run",
         "scores": {suite.name: suite.protocol for suite in suites},
     }

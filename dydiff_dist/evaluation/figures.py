@@ -15,6 +15,7 @@ from dydiff_dist.evaluation import colors
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, FieldStyle
 from dydiff_dist.evaluation.evaluate import Evaluation
+from dydiff_dist.evaluation.table import interval_95
 
 MAX_COLUMNS = 6
 _PENDING = "#21262d"
@@ -232,13 +233,14 @@ def series_figure(case: ForecastCase, channels: tuple[str, ...] = (), max_channe
 
 
 def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse")) -> Figure:
-    """Scores by lead time, one panel a score: this model and its baselines, with 95 % bootstrap bands over cases."""
+    """Scores by lead time, one panel a score: this model and its baselines, with 95 % bootstrap bands."""
     titles = {"crps": "CRPS", "mse": "MSE of the ensemble mean"}
     figure = Figure(figsize=(5.4 * len(scores), 4.0), facecolor=BACKGROUND, layout="constrained")
     for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
-        for name, table in evaluation.tables.items():
+        for name in evaluation.tables:
             label, _, color, line, width = colors.FORECASTERS[name]
-            by_lead, (lower, upper) = table.by_lead(score), table.interval(score)
+            by_lead = evaluation.by_lead(name)[score]
+            lower, upper = interval_95(evaluation.draws(name).by_lead[score])
             leads = np.arange(1, len(by_lead) + 1)
             axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)
             axis.plot(leads, by_lead, line, color=color, linewidth=width, label=label)

@@ -56,7 +56,7 @@ def summary(evaluation: Evaluation) -> dict:
     forecasters = list(evaluation.tables) if evaluation.num_cases else []
     baselines = [name for name in forecasters if name != FORECAST]
     return {
-        "protocol": {**evaluation.protocol, "num_cases": evaluation.num_cases},
+        "protocol": {**evaluation.protocol, **evaluation.resampling(), "num_cases": evaluation.num_cases},
         "errors": {str(case): message for case, message in sorted(evaluation.errors.items())},
         "cases": {str(case): key for case, key in sorted(evaluation.keys.items())},
         "skill": {score: {name: evaluation.skill(name, score) for name in baselines} for score in _SCORES},
@@ -123,8 +123,8 @@ def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[st
     return found
 
 
-_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision", "sampling")
-"""What a comparison is between, or where things lie."""
+_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision", "sampling", "intervals")
+"""What a comparison is between, where things lie, or what follows from the rest."""
 
 
 def _scores_of(evaluation: Evaluation, name: str) -> dict:

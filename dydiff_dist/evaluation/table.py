@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dydiff_dist.evaluation.resampling import case_shares
+
 BOOTSTRAP_DRAWS = 1000
 
 
@@ -70,14 +72,10 @@ class ScoreTable:
         """Mean over cases and lead times."""
         return float(exact_mean(self.values(name).reshape(-1, 1))[0])
 
-    def interval(self, name: str) -> np.ndarray:
-        """95 % percentile bootstrap over cases at every lead time: (2, S), lower and upper; 1000 draws, seed 0."""
-        return bootstrap_interval(self.values(name))
-
-    def bootstrap_means(self) -> dict[str, np.ndarray]:
-        """Means of all scores over resampled cases, (1000, S, …)."""
-        weights = bootstrap_weights(len(self.cases))
-        return {name: np.einsum("dc,c...->d...", weights, self.values(name)) for name in self.names}
+    def bootstrap_means(self, groups: np.ndarray) -> dict[str, np.ndarray]:
+        """Means of all scores over resampled cases, (1000, S, …); ``groups`` are the cases' in order of number."""
+        shares = case_shares(groups, BOOTSTRAP_DRAWS)
+        return {name: np.einsum("dc,c...->d...", shares, self.values(name)) for name in self.names}
 
 
 def exact_sum(values: np.ndarray) -> np.ndarray:
@@ -91,17 +89,6 @@ def exact_mean(values: np.ndarray) -> np.ndarray:
     return exact_sum(values) / len(values)
 
 
-def bootstrap_interval(values: np.ndarray) -> np.ndarray:
-    """95 % percentile bootstrap of the mean over the first axis (cases are resampled whole): (2, …)."""
-    return interval_95(np.einsum("dc,c...->d...", bootstrap_weights(len(values)), values))
-
-
 def interval_95(draws: np.ndarray) -> np.ndarray:
     """(2, …): the 2.5 % and 97.5 % quantiles of draws (1000, …)."""
     return np.quantile(draws, (0.025, 0.975), axis=0)
-
-
-def bootstrap_weights(num_cases: int) -> np.ndarray:
-    """(1000, num_cases): the share of each case in each draw, the same for every score."""
-    draws = np.random.default_rng(0).integers(num_cases, size=(BOOTSTRAP_DRAWS, num_cases))
-    return np.stack([np.bincount(draw, minlength=num_cases) for draw in draws]) / num_cases

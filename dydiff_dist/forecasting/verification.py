@@ -14,6 +14,7 @@ from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.frechet import FeatureTable
 from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
 from dydiff_dist.evaluation.optical_flow import OpticalFlow
+from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.evaluation.table import ScoreTable
 from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
@@ -124,6 +125,7 @@ class Verification:
         *baselines: Baseline,
         suites: Sequence[Suite] = (),
         fvd: Fvd | None = None,
+        independent: Independent | None = None,
         on_case: Callable[[], None] | None = None,
     ) -> Evaluation:
         """Scores this process's share of the cases and returns the scores of all, the same on any number of processes.
@@ -134,6 +136,7 @@ class Verification:
             baselines: beyond persistence.
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
             fvd: adds the Fréchet video distance.
+            independent: what counts as one observation in intervals; None chooses by the keys.
             on_case: called after each of this process's cases.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -144,7 +147,7 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd)
+        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent)
         if world_size > 1:
             evaluation = _gathered(evaluation, world_size)
         evaluation.protocol |= self._protocol()
@@ -257,4 +260,4 @@ def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
     # a process without a case knows less of the protocol
     protocol = {key: value for _, known, *_ in reversed(parts) for key, value in known.items()}
     keys = {number: key for _, _, part, _ in parts for number, key in part.items()}
-    return Evaluation(tables, protocol, evaluation.suites, keys, clips)
+    return Evaluation(tables, protocol, evaluation.suites, keys, clips, evaluation.independent)

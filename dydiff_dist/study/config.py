@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_dist.study.scores import SCORES
 
@@ -79,7 +80,7 @@ class StudyConfig(StrictConfig):
     """Scores that are kept case by case; the first decides."""
     season_frames: PositiveInt | None = None
     """Frames of a season, for the seasonal naive forecast beside series (5 for business days); null leaves it out."""
-    independent: Literal["case", "key_prefix"] = "case"
+    independent: Independent = "case"
     """What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen
     (windows of one radar event, clips of one trajectory)."""
     comparisons: tuple[ComparisonConfig, ...] = ()

@@ -7,6 +7,7 @@ from statistics import median
 
 from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.figures import save_figure
+from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
 from dydiff_dist.study.figures import cost_figure, lead_figure
 from dydiff_dist.study.records import read_case_rows, read_run_rows
@@ -17,8 +18,6 @@ BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""
 OVERHEAD_NAME = "overhead.csv"
 """Rows of tools/bench_overhead.py, beside the studies' tables."""
-_FEW_GROUPS = 10
-"""Below so many independent groups a bootstrap is rough."""
 SCORE_NAMES = {
     "crps": "CRPS",
     "crps_fair": "fair CRPS",
@@ -98,7 +97,7 @@ class StudySection:
         """What the intervals of a table cover."""
         groups = differences[0].num_groups
         kind = "cases" if self.study.independent == "case" else "groups of cases (one event or trajectory each)"
-        few = f"; {groups} are few, so take them as rough" if groups < _FEW_GROUPS else ""
+        few = f"; {groups} are few, so take them as rough" if groups < FEW_GROUPS else ""
         shared = "" if same_seeds else " Scores are over all seeds, differences over those that both have."
         if not differences[0].covers_training:
             return (

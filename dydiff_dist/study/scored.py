@@ -4,10 +4,10 @@ Letters: R seeds, K cases, S lead times.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from dydiff_dist.evaluation.resampling import Independent, group_cases
 from dydiff_dist.study.records import CaseRow
 from dydiff_dist.study.statistics import Scored
 
@@ -15,7 +15,7 @@ from dydiff_dist.study.statistics import Scored
 class CaseTable:
     """The rows by case of a study, to be asked for one score of one arm."""
 
-    def __init__(self, rows: Sequence[CaseRow], independent: Literal["case", "key_prefix"]):
+    def __init__(self, rows: Sequence[CaseRow], independent: Independent):
         """``independent`` says which cases make one observation, as ``StudyConfig.independent``."""
         self.independent = independent
         self._rows: dict[tuple[str, str, str], dict[tuple[int, int, str], CaseRow]] = {}
@@ -46,11 +46,5 @@ class CaseTable:
             if is_ratio
             else np.ones_like(value)
         )
-        return Scored(seeds, value, scale, self._groups([rows[seeds[0], case, "value"].key for case in cases]))
-
-    def _groups(self, keys: list[str]) -> np.ndarray:
-        if self.independent == "case":
-            return np.arange(len(keys))
-        prefixes = [key.rpartition("-")[0] for key in keys]
-        numbers = {prefix: number for number, prefix in enumerate(dict.fromkeys(prefixes))}
-        return np.array([numbers[prefix] for prefix in prefixes])
+        keys = [rows[seeds[0], case, "value"].key for case in cases]
+        return Scored(seeds, value, scale, group_cases(keys, self.independent))

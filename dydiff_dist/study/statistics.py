@@ -21,6 +21,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from dydiff_dist.evaluation.resampling import group_draws
+
 NUM_DRAWS = 10_000
 LEVEL = 0.95
 
@@ -128,7 +130,7 @@ def pooled_deviation(differences: Sequence[np.ndarray]) -> tuple[float, int]:
 
 def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int) -> Difference:
     num_groups = int(arm.groups.max()) + 1
-    weights = _resamplings(num_groups)
+    weights = group_draws(num_groups, NUM_DRAWS)
     draws = arm.resampled(weights) / reference.resampled(weights) - 1
     num_seeds = max(len(arm.seeds), len(reference.seeds))
     if degrees:
@@ -142,13 +144,6 @@ def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int) 
         num_groups=num_groups,
         covers_training=bool(degrees),
     )
-
-
-@lru_cache(maxsize=4)
-def _resamplings(num_groups: int) -> np.ndarray:
-    """(D, G): how often each group is drawn; the same for all arms, so that they are compared on the same cases."""
-    even = np.full(num_groups, 1 / num_groups)
-    return np.random.default_rng([0, num_groups]).multinomial(num_groups, even, size=NUM_DRAWS)
 
 
 @lru_cache(maxsize=4)

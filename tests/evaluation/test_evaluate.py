@@ -16,7 +16,7 @@ from dydiff_dist.evaluation import (
     format_table,
     write_summary,
 )
-from dydiff_dist.evaluation.table import bootstrap_interval, exact_sum
+from dydiff_dist.evaluation.table import exact_sum
 
 FRAME_CHW = (2, 6, 5)
 
@@ -136,13 +136,6 @@ def test_climatological_mean_is_that_of_all_frames_and_is_what_mse_is_taken_of()
     case = _case(0)
     mse = evaluate([case], climatology).tables["climatology"].by_lead("mse")
     np.testing.assert_allclose(mse, ((climatology.mean() - case.truth) ** 2).mean(axis=(1, 2, 3)), rtol=1e-12)
-
-
-def test_bootstrap_interval_holds_the_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=(400, 1))
-    lower, upper = bootstrap_interval(values)
-    # ± 1.96 standard errors of 1/√400; the bootstrap's own error is a few percent of it
-    assert upper[0] - lower[0] == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
 def test_the_table_has_a_row_for_each_lead_time_and_one_for_all() -> None:

@@ -147,6 +147,7 @@ function drawHeader() {
   document.title = data.title;
   const members = [...new Set(data.runs.map((run) => run.summary.protocol.num_members))].join(" and ");
   byId("subtitle").textContent = `${protocol.num_cases} cases, ${members} members, ${data.runs[0].summary.scores.forecast.crps.by_lead.length} forecast frames after ${protocol.num_history_frames} given ones`;
+  byId("bands").textContent = `Bands are intervals: ${protocol.intervals}.`;
   for (const text of data.warnings) element("p", byId("warnings"), text);
   if (data.runs.length > 1) { drawHeadlineTable(); return; }
   for (const [text, value] of headline(data.runs[0])) {
@@ -353,6 +354,7 @@ function drawProtocols() {
   for (const run of data.runs) {
     const details = element("details", byId("protocols"));
     element("summary", details, run.label);
+    element("p", details, `Intervals: ${run.summary.protocol.intervals}.`, "note");
     element("pre", details, JSON.stringify(run.summary.protocol, null, 2));
     const errors = Object.values(run.summary.errors);
     if (errors.length) element("pre", details, `not scored:\n${errors.join("\n")}`);

@@ -1,0 +1,61 @@
+"""Which cases count as independent, and the bootstrap over them.
+
+Windows of one radar event or clips of one trajectory are alike: cases drawn one by one would count the same storm many
+times, and intervals would be too narrow. So whole groups of cases are drawn.
+Letters: K cases, G groups, D draws.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+Independent = Literal["case", "key_prefix"]
+"""What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen, as
+converters name windows of one event and clips of one trajectory."""
+FEW_GROUPS = 10
+"""Below so many independent groups a bootstrap is rough."""
+
+
+def choose_independent(keys: Sequence[str]) -> Independent:
+    """``key_prefix`` where that makes several groups and any has more than one case, else ``case``."""
+    num_groups = len({_prefix(key) for key in keys})
+    return "key_prefix" if 1 < num_groups < len(keys) else "case"
+
+
+def group_cases(keys: Sequence[str], independent: Independent) -> np.ndarray:
+    """(K,): which independent group each case belongs to, 0..G-1, numbered as they come."""
+    if independent == "case":
+        return np.arange(len(keys))
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(_prefix(key), len(numbers)) for key in keys], dtype=np.int64)
+
+
+@lru_cache(maxsize=8)
+def group_draws(num_groups: int, num_draws: int) -> np.ndarray:
+    """(D, G): how often each group is drawn, with replacement, in a sample of G groups.
+
+    The same for everything that has as many groups, so that whatever is compared is compared on the same cases.
+    """
+    even = np.full(num_groups, 1 / num_groups)
+    return np.random.default_rng([0, num_groups]).multinomial(num_groups, even, size=num_draws)
+
+
+def case_shares(groups: np.ndarray, num_draws: int) -> np.ndarray:
+    """(D, K): the share of each case in each draw, for groups (K,) as ``group_cases`` numbers them."""
+    counts = group_draws(int(groups.max()) + 1, num_draws)[:, groups]
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def describe_resampling(groups: np.ndarray, independent: Independent) -> str:
+    """What was drawn, e.g. ``12 groups of cases (keys agree up to the last hyphen)``."""
+    count = len(np.unique(groups))
+    remarks = [] if independent == "case" else ["keys agree up to the last hyphen"]
+    remarks += ["so few make rough intervals"] if count < FEW_GROUPS else []
+    kind = "cases" if independent == "case" else "groups of cases"
+    return f"{count} {kind} ({'; '.join(remarks)})" if remarks else f"{count} {kind}"
+
+
+def _prefix(key: str) -> str:
+    return key.rpartition("-")[0]
