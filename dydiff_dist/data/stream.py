@@ -14,17 +14,20 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dydiff_dist.data.augment import SampleTransform, check_against_schema
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.plan import ShufflePlan
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +38,9 @@ MIN_SAMPLES_TO_JUDGE = 100
 """Samples seen before the rate of damaged ones may stop a run."""
 
 Batch = dict[str, Any]
-Loaded = tuple[Batch, list[str]] | DamagedSampleError
-"""What a worker hands over: a batch and a message per damaged sample, or the error that stops the run."""
+Flat = TypeVar("Flat", np.ndarray, Tensor)
+Order = tuple[list[int], int | None]
+"""The positions of a batch, and the shared block that it goes to, if any."""
 
 
 class TrainStream:
@@ -109,8 +113,8 @@ class RankPositions:
                 yield list(range(start, start + self.micro_batch_size))
 
 
-class BatchReader(Dataset):
-    """Reads one batch: a list of positions of the global order to tensors."""
+class BatchReader:
+    """Reads batches: a list of positions of the global order to arrays."""
 
     def __init__(self, shards: ShardSet, config: DataConfig, seed: int):
         self.shards = shards
@@ -120,19 +124,29 @@ class BatchReader(Dataset):
         self.transform = SampleTransform(config, manifest.frames, manifest.shift, manifest.scale)
         self.plan = ShufflePlan(manifest, seed, config.shuffle_window_bytes)
 
-    def __getitem__(self, positions: list[int]) -> Loaded:
-        """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
-        batch = self._empty_batch(positions)
+    def shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        """The float32 fields of a batch."""
+        frames = (batch_size, *self.transform.frame_shape)
+        shapes = {"frames": frames}
+        if self.shards.schema.has_logvar:
+            shapes["logvar"] = frames
+        if self.shards.schema.num_actions:
+            shapes["actions"] = (batch_size, self.config.num_frames, self.shards.schema.num_actions)
+        return shapes
+
+    def read(self, positions: list[int], fields: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
+        """Fills every element of ``fields``, arrays of ``shapes``; returns the keys, and a message per damaged sample.
+
+        Raises ``DamagedSampleError`` where the configuration wants the run to stop.
+        """
         draws = self.transform.draw(self.seed, positions)
+        keys: list[str] = []
         damage: list[str] = []
         for row, position in enumerate(positions):
-            try:
-                sample = self._read(position, damage)
-            except DamagedSampleError as error:
-                return error
-            batch["key"].append(sample.key)
-            self._fill(sample, None if draws is None else draws[row], batch, row)
-        return batch, damage
+            sample = self._read(position, damage)
+            keys.append(sample.key)
+            self._fill(sample, None if draws is None else draws[row], fields, row)
+        return keys, damage
 
     def _read(self, position: int, damage: list[str]) -> Sample:
         """The sample at a position; for a damaged one, named in ``damage``, a draw from all samples."""
@@ -147,45 +161,87 @@ class BatchReader(Dataset):
                 address = self.shards.address(self.plan.replacement(position, attempt))
         raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
 
-    def _fill(self, sample: Sample, draws: np.ndarray | None, batch: Batch, row: int) -> None:
+    def _fill(self, sample: Sample, draws: np.ndarray | None, fields: dict[str, np.ndarray], row: int) -> None:
         """Puts a sample into a row of the batch."""
-        self.transform.write_frames(sample.frames, draws, batch["frames"][row].numpy())
-        if "logvar" in batch:
-            self.transform.write_logvar(sample.logvar, draws, batch["logvar"][row].numpy())
-        if "actions" in batch:
-            self.transform.write_actions(sample.actions, draws, batch["actions"][row].numpy())
-
-    def _empty_batch(self, positions: list[int]) -> Batch:
-        batch: Batch = {
-            "frames": _zeros(len(positions), *self.transform.frame_shape),
-            "sample_index": torch.tensor(positions),
-            "key": [],
-        }
-        if self.shards.schema.has_logvar:
-            batch["logvar"] = _zeros(len(positions), *self.transform.frame_shape)
-        if self.shards.schema.num_actions:
-            batch["actions"] = _zeros(len(positions), self.config.num_frames, self.shards.schema.num_actions)
-        return batch
+        self.transform.write_frames(sample.frames, draws, fields["frames"][row])
+        if "logvar" in fields:
+            self.transform.write_logvar(sample.logvar, draws, fields["logvar"][row])
+        if "actions" in fields:
+            self.transform.write_actions(sample.actions, draws, fields["actions"][row])
 
 
-def _zeros(*shape: int) -> torch.Tensor:
-    """A float32 tensor of zeros. In a worker it lies in shared memory from the start, which saves the copy there."""
-    if get_worker_info() is None:
-        return torch.zeros(shape)
-    num_elements = math.prod(shape)
-    shared = torch.UntypedStorage._new_shared(4 * num_elements, device="cpu")
-    return torch.empty(0).set_(shared, 0, shape)
+@dataclass(frozen=True)
+class Layout:
+    """Where the float32 fields of a batch lie in one flat piece of memory: one after the other."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def num_floats(self) -> int:
+        """Elements of all fields."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    def split(self, flat: Flat) -> dict[str, Flat]:
+        """The fields as views of an array or tensor of ``num_floats``."""
+        fields, start = {}, 0
+        for name, shape in self.shapes.items():
+            end = start + math.prod(shape)
+            fields[name] = flat[start:end].reshape(shape)
+            start = end
+        return fields
 
 
-def _read_ahead(
-    reader: BatchReader, batches: Iterable[list[int]], config: DataConfig
-) -> Iterator[tuple[Batch, list[str]]]:
+@dataclass(frozen=True)
+class ReadBatch:
+    """What a worker hands over."""
+
+    positions: list[int]
+    keys: list[str]
+    damage: list[str]
+    """A message per damaged sample."""
+    content: Tensor | FilledBlock
+    """All float32 fields, see ``Layout``."""
+
+    @property
+    def flat(self) -> Tensor:
+        """The float32 fields; asked for once, see ``FilledBlock.open``."""
+        return self.content.open() if isinstance(self.content, FilledBlock) else self.content
+
+    def pin_memory(self) -> "ReadBatch":
+        """The same in pinned memory; ``DataLoader`` calls it, in a thread of its own, where there is a GPU."""
+        return replace(self, content=self.flat.pin_memory())
+
+
+class _WorkerDataset(Dataset):
+    """In a worker: reads the batch of an order, (positions, block to fill or None)."""
+
+    def __init__(self, reader: BatchReader, layout: Layout, blocks: SharedBlocks | None):
+        self.reader = reader
+        self.layout = layout
+        self.blocks = blocks
+
+    def __getitem__(self, order: Order) -> ReadBatch | DamagedSampleError:
+        """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
+        positions, block = order
+        flat = np.empty(self.layout.num_floats, np.float32) if block is None else self.blocks.array(block)
+        try:
+            keys, damage = self.reader.read(positions, self.layout.split(flat))
+        except DamagedSampleError as error:
+            return error
+        content = torch.from_numpy(flat) if block is None else FilledBlock(self.blocks.number, block)
+        return ReadBatch(positions, keys, damage, content)
+
+
+def _read_ahead(reader: BatchReader, batches: RankPositions, config: DataConfig) -> Iterator[tuple[Batch, list[str]]]:
     """Reads ``batches`` in order, in worker processes; raises the first fatal error in the caller's process."""
     workers = config.num_workers
+    layout = Layout(reader.shapes(batches.micro_batch_size))
+    # All that workers may hold ready, one that was just received, and the one before it.
+    blocks = SharedBlocks(workers * config.prefetch_batches + 2, layout.num_floats) if workers else None
     loader = DataLoader(
-        reader,
+        _WorkerDataset(reader, layout, blocks),
         batch_size=None,
-        sampler=batches,
+        sampler=_Orders(batches, blocks),
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=config.prefetch_batches if workers else None,
@@ -193,15 +249,41 @@ def _read_ahead(
         worker_init_fn=_init_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    for loaded in loader:
-        if isinstance(loaded, DamagedSampleError):
-            raise loaded
-        yield loaded
+    for read in _name_dead_workers(loader):
+        if isinstance(read, DamagedSampleError):
+            raise read
+        yield {**layout.split(read.flat), "sample_index": torch.tensor(read.positions), "key": read.keys}, read.damage
 
 
-def _as_it_is(loaded: Loaded) -> Loaded:
+def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSampleError]:
+    """What the loader gives; a worker that was killed is one line."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            f"a process that reads data ended ({str(error).splitlines()[0]}); most often the machine ran out of "
+            "memory: lower data.num_workers or data.prefetch_batches"
+        ) from error
+
+
+class _Orders:
+    """What workers are asked for. ``DataLoader`` draws an order in this process when a worker is to begin with it, so a
+    block is taken no sooner than it is needed."""
+
+    def __init__(self, batches: Iterable[list[int]], blocks: SharedBlocks | None):
+        self.batches = batches
+        self.blocks = blocks
+
+    def __iter__(self) -> Iterator[Order]:
+        for positions in self.batches:
+            yield positions, self.blocks.take() if self.blocks else None
+
+
+def _as_it_is(read: ReadBatch) -> ReadBatch:
     """The reader makes whole batches, so there is nothing to collate."""
-    return loaded
+    return read
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
