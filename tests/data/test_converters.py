@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.data.convert import convert
+from dydiff_dist.data.convert import LeftOut, convert
 from dydiff_dist.data.manifest import Manifest, file_sha256, read_document
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
+from dydiff_dist.data.sources.sevir_values import vil_to_kg_per_m2
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.data.turbulence import TurbulenceConfig
 
@@ -174,6 +175,27 @@ def test_sevir_liquid_in_physical_units_and_its_logarithm(tmp_path):
         (sample,) = source.read(source.plan()[0])
         np.testing.assert_allclose(sample.frames[7, 0, 0, :6], expect, rtol=1e-4)
         assert sample.frames.dtype == np.float32 and "vil" not in source.schema(sample).channels[0]
+
+
+def test_the_curve_of_liquid_at_its_break_points():
+    """Values by hand from the tutorial's rule; nearly continuous at 18, which settles where its bracket belongs."""
+    stored = np.arange(255)
+    liquid = vil_to_kg_per_m2(stored.astype(np.uint8))
+    np.testing.assert_allclose(
+        liquid[[0, 5, 6, 18, 19, 254]], [0, 0, 0.0441209, 0.1764836, 0.1885522, 79.26135], rtol=1e-5
+    )
+    assert (np.diff(liquid[5:]) > 0).all()
+    assert liquid[19] / liquid[18] < 1.1 and liquid[254] / liquid[253] < 1.03
+
+
+def test_sevir_windows_with_missing_pixels_are_left_out_where_they_have_no_value(tmp_path):
+    stored = np.zeros((1, 12, 12, 49), np.uint8)
+    stored[0, 3, 3, 30] = 255
+    write_event(tmp_path, "vil", {"id": [b"E"], "vil": stored})
+    cut = {"root": str(tmp_path), "window_frames": 20, "window_step": 20, "max_pct_missing": 100.0}
+    for values, expected in (("stored", [False, False]), ("physical", [False, True]), ("log", [False, True])):
+        source = SevirSource(SevirSourceConfig(**cut, values=values))
+        assert [isinstance(item, LeftOut) for item in source.read(source.plan()[0])] == expected
 
 
 def test_sevir_lightning_counts_flashes_in_pixels_and_frames(tmp_path):

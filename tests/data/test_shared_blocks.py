@@ -20,6 +20,11 @@ from dydiff_dist.data.stream import ReadBatch, TrainStream
 CONTEXTS = ["fork", "forkserver", "spawn"]
 
 
+def context(method: str):
+    """The stream's own forkserver has imported everything; there is one per process, so whoever starts it decides."""
+    return stream_module._worker_context() if method == "forkserver" else multiprocessing.get_context(method)
+
+
 def config(**options) -> DataConfig:
     return DataConfig(train="-", **{"num_history_frames": 2, "num_future_frames": 3, "num_workers": 2, **options})
 
@@ -63,12 +68,12 @@ def fill(blocks: SharedBlocks, block: int) -> None:
     blocks.array(block)[:] = 7
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # each way to start a process imports torch once
 @pytest.mark.parametrize("method", CONTEXTS)
 def test_what_another_process_writes_is_seen_here(method):
     blocks = SharedBlocks(2, 8)
     block = blocks.take()
-    process = multiprocessing.get_context(method).Process(target=fill, args=(blocks, block))
+    process = context(method).Process(target=fill, args=(blocks, block))
     process.start()
     process.join()
     assert torch.equal(FilledBlock(blocks.number, block).open(), torch.full((8,), 7.0))
@@ -133,7 +138,8 @@ def test_a_consumer_that_keeps_nothing_uses_the_same_memory_again(make_shards):
 def test_workers_may_be_started_in_any_way(make_shards, monkeypatch, method):
     shards = ShardSet.open(make_shards(num_actions=2))
     expected = list(islice(TrainStream(shards, config(num_workers=0), 0, 3, 3), 12))
-    monkeypatch.setattr(stream_module, "_worker_context", lambda: multiprocessing.get_context(method))
+    chosen = context(method)
+    monkeypatch.setattr(stream_module, "_worker_context", lambda: chosen)
     found = list(islice(TrainStream(shards, config(), 0, 3, 3), 12))
     for one, other in zip(found, expected, strict=True):
         assert one["key"] == other["key"]

@@ -17,13 +17,14 @@ import h5py
 import numpy as np
 from pydantic import Field, model_validator
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
+from dydiff_dist.data.convert import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.sources.sevir_values import (
     IMAGE_TYPES,
     LIGHTNING_SIDE,
     NUM_FRAMES,
+    VIL_MISSING,
     converted,
     flashes_to_frames,
     shift_and_scale,
@@ -161,7 +162,7 @@ class SevirSource(Source):
                 tasks.append(self._task(split, shard, items[first : first + per_shard]))
         return tasks
 
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
         """The windows of the shard's events."""
         for event, file, row, starts in task.items:
             try:
@@ -172,6 +173,9 @@ class SevirSource(Source):
             for start in starts:
                 stop = start + self._span_frames()
                 window = frames_SHW[start : stop : self.config.time_stride]
+                if self._lacks_pixels(window):
+                    yield LeftOut(f"pixels are missing (stored {VIL_MISSING}), which have no value in {self._units()}")
+                    continue
                 window = converted(window, self.config.image_type, self.config.values)
                 yield Sample(
                     f"{event}-{start:02d}", self._downsample(window)[:, None], meta={"event": event, "start": start}
@@ -192,6 +196,11 @@ class SevirSource(Source):
         """Shift and scale by name; None for the training split's own mean and standard deviation."""
         found = shift_and_scale(self.config.image_type, self.config.values, self.config.normalisation)
         return None if found is None else ((found[0],), (found[1],))
+
+    def _lacks_pixels(self, window: np.ndarray) -> bool:
+        """Whether converted liquid would have gaps; stored values keep the number that says so."""
+        is_converted = self.config.image_type == "vil" and self.config.values != "stored"
+        return is_converted and bool((window == VIL_MISSING).any())
 
     def _channel(self) -> str:
         """Scores know stored VIL by its name, so converted values have another one."""

@@ -1,7 +1,8 @@
 """What the numbers in SEVIR's files mean, by image type: physical units, published normalisations, lightning.
 
-Sources: Veillette, Samsi, Mattioli, NeurIPS 2020, and the data set's tutorial (scale factors, VIL to kg/m², lightning
-as flashes in a table); the published means and spreads are those of SEVIR's own benchmarks.
+Sources: Veillette, Samsi, Mattioli, NeurIPS 2020, and "Decoding SEVIR data" and "Lightning Data" in the tutorial
+https://nbviewer.jupyter.org/github/MIT-AI-Accelerator/eie-sevir/blob/master/examples/SEVIR_Tutorial.ipynb (factors, VIL
+to kg/m², lightning as flashes in a table); the published means and spreads are those of SEVIR's own benchmarks.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,16 @@ class ImageType:
     """Stored values that become 0 and 1."""
 
 
+VIL_MISSING = 255
+"""Stored where VIL is not known; values run from 0 to 254."""
+
+
 def vil_to_kg_per_m2(stored: np.ndarray) -> np.ndarray:
-    """Vertically integrated liquid: 0 up to 5, linear up to 18, exponential above."""
+    """Vertically integrated liquid X in kg/m²: 0 for X ≤ 5, (X - 2)/90.66 for X ≤ 18, exp((X - 83.9)/38.9) for X ≤ 254.
+
+    Early versions of the tutorial print the last bracket elsewhere, exp(X - 83.9)/38.9, which would jump by thirty
+    powers of ten at 18; the later ones have it as here.
+    """
     stored = stored.astype(np.float64)
     linear, exponential = (stored - 2) / 90.66, np.exp((stored - 83.9) / 38.9)
     return np.where(stored <= 5, 0.0, np.where(stored <= 18, linear, exponential))
