@@ -59,7 +59,9 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="folder of a run, or of an exported model")
+    parser.add_argument(
+        "model", metavar="RUN_OR_MODEL", help="folder of a run or an exported model, or its .safetensors"
+    )
     cases = parser.add_mutually_exclusive_group(required=True)
     cases.add_argument("--shards", metavar="DIR", help="shards of the cases, e.g. shards/turbulence/test")
     cases.add_argument(

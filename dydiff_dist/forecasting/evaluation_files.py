@@ -8,6 +8,7 @@ from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.report import write_case_scores, write_draws, write_summary
 from dydiff_dist.evaluation.scored_run import CASE_SCORES_NAME, DRAWS_NAME, SCORES_NAME, ScoredRun
+from dydiff_dist.forecasting.exported import MODEL_FOLDER
 from dydiff_dist.forecasting.verification import Verification
 
 
@@ -41,13 +42,18 @@ def write_evaluation(
         write_strips(shown, verification.reader.style(), out)
     else:
         write_series(shown, verification.reader.schema.channels, out)
-    label = Path(verification.store.request.model).resolve().parent.name
+    label = _label(Path(verification.store.request.model).resolve())
     written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
     for position in picture_cases:
         if 0 <= position < len(scored):
             written += _write_pictures(verification, verification.case(scored[position]), out)
     return written
+
+
+def _label(model: Path) -> str:
+    """What a model is called: its folder's name, or its run's where it lies in one as ``model/``."""
+    return model.parent.name if model.name == MODEL_FOLDER else model.name
 
 
 def _write_pictures(verification: Verification, case: ForecastCase, out: Path) -> list[Path]:

@@ -31,6 +31,8 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAME = "config.json"
 AUTOENCODER_FOLDER = "autoencoder"
+MODEL_FOLDER = "model"
+"""In a run's folder."""
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 8 * 2**30
 """Weights beyond it go to several files."""
@@ -171,13 +173,15 @@ def _remove_older(folder: Path, written: set[str]) -> None:
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder that ``path`` means: itself, or ``model/`` in a run's folder.
+    """The model folder that ``path`` means: itself, ``model/`` in a run's folder, or where a file of weights lies.
 
     Raises:
-        FileNotFoundError: neither holds a model.
+        FileNotFoundError: none of them holds a model.
     """
     path = Path(path)
-    for folder in (path, path / "model"):
+    if path.name in (WEIGHTS_NAME, INDEX_NAME) and path.is_file():
+        path = path.parent
+    for folder in (path, path / MODEL_FOLDER):
         has_weights = (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file()
         if has_weights and (folder / CONFIG_NAME).is_file():
             return folder
@@ -186,6 +190,8 @@ def find_model(path: str | Path) -> Path:
             f"{path} has checkpoints but no model/; start its training again so that it finishes, or export a "
             "checkpoint with tools/export.py"
         )
+    if path.parent.name == "checkpoints" and path.is_dir():
+        raise FileNotFoundError(f"{path} is a checkpoint; export it: python tools/export.py {path} --out DIR")
     raise FileNotFoundError(
         f"no model in {str(path)!r}: expected {WEIGHTS_NAME} and {CONFIG_NAME} there or in its model/"
     )
@@ -227,7 +233,7 @@ def load_forecaster(
     """Loads an exported model.
 
     Args:
-        path: a model folder, or a run's folder that has one in ``model/``.
+        path: a model folder or its file of weights, or a run's folder that has a model in ``model/``.
         device: where the network runs; None takes a GPU if there is one.
         sampling: replaces the sampling of the run's configuration.
         dtype: the network's weights and activations; bfloat16 halves memory.
