@@ -36,6 +36,8 @@ SCORED_NAME = "scored.json"
 """In a forecast's folder once it is scored."""
 CASES_NAME = "scores_by_case.csv"
 _POLL_SEC = 0.5
+_CODE = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "constraints.txt")
+"""What a training follows from, from the root of the checkout."""
 
 
 class TrainingFailedError(RuntimeError):
@@ -232,7 +234,10 @@ def versions() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with ``-dirty`` where files differ from it; empty outside a checkout."""
+    """The commit of the code that runs, with ``-dirty`` where code or configurations differ; empty outside a checkout.
+
+    Other files do not count: the study itself writes tables that are under version control.
+    """
     root = Path(dydiff_dist.__file__).parents[1]
 
     def git(*words: str) -> subprocess.CompletedProcess:
@@ -244,7 +249,7 @@ def commit() -> str:
         return ""
     if head.returncode:
         return ""
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE).stdout.strip()
     return head.stdout.strip() + ("-dirty" if changed else "")
 
 
