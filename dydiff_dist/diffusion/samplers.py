@@ -104,19 +104,14 @@ def sample(
         output = denoise(diffusion.model_input(z, now), now)
         if index == 0:
             accuracy.check_step(diffusion, grid[:-1], grid[1:], output.dtype)
-        if multistep:
-            coefficients = solvers.dpmpp_2m(levels.alpha_bar, after.alpha_bar, alpha_bar_before)
-        else:
-            coefficients = solvers.ddim(levels.alpha_bar, after.alpha_bar, eta)
-        step_noise = _step_noise(noise, index) if eta > 0 else None
         z, x0_hat = diffusion.advance(
             z,
             levels,
             after,
             output,
-            coefficients,
+            _coefficients(sampler, levels.alpha_bar, after.alpha_bar, alpha_bar_before, eta),
             x0_before=x0_hat if multistep else None,
-            noise=step_noise,
+            noise=_step_noise(noise, index) if eta > 0 else None,
             history=history,
             wants_x0=multistep or callback is not None,
             spent=(z, x0_hat) if overwrites and index > 0 else (None, None),
@@ -125,6 +120,15 @@ def sample(
         if callback is not None:
             callback(SamplerStep(index, grid[index].squeeze(), z, x0_hat))
     return z
+
+
+def _coefficients(
+    sampler: Sampler, alpha_bar: Tensor, alpha_bar_after: Tensor, alpha_bar_before: Tensor | None, eta: float
+) -> solvers.StepCoefficients:
+    """Of one step; ``alpha_bar_before`` is the level of the step before it, None in the first."""
+    if sampler == "dpmpp_2m":
+        return solvers.dpmpp_2m(alpha_bar, alpha_bar_after, alpha_bar_before)
+    return solvers.ddim(alpha_bar, alpha_bar_after, eta)
 
 
 def _at(diffusion: DynamicalDiffusion, row: Tensor, z: Tensor) -> tuple[Tensor, Levels]:

@@ -118,23 +118,13 @@ def stream_model(
         if len(parts) == 1
         else [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sums = {
-            name: write_tensor_file(folder / f".{name}.partial", part, map(read, file_order(part))).sha256
-            for name, part in zip(names, parts, strict=True)
-        }
-    except OSError as error:
-        for partial in folder.glob(".model*.partial"):
-            partial.unlink()
-        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
-    for name in names:
-        (folder / f".{name}.partial").replace(folder / name)
+    files = dict(zip(names, parts, strict=True))
+    sums = _write_weights(folder, files, read)
     if len(parts) > 1:
         total_size = sum(spec.num_bytes for spec in specs.values())
         index = {
             "metadata": {"total_size": total_size, "sha256": sums},
-            "weight_map": {weight: name for name, part in zip(names, parts, strict=True) for weight in part},
+            "weight_map": {weight: name for name, part in files.items() for weight in part},
         }
         write_json(folder / INDEX_NAME, index)
     identity = None
@@ -151,6 +141,25 @@ def stream_model(
     write_json(folder / CONFIG_NAME, record)
     _remove_older(folder, {*names, INDEX_NAME} if len(parts) > 1 else {*names})
     return folder
+
+
+def _write_weights(
+    folder: Path, files: Mapping[str, Mapping[str, TensorSpec]], read: Callable[[str], Tensor]
+) -> dict[str, str]:
+    """Writes the files, all of them or none, and returns their SHA-256 by name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sums = {
+            name: write_tensor_file(folder / f".{name}.partial", part, map(read, file_order(part))).sha256
+            for name, part in files.items()
+        }
+    except OSError as error:
+        for partial in folder.glob(".model*.partial"):
+            partial.unlink()
+        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
+    for name in files:
+        (folder / f".{name}.partial").replace(folder / name)
+    return sums
 
 
 def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore
 from dydiff_dist.strict_config import describe_error
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OnCases = Callable[[int], None]
 """Called with the number of cases just written."""
 
@@ -66,31 +68,17 @@ class ForecastRun:
         _check_counts(num_members=num_members, num_frames=num_frames, batch=batch)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
-        description, weights_sha256 = read_description(model)
+        description, _ = read_description(model)
         data = case_data(description, model)
         num_frames = num_frames or data.num_future_frames
         self.reader = _open_cases(source, data, description.data_schema, num_frames)
         self._check_schema(description.data_schema, model)
         self.sampling = _replaced(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
-        request = ForecastRequest(
-            model=str(find_model(model)),
-            weights_sha256=weights_sha256,
-            autoencoder_sha256=description.autoencoder_sha256,
-            shards=str(source),
-            shards_sha256=self.reader.sha256,
-            data=self.reader.data,
-            num_frames=num_frames,
-            sampling=self.sampling,
-            num_members=num_members,
-            seed=seed,
-            precision=precision,
-            frames=self.reader.schema,
-            file_format=file_format,
-        )
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        chosen = {"num_members": num_members, "seed": seed, "precision": precision, "file_format": file_format}
+        request = self._request(model, source, num_frames=num_frames, sampling=self.sampling, **chosen)
         self.forecaster: Forecaster = load_forecaster(
-            model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch
+            model, device=device, sampling=self.sampling, dtype=_DTYPES[precision], max_batch=batch
         )
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
@@ -98,6 +86,20 @@ class ForecastRun:
         self.missing: list[int] = sorted(set(self._mine) - set(self.store.cases()))
         """Cases that this process has yet to forecast."""
         self.num_reused = len(self._mine) - len(self.missing)
+
+    def _request(self, model: str | Path, source: str | Path, **chosen: Any) -> ForecastRequest:
+        """What is asked for: the model, the cases, and what the caller chose."""
+        description, weights_sha256 = read_description(model)
+        return ForecastRequest(
+            model=str(find_model(model)),
+            weights_sha256=weights_sha256,
+            autoencoder_sha256=description.autoencoder_sha256,
+            shards=str(source),
+            shards_sha256=self.reader.sha256,
+            data=self.reader.data,
+            frames=self.reader.schema,
+            **chosen,
+        )
 
     def run(self, on_cases: OnCases | None = None) -> None:
         """Forecasts the missing cases; ``on_cases`` hears of each batch that is written."""
