@@ -37,11 +37,12 @@ FORECASTERS = {
     "forecast": ForecasterStyle("this model", "ours", OURS, "-", 2.4),
     "persistence": ForecasterStyle("persistence", "persist", "#8b949e", "--", 1.6),
     "climatology": ForecasterStyle("climatology", "climat", "#58a6ff", ":", 2.0),
-    "optical_flow": ForecasterStyle("optical flow", "flow", "#56d364", "-.", 1.6),
+    "optical_flow": ForecasterStyle("optical flow", "flow", "#d2a8ff", "-.", 1.6),
     "seasonal_naive": ForecasterStyle("seasonal naive", "season", "#d2a8ff", "-.", 1.6),
     "random_walk": ForecasterStyle("random walk", "walk", "#c9a26d", "-.", 1.6),
 }
-"""By name in the tables; the page's style sheet has the same colours for light and dark."""
+"""By name in the tables; the page's style sheet has the same colours for light and dark. Optical flow and the seasonal
+naive forecast share one: no data have both."""
 
 _SPIN = LinearSegmentedColormap.from_list(
     "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512

@@ -138,6 +138,7 @@ window.addEventListener("load", () => setTimeout(() => {
   document.body.dataset.probe = JSON.stringify({
     panels: canvas.length, lit: lit.length, lines: document.querySelectorAll("#curve polyline").length,
     bars: document.querySelectorAll("#ranks rect").length, rows: document.querySelectorAll("#score-table tr").length,
+    headline: [...document.querySelectorAll("#tiles tr")].map((row) => row.innerText.split("\\t")[0]),
     compared: document.querySelectorAll("#comparison-table tr").length,
     series: document.querySelectorAll("#series polyline").length,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -157,6 +158,14 @@ def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
     (tmp_path / "phone.html").write_text(f'<iframe src="{page.name}" style="width:375px;height:800px"></iframe>')
     wide = _probe(page, dark)
     assert wide["panels"] == wide["lit"] == 8  # the truth stands beside each of two runs
+    headline = [
+        "CRPS",
+        "CRPS against run 0",
+        "of the CRPS of persistence",
+        "mean CSI",
+        "spread over error (1 is ideal)",
+    ]
+    assert [text.strip() for text in wide["headline"][1:]] == headline
     assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20 and wide["compared"] > 20
     assert wide["overflow"] <= 0
     assert wide["background"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")

@@ -171,20 +171,36 @@ function headline(run) {
   return found;
 }
 
-/* Several runs: one row each. */
+const percent = (share) => `${share > 0 ? "+" : ""}${(100 * share).toFixed(1)}`;
+
+/* How far a run's first score is above (+) or below (-) the first run's, with its interval, in percent. */
+function againstFirst(index) {
+  const shown = data.comparisons[index - 1];
+  const score = shown && ["crps_sum", "crps"].map((name) => shown.scores.find((s) => s.score === name)).find(Boolean);
+  if (!score) return null;
+  const [middle, low, high] = [score.difference, score.lower, score.upper].map((value) => percent(value / score.first));
+  const verdict = score.is_significant ? (score.difference < 0 ? "good" : "bad") : "";
+  return { text: `${middle}\u00a0% [${low},\u00a0${high}]`, verdict };
+}
+
+/* Several runs: one column each, which fits a phone. */
 function drawHeadlineTable() {
-  const rows = data.runs.map((run) => new Map(headline(run)));
-  const labels = [...new Set(rows.flatMap((row) => [...row.keys()]))];
+  const columns = data.runs.map((run) => new Map(headline(run)));
+  const labels = [...new Set(columns.flatMap((column) => [...column.keys()]))];
   const box = byId("tiles");
   box.className = "scroll";
   const table = element("table", box), head = element("tr", table);
-  for (const label of ["", ...labels]) element("th", head, label);
-  rows.forEach((row, index) => {
-    const line = element("tr", table);
-    const name = element("td", line, data.runs[index].label);
-    name.style.borderLeft = `4px solid var(--run${index % 4})`;
-    name.style.paddingLeft = "8px";
-    for (const label of labels) element("td", line, row.get(label) || "–", "headline");
+  element("th", head, "");
+  data.runs.forEach((run, index) => { element("th", head, run.label).style.borderBottom = `4px solid var(--run${index % 4})`; });
+  const addRow = (label, cells) => {
+    const row = element("tr", table);
+    element("td", row, label);
+    for (const { text, verdict = "" } of cells) element("td", row, text, `headline ${verdict}`);
+  };
+  const differences = data.runs.map((_, index) => againstFirst(index) || { text: "–" });
+  labels.forEach((label, place) => {
+    addRow(label, columns.map((column) => ({ text: column.get(label) || "–" })));
+    if (place === 0 && differences.some((found) => found.verdict !== undefined)) addRow(`${label} against ${data.runs[0].label}`, differences);
   });
 }
 
