@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -212,20 +213,24 @@ class EncodeSource(Source):
             self._own.splits = pickle.loads(pickle.dumps(self.splits))  # a private copy of what is in memory
         shards: ShardSet = self._own.splits[split]
         try:
-            return shards.read(address)
+            return shards.read(address, with_extras=True)
         except DamagedSampleError as error:
             if self.config.damaged_samples == "error":
                 raise
             return BadItem(f"{split} sample {address.item} of shard {address.shard}", str(error))
 
     def _with_mirror_images(self, split: str, samples: list[Sample]) -> list[Sample]:
-        """The samples, each followed by its mirror image where those are wanted."""
+        """The samples, each followed by its mirror image where those are wanted.
+
+        Data that allow flips allow them with all else unchanged, as augmentation takes it too.
+        """
         if self._num_mirrors[split] == 1:
             return samples
         vectors = self.splits[split].schema.vector_channels
         along_w = None if vectors is None else vectors[0]
         pairs = (
-            (sample, Sample(sample.key + MIRROR_SUFFIX, mirror(sample.frames.copy(), 3, along_w))) for sample in samples
+            (sample, replace(sample, key=sample.key + MIRROR_SUFFIX, frames=mirror(sample.frames.copy(), 3, along_w)))
+            for sample in samples
         )
         return [image for pair in pairs for image in pair]
 
@@ -247,7 +252,7 @@ class EncodeSource(Source):
             if image.actions is not None:
                 actions = self.autoencoder.description.latent_actions(torch.from_numpy(image.actions.copy())).numpy()
             logvar = None if logvars is None else logvars[row]
-            encoded.append(Sample(image.key, means[row], actions, logvar=logvar))
+            encoded.append(Sample(image.key, means[row], actions, image.meta, image.states, logvar))
         return encoded
 
     def _draw(self, task: ShardTask, addresses: list[SampleAddress], posterior: LatentGaussian) -> Tensor:

@@ -5,9 +5,10 @@ width.
 """
 
 import io
+import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import av
 import numpy as np
@@ -64,6 +65,17 @@ def decode_npy(members: Members, name: str) -> np.ndarray:
         return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
     except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
         raise MemberError(f"has an unreadable {name}: {error}") from None
+
+
+def decode_json(members: Members, name: str) -> dict[str, Any]:
+    """A member that holds a JSON object."""
+    try:
+        value = json.loads(bytes(_member(members, name)))
+    except ValueError as error:
+        raise MemberError(f"has an unreadable {name}: {error}") from None
+    if not isinstance(value, dict):
+        raise MemberError(f"has a {name} that is no JSON object")
+    return value
 
 
 def encode_frames(frames_SCHW: np.ndarray, config: EncodingConfig) -> dict[str, bytes]:

@@ -29,9 +29,12 @@ from dydiff_dist.data.manifest import (
 from dydiff_dist.data.members import (
     ACTIONS_MEMBER,
     LOGVAR_MEMBER,
+    META_MEMBER,
+    STATES_MEMBER,
     MemberError,
     Members,
     decode_frames,
+    decode_json,
     decode_npy,
 )
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
@@ -169,10 +172,11 @@ class ShardSet:
         """The key of a sample."""
         return self.index(address.shard).keys[address.item]
 
-    def read(self, address: SampleAddress) -> Sample:
+    def read(self, address: SampleAddress, with_extras: bool = False) -> Sample:
         """Reads and checks one sample; ``DamagedSampleError`` names shard and key of a bad one.
 
-        The arrays are views of the bytes that were read: read-only.
+        The arrays are views of the bytes that were read: read-only. ``with_extras`` reads states and meta too, which
+        training has no use for.
         """
         entry = self.manifest.shards[address.shard]
         index = self.index(address.shard)
@@ -184,7 +188,7 @@ class ShardSet:
             if not self.store.forget(entry.name):
                 raise
             data = self._checked_bytes(entry, index, address.item, where)
-        return decode_sample(data, key, self.schema, where)
+        return decode_sample(data, key, self.schema, where, with_extras)
 
     def _checked_bytes(self, entry: ShardEntry, index: ShardIndex, item: int, where: str) -> bytes:
         """The tar stretch of a sample, as long as it must be and with the right checksum."""
@@ -245,8 +249,9 @@ class ShardSet:
         return digest.hexdigest()
 
 
-def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sample:
-    """Parses the tar members of one sample and checks them against the schema; ``where`` starts every error."""
+def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_extras: bool = False) -> Sample:
+    """Parses the tar members of one sample and checks them against the schema; ``where`` starts every error. States and
+    meta, which the schema does not speak of, are read ``with_extras`` where they are there."""
     try:
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:
@@ -255,12 +260,15 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str) -> Sam
         frames = _decode_frames(members, schema)
         logvar = _checked(decode_npy(members, LOGVAR_MEMBER), "logvar", schema) if schema.has_logvar else None
         actions = _decode_actions(members, schema) if schema.num_actions else None
+        has_states, has_meta = (with_extras and name in members for name in (STATES_MEMBER, META_MEMBER))
+        states = decode_npy(members, STATES_MEMBER) if has_states else None
+        meta = decode_json(members, META_MEMBER) if has_meta else {}
     except MemberError as error:
         raise DamagedSampleError(f"{where} {error}") from None
     for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
         if array is not None and not _all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
-    return Sample(key, frames, actions, logvar=logvar)
+    return Sample(key, frames, actions, meta, states, logvar)
 
 
 def tar_members(data: bytes, key: str) -> dict[str, memoryview]:

@@ -21,6 +21,7 @@ class FrameSourceConfig(StrictConfig):
     """(S, C, H, W)."""
     dtype: Literal["float32", "uint8"] = "float32"
     num_actions: int = 0
+    num_states: int = 0
     augmentations: tuple[str, ...] = ("periodic_shift", "flip")
 
 
@@ -49,9 +50,11 @@ class FrameSource(Source):
             frames = rng.standard_normal(self.config.shape).astype(np.float32)
             if self.config.dtype == "uint8":
                 frames = rng.integers(0, 256, self.config.shape, dtype=np.uint8)
-            num_actions = self.config.num_actions
-            actions = rng.standard_normal((len(frames), num_actions)).astype(np.float32) if num_actions else None
-            yield Sample(f"{task.split}-{number:03d}", frames, actions)
+            actions, states = (
+                rng.standard_normal((len(frames), width)).astype(np.float32) if width else None
+                for width in (self.config.num_actions, self.config.num_states)
+            )
+            yield Sample(f"{task.split}-{number:03d}", frames, actions, {"number": number}, states)
 
     def schema(self, sample):
         return FrameSchema(
