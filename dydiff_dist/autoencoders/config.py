@@ -50,10 +50,11 @@ class AutoencoderModelConfig(StrictConfig):
 
 
 class PerceptualConfig(StrictConfig):
-    """A perceptual loss on the features of a VGG-16; its weights are yours to bring, none are shipped."""
+    """LPIPS as a loss, on the features of a VGG-16 or an AlexNet; their weights are yours to bring, none are shipped."""
 
     weights: Annotated[str, Field(min_length=1)]
-    """Safetensors file of VGG-16's convolutions, named ``features.N.weight`` and ``features.N.bias``."""
+    """torchvision's file of the backbone, or its convolutions (``features.N.weight``, ``features.N.bias``) as
+    safetensors."""
     weight: NonNegativeFloat = 1.0
     """Factor of the loss."""
 

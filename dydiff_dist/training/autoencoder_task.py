@@ -212,6 +212,12 @@ class AutoencoderTask(Task):
         from dydiff_dist.evaluation.lpips import load_lpips
 
         network, _ = load_lpips(perceptual.weights, self.plan.world.device)
+        height, width = self.config.data.crop_size or self.plan.train_shards.schema.shape[1:]
+        if min(height, width) < network.min_pixels:
+            raise ValueError(
+                f"loss.perceptual with {network.net} needs frames of at least {network.min_pixels} pixels, they are "
+                f"{height}x{width}; remove it or raise data.crop_size"
+            )
         return network.requires_grad_(False)
 
     @cached_property

@@ -10,6 +10,7 @@ from frame_source import FrameSource, FrameSourceConfig
 from small_autoencoders import small_autoencoder
 
 from dydiff_dist.data.convert import convert
+from dydiff_dist.data.shard_set import ShardSet
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "encode_latents.py")
@@ -46,6 +47,46 @@ def test_the_command_encodes_with_two_ranks_verifies_and_goes_on(tmp_path):
     assert (tmp_path / "latents" / "verify_train.png").stat().st_size > 10_000
     again = run(sys.executable, TOOL, *arguments)
     assert again.returncode == 0 and "reused 4 shards that stood complete, wrote 0" in again.stdout, again.stderr
+
+
+def refused(*arguments):
+    """What the command says of an input that it must refuse: one line and no more."""
+    result = run(sys.executable, TOOL, *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_inputs_that_do_not_fit_are_one_line_each_and_leave_nothing_half_written(tmp_path):
+    frames, autoencoder, out = (tmp_path / name for name in ("frames", "autoencoder", "latents"))
+    convert(FrameSource(FrameSourceConfig()), frames)
+    small_autoencoder(autoencoder)
+
+    convert(FrameSource(FrameSourceConfig(shape=(6, 3, 16, 16))), tmp_path / "colour")
+    line = refused(autoencoder, "--shards", tmp_path / "colour", "--out", tmp_path / "none")
+    assert "colour/train: frames have 3 channels, the autoencoder takes 2" in line
+    assert not list((tmp_path / "none").rglob("*.tar*"))
+
+    assert run(sys.executable, TOOL, autoencoder, "--shards", frames, "--out", out).returncode == 0
+    before, other = contents(out), small_autoencoder(tmp_path / "finer", levels=2)
+    line = refused(tmp_path / "finer", "--shards", frames, "--out", out)
+    assert f"now {other.sha256} is asked for; give another --out" in line
+    assert contents(out) == before
+
+    shards = ShardSet.open(frames / "train")
+    path, index = frames / "train" / shards.manifest.shards[1].name, shards.index(1)
+    data = bytearray(path.read_bytes())
+    data[index.offsets[1] + 2000] ^= 1
+    path.write_bytes(data)
+    line = refused(autoencoder, "--shards", frames, "--out", tmp_path / "stopped")
+    assert "sample 'train-004' of shard" in line and "was altered" in line
+    left = {file.name for file in contents(tmp_path / "stopped" / "train") if not file.name.startswith(".")}
+    assert left == {"train-000000.tar", "train-000000.index.json"}
 
 
 @pytest.mark.slow

@@ -139,6 +139,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, latents, tiny_shards):
         make_task({**tree, "autoencoder": None})
     with pytest.raises(ValueError, match=r"data.valid .* holds latents"):
         make_task(tree, data__valid=str(latents.folder / "valid"))
+    expect = {"num_samples": 24, "frames": {"num_frames": 6, "shape": [3, 4, 4], "dtype": "float16"}}
+    with pytest.raises(ValueError, match=r"data.expect.frames.shape is \(3, 4, 4\), .*train has \(3, 8, 8\)"):
+        make_task(tree, data__expect=expect)
     with pytest.raises(ValueError, match="patch_size 3 does not divide frames of 8x8"):
         make_task(tree, model__patch_size=3)
     with pytest.raises(FileNotFoundError, match="train one with"):
