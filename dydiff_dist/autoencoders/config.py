@@ -50,7 +50,7 @@ class AutoencoderModelConfig(StrictConfig):
 
 
 class PerceptualConfig(StrictConfig):
-    """LPIPS as a loss, on the features of a VGG-16 or an AlexNet; their weights are yours to bring, none are shipped."""
+    """LPIPS as a loss, on the features of VGG-16 or AlexNet; their weights are yours to bring, none are shipped."""
 
     weights: Annotated[str, Field(min_length=1)]
     """torchvision's file of the backbone, or its convolutions (``features.N.weight``, ``features.N.bias``) as
