@@ -28,6 +28,7 @@ from dydiff_dist.data.plan import ShufflePlan
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
+from dydiff_dist.data.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class TrainStream:
         for batch, damage in loaded:
             self._count(len(batch["key"]), damage)
             yield batch
+
+    @property
+    def damaged_fraction(self) -> float:
+        """Damaged samples per sample read so far, on this rank."""
+        return self.num_damaged / max(self._num_samples, 1)
 
     def _count(self, num_samples: int, damage: list[str]) -> None:
         """Names and counts damaged samples; stops the run above the allowed rate."""
@@ -295,7 +301,8 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
 
 def _init_worker(worker: int) -> None:
-    """One thread per worker, and Ctrl-C is the trainer's to handle."""
+    """One thread per worker; Ctrl-C is the trainer's to handle, a trainer that is killed takes its workers along."""
+    end_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

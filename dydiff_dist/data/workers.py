@@ -80,13 +80,20 @@ def _init_process() -> None:
     the parent's to handle, and a parent that is killed takes its processes along."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
+    end_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _end_with_parent() -> None:
-    """Waits until the parent is gone: a pool's process would wait for its next job for ever."""
+def end_with_parent() -> None:
+    """Makes this process end as soon as the one that asked for it is gone, however it went.
+
+    Without this it would wait for its next job for ever. ``os.getppid`` does not tell: the parent of what a forkserver
+    starts is the forkserver, which in turn lives as long as any process that it started.
+    """
+    threading.Thread(target=_wait_for_parents_end, daemon=True).start()
+
+
+def _wait_for_parents_end() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
