@@ -1,4 +1,4 @@
-"""What a logging step measures: speed against the hardware's, waiting and memory of every rank.
+"""What a logging step measures: speed against the hardware's; waiting, damaged samples and memory of every rank.
 
 FLOP: floating-point operation, a multiplication and an addition being two. MFU: model FLOP/s over the hardware's peak.
 """
@@ -50,7 +50,7 @@ def find_peak(world: World, precision: str) -> Peak | None:
 
 
 class Meter:
-    """Speed since the last `read`, and this rank's waiting and memory among all ranks'.
+    """Speed since the last `read`, and this rank's waiting, damaged samples and memory among all ranks'.
 
     Args:
         samples_per_step: over all ranks.
@@ -71,16 +71,21 @@ class Meter:
         self._steps += 1
         self._wait_sec += wait_sec
 
-    def read(self) -> "Reading":
-        """The measurements, the same on every rank; starts anew. Collective."""
+    def read(self, damaged_fraction: float = 0.0) -> "Reading":
+        """The measurements, the same on every rank; starts anew. Collective.
+
+        Args:
+            damaged_fraction: of the samples that this rank has read since the run started.
+        """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         samples_per_sec = self._steps * self.samples_per_step / elapsed
-        mine = (self._wait_sec / elapsed, resident_bytes(), device_peak_bytes(self.world))
-        wait, resident, device = gather_rows(torch.tensor(mine, dtype=torch.float64)).unbind(1)
+        mine = (self._wait_sec / elapsed, damaged_fraction, resident_bytes(), device_peak_bytes(self.world))
+        wait, damaged, resident, device = gather_rows(torch.tensor(mine, dtype=torch.float64)).unbind(1)
         self.restart()
         scalars = {
             "speed/samples_per_sec": samples_per_sec,
             "speed/data_wait_fraction": float(wait.max()),
+            "data/damaged_fraction": float(damaged.max()),
             "memory/resident_gib": float(resident.max()) / _GIB,
         }
         line = f"{samples_per_sec:.1f} samples/s"
@@ -95,6 +100,11 @@ class Meter:
         if self.world.world_size > 1:
             scalars["speed/data_wait_rank"] = float(wait.argmax())
             line += f" (rank {int(wait.argmax())})"
+        if damaged.max() > 0:
+            line += f", damaged samples {float(damaged.max()):.2%}"
+            if self.world.world_size > 1:
+                scalars["data/damaged_rank"] = float(damaged.argmax())
+                line += f" (rank {int(damaged.argmax())})"
         line += f", memory {scalars['memory/resident_gib']:.2f} GiB"
         if self.world.device.type == "cuda":
             scalars["memory/device_peak_gib"] = float(device.max()) / _GIB

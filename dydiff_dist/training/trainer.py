@@ -137,7 +137,8 @@ class Trainer:
     def _loop(self, interruption: Interruption) -> int:
         """Steps until the last one or a signal; returns the signal."""
         training, signal = self.config.training, 0
-        micro_batches = iter(self._open_stream())
+        self._stream = self._open_stream()
+        micro_batches = iter(self._stream)
         self.meter.restart()
         while self.step < training.steps and not signal:
             record = self._forward_backward(micro_batches)
@@ -234,7 +235,7 @@ class Trainer:
         scalars = self.task.scalars(record.parts)
         totals = sum_over_ranks(torch.stack(tuple(scalars.values())))
         means = {name: float(total / count) for name, (total, count) in zip(scalars, totals, strict=True) if count > 0}
-        engine, speed = self.engines["model"], self.meter.read()
+        engine, speed = self.engines["model"], self.meter.read(self._stream.damaged_fraction)
         lr, grad_norm = engine.get_lr()[0], float(engine.get_global_grad_norm())
         self.log.progress(
             self.step, f"loss {means['loss/train']:.4f}, gradient {grad_norm:.3g}, lr {lr:.2e}, {speed.line}"

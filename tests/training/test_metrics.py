@@ -33,6 +33,13 @@ def test_what_is_not_known_is_left_out():
     assert not {"speed/tokens_per_sec", "speed/mfu"} & set(reading.scalars) and "MFU" not in reading.line
 
 
+def test_damaged_samples_are_in_the_line_only_where_there_are_any():
+    meter = Meter(WORLD, 8, None, None)
+    none, some = meter.read(), meter.read(damaged_fraction=0.0125)
+    assert none.scalars["data/damaged_fraction"] == 0 and "damaged" not in none.line
+    assert some.scalars["data/damaged_fraction"] == 0.0125 and "damaged samples 1.25%" in some.line
+
+
 def test_memory_grows_with_what_is_held():
     before = resident_bytes()
     held = torch.ones(64 * 2**20 // 4)

@@ -13,6 +13,11 @@ import pytest
 import torch
 from run_commands import ROOT, TRAIN, environment, run, two_ranks
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dydiff_dist.config import RunConfig
+from dydiff_dist.data.plan import ShufflePlan
+from dydiff_dist.data.shard_set import SampleAddress, ShardSet
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -168,3 +173,30 @@ def test_dry_run_checks_and_stops(tiny_config, tmp_path):
     for fact in ("24 samples of 2 + 4 frames", "parameters", "ZeRO stage 2", "2 accumulation x 1 ranks"):
         assert fact in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_rate_of_damaged_samples_is_logged_with_its_rank(tiny_config, tiny_shards, tmp_path):
+    """6 steps of 4 samples are one epoch: one rank meets the damaged sample, and has read 12 samples at the end."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_shards / "train", damaged)
+    shard = next(damaged.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 0xFF
+    shard.write_bytes(data)
+    changes = ["data.damaged_samples=skip", "data.max_damaged_rate=0.5", f"data.train={damaged}"]
+    result = train(tiny_config, *changes, launcher=two_ranks())
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    shards = ShardSet.open(damaged)
+    number = shards.manifest.shards.index(next(entry for entry in shards.manifest.shards if entry.name == shard.name))
+    plan = ShufflePlan(shards.manifest, RunConfig.model_fields["seed"].default, 2**30)
+    (position,) = [n for n in range(len(shards)) if plan.address(n) == SampleAddress(number, 0)]
+    rank, first_step = position % 4 // 2, position // 4 + 1
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    fractions = [event.value for event in events.Scalars("data/damaged_fraction")]
+    expected = [0.0] * (first_step - 1) + [1 / (2 * step) for step in range(first_step, 7)]
+    assert fractions == pytest.approx(expected, rel=1e-6)
+    assert [event.value for event in events.Scalars("data/damaged_rank")] == [rank] * (7 - first_step)
+    assert f"damaged samples {1 / 12:.2%} (rank {rank})" in result.stdout
