@@ -37,7 +37,7 @@ class PlannedRun:
     seed: int
     config: RunConfig
     hash: str
-    """Of the resolved configuration without its output folder, and of the training data."""
+    """Of what the training follows from: the resolved configuration without output folder and sampling, the data."""
     forecasts: tuple[PlannedForecast, ...]
 
     @property
@@ -84,7 +84,7 @@ def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: C
         config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
     except ValueError as error:
         raise ValueError(f"arm {arm!r}: {error}") from None
-    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir"})
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling"})
     run_hash = hash_of({"config": content, "training_data": identity(config.data.train)})
     output = folder / f"{arm}-seed{seed}-{run_hash}"
     config = config.model_copy(update={"output_dir": str(output)})

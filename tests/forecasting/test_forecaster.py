@@ -33,7 +33,7 @@ def _forecaster(**changes) -> Forecaster:
     forecaster = Forecaster(
         network=ShrinkingNetwork(),
         diffusion=DynamicalDiffusion(num_timesteps=50, prediction="x0"),
-        sampling=SamplingConfig(num_steps=5, eta=0.5),
+        sampling=SamplingConfig(sampler="ddim", num_steps=5, eta=0.5, spacing="uniform"),
         num_history_frames=NUM_HISTORY,
         num_future_frames=NUM_FUTURE,
         shift=(10.0,),
@@ -70,7 +70,7 @@ def test_a_member_is_the_sampler_run_with_its_own_counter() -> None:
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(5)), st.integers(1, 7), st.integers(1, 20), st.booleans())
 def test_a_member_is_the_same_in_any_company(order, num_members: int, max_batch: int, guided: bool) -> None:
-    sampling = SamplingConfig(num_steps=3, eta=1.0, guidance_weight=2.0 if guided else 1.0)
+    sampling = SamplingConfig(sampler="ddim", num_steps=3, eta=1.0, guidance_weight=2.0 if guided else 1.0)
     history = _history(5)
     wanted = _forecaster(sampling=sampling).forecast(history, case_index=range(100, 105), num_members=7, seed=1)
     forecaster = _forecaster(sampling=sampling, max_batch=max_batch)

@@ -75,6 +75,7 @@ def test_the_hash_follows_the_configuration_and_nothing_else(study_tree, tmp_pat
     first = hashes()
     assert len(set(first)) == 2
     assert hashes("two", title="another title") == first
+    assert hashes("two", set={"sampling.num_steps": 7}) == first
     assert not set(hashes(set={"training.steps": 5})) & set(first)
     assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})
 
