@@ -66,6 +66,9 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
     if objections:
         return Comparison(first.label, second.label, (), tuple(objections))
     draws, other_draws = first.draws(FORECAST), second.draws(FORECAST)
+    if not np.isfinite(draws["crps"]).all():
+        objections = (f"no intervals: {one['protocol']['intervals']}",)
+        return Comparison(first.label, second.label, (), objections)
     scores = []
     for name in draws:
         values = [summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other)]

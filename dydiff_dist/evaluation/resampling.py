@@ -43,8 +43,14 @@ def group_draws(num_groups: int, num_draws: int) -> np.ndarray:
 
 
 def case_shares(groups: np.ndarray, num_draws: int) -> np.ndarray:
-    """(D, K): the share of each case in each draw, for groups (K,) as ``group_cases`` numbers them."""
-    counts = group_draws(int(groups.max()) + 1, num_draws)[:, groups]
+    """(D, K): the share of each case in each draw, for groups (K,) as ``group_cases`` numbers them.
+
+    NaN for a single group: nothing is known of others, and an interval without width would claim the opposite.
+    """
+    num_groups = int(groups.max()) + 1
+    if num_groups == 1:
+        return np.full((num_draws, len(groups)), np.nan)
+    counts = group_draws(num_groups, num_draws)[:, groups]
     return counts / counts.sum(axis=1, keepdims=True)
 
 
@@ -52,9 +58,11 @@ def describe_resampling(groups: np.ndarray, independent: Independent) -> str:
     """What was drawn, e.g. ``12 groups of cases (keys agree up to the last hyphen)``."""
     count = len(np.unique(groups))
     remarks = [] if independent == "case" else ["keys agree up to the last hyphen"]
-    remarks += ["so few make rough intervals"] if count < FEW_GROUPS else []
-    kind = "cases" if independent == "case" else "groups of cases"
-    return f"{count} {kind} ({'; '.join(remarks)})" if remarks else f"{count} {kind}"
+    if count < FEW_GROUPS:
+        remarks.append("so few make rough intervals" if count > 1 else "which make no interval")
+    number = f"{count} {'case' if independent == 'case' else 'group'}{'' if count == 1 else 's'}"
+    what = number if independent == "case" else f"{number} of cases"
+    return f"{what} ({'; '.join(remarks)})" if remarks else what
 
 
 def _prefix(key: str) -> str:

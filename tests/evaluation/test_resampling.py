@@ -55,6 +55,23 @@ def test_a_group_counts_with_all_its_cases() -> None:
     assert describe_resampling(groups, "key_prefix").startswith("2 groups of cases")
 
 
+def test_a_single_group_makes_no_interval_rather_than_one_without_width(tmp_path) -> None:
+    assert np.isnan(case_shares(np.zeros(3, int), 10)).all()
+    runs = []
+    for name, bias in (("a", 0.0), ("b", 1.0)):
+        truth = np.ones((2, 1, 4, 4))
+        evaluation = evaluate(
+            [ForecastCase(n, f"x-{n}", truth[:1], truth, truth[None] + bias) for n in range(3)],
+            independent="key_prefix",
+        )
+        write_summary(evaluation, tmp_path / name / "scores.json")
+        write_draws(evaluation, tmp_path / name / "draws.npz")
+        runs.append(ScoredRun(name, tmp_path / name))
+    assert runs[0].summary()["scores"]["forecast"]["crps"]["overall_interval_95"] == [None, None]
+    (objection,) = compare(*runs).objections
+    assert objection.startswith("no intervals: 95 %, percentile bootstrap over 1 group of cases")
+
+
 def _run(folder: Path, bias: float, independent=None) -> ScoredRun:
     """60 windows of 12 events; the bias of a run differs from event to event, not within one."""
 
