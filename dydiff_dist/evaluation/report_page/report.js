@@ -23,11 +23,11 @@ function shape(tag, parent, attributes, text) {
   return node;
 }
 
-function format(value) {
+function format(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
+  return String(Number(value.toPrecision(digits)));
 }
 
 function plain(name) { return name.replaceAll("_", " "); }
@@ -358,8 +358,8 @@ function drawComparison() {
     element("td", row, higher ? `${score.score} ↑` : score.score);
     const better = higher === score.difference > 0;
     const known = score.is_significant && !NO_ORDER.test(score.score);
-    element("td", row, (score.difference > 0 ? "+" : "") + format(score.difference), known ? (better ? "good" : "bad") : "");
-    element("td", row, `${format(score.lower)} … ${format(score.upper)}`);
+    element("td", row, (score.difference > 0 ? "+" : "") + format(score.difference, 3), known ? (better ? "good" : "bad") : "");
+    element("td", row, `${format(score.lower, 2)} … ${format(score.upper, 2)}`);
     element("td", row, known ? (better ? "better" : "worse") : "");
     element("td", row, format(score.first));
     element("td", row, format(score.second));
