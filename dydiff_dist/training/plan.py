@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dydiff_dist.autoencoders.description import pixel_data
-from dydiff_dist.config import BaseRunConfig
+from dydiff_dist.config import BaseRunConfig, RunConfig
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.expected import check_expectation, expected_shards
 from dydiff_dist.data.shard_set import ShardSet
@@ -96,12 +96,18 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     how = {"remote": data.remote, "use_actions": data.use_actions}
     train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, **how)
     valid = ShardSet.open(data.valid, **how) if data.valid and not absent else None
-    if data.expect is not None:
+    if data.expect is not None and not _encodes_frames(config, train):
         check_expectation(data.expect, train)
     check_against_schema(config.data, train.schema, str(train.folder))
     if valid is not None:
         _check_validation_data(config, train, valid)
     return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
+
+
+def _encodes_frames(config: BaseRunConfig, train: ShardSet) -> bool:
+    """Whether the run expects latents and is given frames, which it then encodes in every step."""
+    takes_latents = isinstance(config, RunConfig) and config.autoencoder is not None
+    return takes_latents and config.data.expect.frames.has_logvar and train.manifest.latents is None
 
 
 def _check_validation_data(config: BaseRunConfig, train: ShardSet, valid: ShardSet) -> None:

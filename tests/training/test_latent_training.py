@@ -19,6 +19,7 @@ from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
 from dydiff_dist.training.diffusion_task import DiffusionTask
 from dydiff_dist.training.distributed import read_world
+from dydiff_dist.training.encoding_speedup import measure_speed_up
 from dydiff_dist.training.plan import make_plan
 
 
@@ -72,6 +73,8 @@ def tree(tiny_config, latents):
     tree["data"]["train"] = str(latents.folder / "train")
     tree["model"]["patch_size"] = 2
     tree["autoencoder"] = {"path": str(latents.autoencoder)}
+    frames = {"num_frames": 6, "shape": [3, 8, 8], "dtype": "float16", "has_logvar": True}
+    tree["data"]["expect"] = {"num_samples": 24, "frames": frames}
     return tree
 
 
@@ -107,6 +110,13 @@ def test_pre_encoded_and_online_latents_give_the_same_losses(tree, tiny_shards):
     torch.testing.assert_close(first_losses(online), first_losses(stored), rtol=2e-3, atol=2e-3)
 
 
+def test_both_kinds_of_step_are_timed_with_the_runs_own_configuration(tree, latents, tiny_shards):
+    config = parse_config(tree, "tiny.json")
+    times = measure_speed_up(config, latents.folder / "train", tiny_shards / "train", latents.autoencoder, num_steps=1)
+    assert (times.num_samples, times.num_steps) == (2, 1)
+    assert min(times.pre_encoded_sec, times.online_sec) > 0
+
+
 @pytest.mark.parametrize("prediction, gamma", [("x0", "cosine"), ("v", "none")])
 def test_the_fused_draw_is_the_references(tree, prediction, gamma):
     """Fused noising draws the posterior from the same counters as plain torch; standard diffusion runs unfused."""
@@ -139,7 +149,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, latents, tiny_shards):
         make_task({**tree, "autoencoder": None})
     with pytest.raises(ValueError, match=r"data.valid .* holds latents"):
         make_task(tree, data__valid=str(latents.folder / "valid"))
-    expect = {"num_samples": 24, "frames": {"num_frames": 6, "shape": [3, 4, 4], "dtype": "float16"}}
+    expect = {"num_samples": 24, "frames": {**tree["data"]["expect"]["frames"], "shape": [3, 4, 4]}}
     with pytest.raises(ValueError, match=r"data.expect.frames.shape is \(3, 4, 4\), .*train has \(3, 8, 8\)"):
         make_task(tree, data__expect=expect)
     with pytest.raises(ValueError, match="patch_size 3 does not divide frames of 8x8"):
