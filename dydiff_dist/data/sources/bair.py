@@ -88,6 +88,12 @@ class BairSource(Source):
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
         return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
 
+    def summary(self, tasks: list[ShardTask]) -> list[str]:
+        """Says where so few trajectories leave validation without one: configurations name a folder for it."""
+        if self.config.valid_fraction == 0 or any(task.split == "valid" for task in tasks):
+            return []
+        return [f"no validation split: --valid-fraction {self.config.valid_fraction} chose no trajectory; give more"]
+
     def _is_valid(self, name: str, number: int) -> bool:
         digest = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64 < self.config.valid_fraction
