@@ -178,23 +178,27 @@ class BatchReader:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the float32 fields of a batch lie in one flat piece of memory: one after the other."""
+    """Where the float32 fields of a batch lie in one flat piece of memory: in order, each at a cache line."""
 
     shapes: dict[str, tuple[int, ...]]
 
     @property
     def num_floats(self) -> int:
-        """Elements of all fields."""
-        return sum(map(math.prod, self.shapes.values()))
+        """Elements of all fields and the gaps between them."""
+        return sum(map(_in_whole_lines, self.shapes.values()))
 
     def split(self, flat: Flat) -> dict[str, Flat]:
         """The fields as views of an array or tensor of ``num_floats``."""
         fields, start = {}, 0
         for name, shape in self.shapes.items():
-            end = start + math.prod(shape)
-            fields[name] = flat[start:end].reshape(shape)
-            start = end
+            fields[name] = flat[start : start + math.prod(shape)].reshape(shape)
+            start += _in_whole_lines(shape)
         return fields
+
+
+def _in_whole_lines(shape: tuple[int, ...]) -> int:
+    """Elements of a field, rounded up to cache lines of 64 bytes."""
+    return -(-math.prod(shape) // 16) * 16
 
 
 @dataclass(frozen=True)
@@ -208,14 +212,13 @@ class ReadBatch:
     content: Tensor | FilledBlock
     """All float32 fields, see ``Layout``."""
 
-    @property
-    def flat(self) -> Tensor:
-        """The float32 fields; asked for once, see ``FilledBlock.open``."""
+    def open(self) -> Tensor:
+        """The float32 fields, flat; to be called once, see ``FilledBlock.open``."""
         return self.content.open() if isinstance(self.content, FilledBlock) else self.content
 
     def pin_memory(self) -> "ReadBatch":
         """The same in pinned memory; ``DataLoader`` calls it, in a thread of its own, where there is a GPU."""
-        return replace(self, content=self.flat.pin_memory())
+        return replace(self, content=self.open().pin_memory())
 
 
 class _WorkerDataset(Dataset):
@@ -258,7 +261,7 @@ def _read_ahead(reader: BatchReader, batches: RankPositions, config: DataConfig)
     for read in _name_dead_workers(loader):
         if isinstance(read, DamagedSampleError):
             raise read
-        yield {**layout.split(read.flat), "sample_index": torch.tensor(read.positions), "key": read.keys}, read.damage
+        yield {**layout.split(read.open()), "sample_index": torch.tensor(read.positions), "key": read.keys}, read.damage
 
 
 def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSampleError]:

@@ -15,7 +15,7 @@ from dydiff_dist.data import stream as stream_module
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.stream import ReadBatch, TrainStream
+from dydiff_dist.data.stream import Layout, ReadBatch, TrainStream
 
 CONTEXTS = ["fork", "forkserver", "spawn"]
 
@@ -89,7 +89,15 @@ def test_pinning_copies_and_gives_the_block_back(monkeypatch):
     fill_again = blocks.take()
     assert fill_again == 0
     blocks.array(0)[:] = 0
-    assert torch.equal(pinned.flat, torch.full((8,), 7.0))
+    assert torch.equal(pinned.open(), torch.full((8,), 7.0))
+
+
+def test_the_fields_of_a_batch_share_memory_without_touching():
+    layout = Layout({"frames": (2, 3, 5), "actions": (2, 3, 1)})
+    fields = layout.split(torch.zeros(layout.num_floats))
+    fields["frames"].fill_(1)
+    assert not fields["actions"].any() and fields["actions"].fill_(2).shape == (2, 3, 1) and fields["frames"].max() == 1
+    assert (fields["actions"].data_ptr() - fields["frames"].data_ptr()) % 64 == 0
 
 
 def test_too_little_shared_memory_is_one_line(monkeypatch):
