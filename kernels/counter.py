@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     DATA_ORDER = 7
     ROLLOUT = 8
     HISTORY_NOISE = 9
+    SAMPLER_SHIFT = 10
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ def parse_arguments() -> argparse.Namespace:
     sampling.add_argument("--spacing", choices=("uniform", "quadratic", "log_snr", "trailing"))
     sampling.add_argument("--eta", type=float, help="stochasticity of ddim, 0..1")
     sampling.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
+    sampling.add_argument(
+        "--random-shifts",
+        action=argparse.BooleanOptionalAction,
+        help="periodic fields from another origin in each step (where trained so)",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")
     machine.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="the network's storage (fp32)")
@@ -110,6 +115,7 @@ def chosen_sampling(arguments: argparse.Namespace) -> dict:
         "spacing": arguments.spacing,
         "eta": arguments.eta,
         "guidance_weight": arguments.guidance,
+        "random_shifts": arguments.random_shifts,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

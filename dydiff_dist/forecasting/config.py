@@ -25,6 +25,10 @@ class SamplingConfig(StrictConfig):
     clamp_history: bool = True
     """Whether the history frames of x0_hat are replaced by the known history in every step (the authors don't)."""
 
+    random_shifts: bool | None = None
+    """Whether each step shows the network the frames, which must be periodic, from another origin, so that edges of
+    patches average out; null: where it was trained so (data.augmentation.periodic_shift)."""
+
     @model_validator(mode="after")
     def _check_eta(self) -> "SamplingConfig":
         if self.eta and self.sampler != "ddim":

@@ -22,7 +22,7 @@ from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.forecasting.forecaster import Forecaster, trained_on_shifts
 from dydiff_dist.models import VideoTransformerConfig, build_network
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_json, write_tensor_file
@@ -278,6 +278,7 @@ def load_forecaster(
         scale=schema["scale"],
         sample_scaling=schema.get("sample_scaling", "none"),
         num_action_channels=num_actions,
+        knows_shifts=trained_on_shifts(description.data, autoencoder),
         device=device,
         dtype=dtype,
         max_batch=max_batch,

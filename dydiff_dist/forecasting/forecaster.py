@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dydiff_dist.autoencoders import Autoencoder
+from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.diffusion import DynamicalDiffusion, guided, rollout, sample, start_noise, timestep_grid
 from dydiff_dist.diffusion.samplers import Denoise
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.moving_view import MovingView
 from dydiff_kernels import NoiseCounter, Stream, normal
 
 MEMBER_STRIDE = 2**32
@@ -48,6 +50,8 @@ class Forecaster:
     """"history_mean": a case is first divided by the mean absolute value of its history, as in training."""
     num_action_channels: int = 0
     """A; 0 where the data have no actions."""
+    knows_shifts: bool = False
+    """Whether it was trained on random periodic shifts, which ``sampling.random_shifts`` needs."""
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     """Storage of what the network reads and of its weights; sampling itself is done in float32."""
@@ -56,6 +60,14 @@ class Forecaster:
     autoencoder: Autoencoder | None = None
     """Where the network forecasts latents: history is encoded and forecasts are decoded by it. ``num_history_frames``
     and ``num_future_frames`` then count latent frames, and ``shift`` and ``scale`` are not used."""
+
+    def __post_init__(self):
+        """Raises ``ValueError`` where shifts are asked of a network that never saw any."""
+        if self.sampling.random_shifts and not self.knows_shifts:
+            raise ValueError(
+                "sampling.random_shifts is on, but the network was trained without data.augmentation.periodic_shift; "
+                "leave it out"
+            )
 
     def forecast(
         self,
@@ -211,9 +223,13 @@ class Forecaster:
 
         shape = (history.shape[0], self.num_frames, *history.shape[2:])
         start = start_noise(diffusion, shape, grid[0], counter(window, Stream.SAMPLER_START), device=self.device)
+        view = None
+        if self.knows_shifts and sampling.random_shifts is not False:
+            shifts = counter(window, Stream.SAMPLER_SHIFT)
+            view = MovingView.draw(shifts, grid, diffusion.num_timesteps, *shape[-2:], device=self.device)
         return sample(
             diffusion,
-            self._denoise(history, actions, counter(window, Stream.CONDITIONING_DROPOUT)),
+            self._denoise(history, actions, counter(window, Stream.CONDITIONING_DROPOUT), view),
             start=start,
             timesteps=grid,
             sampler=sampling.sampler,
@@ -222,15 +238,18 @@ class Forecaster:
             history=history if sampling.clamp_history else None,
         )
 
-    def _denoise(self, history: Tensor, actions: Tensor | None, dropout: NoiseCounter) -> Denoise:
+    def _denoise(
+        self, history: Tensor, actions: Tensor | None, dropout: NoiseCounter, view: MovingView | None
+    ) -> Denoise:
         """The network with its conditions, guided where asked: the unconditional branch sees noise as history."""
         actions = None if actions is None else actions.to(self.dtype)
 
         def given(condition: Tensor) -> Denoise:
-            condition = condition.to(self.dtype)
-
             def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
-                return self.network(z.to(self.dtype), timesteps, history=condition, actions=actions).float()
+                if view is None:
+                    return self._run_network(z, timesteps, condition, actions)
+                shown = view.show(z, timesteps), timesteps, view.show(condition, timesteps)
+                return view.put_back(self._run_network(*shown, actions), timesteps)
 
             return denoise
 
@@ -238,6 +257,10 @@ class Forecaster:
         if weight == 1:
             return given(history)
         return guided(given(history), given(normal(dropout, history.shape, device=self.device)), weight)
+
+    def _run_network(self, z: Tensor, timesteps: Tensor, history: Tensor, actions: Tensor | None) -> Tensor:
+        """The network's output as float32; it reads ``dtype``."""
+        return self.network(z.to(self.dtype), timesteps, history=history.to(self.dtype), actions=actions).float()
 
     @property
     def num_frames(self) -> int:
@@ -276,6 +299,11 @@ class Forecaster:
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}; {num_frames} forecast frames need {expected} or longer"
             )
+
+
+def trained_on_shifts(data: DataConfig, autoencoder: Autoencoder | None) -> bool:
+    """Whether training showed a network fields, or latents of an autoencoder that wraps around, from any origin."""
+    return data.augmentation.periodic_shift and (autoencoder is None or autoencoder.description.periodic)
 
 
 def _check_frames(history: Tensor, num_frames: int, num_channels: int) -> None:

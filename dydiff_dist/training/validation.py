@@ -13,6 +13,7 @@ from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
+from dydiff_dist.forecasting.forecaster import trained_on_shifts
 from dydiff_dist.training.distributed import gather_objects, sum_over_ranks
 from dydiff_dist.training.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 from dydiff_dist.training.plan import RunPlan
@@ -96,6 +97,7 @@ class Validation:
             scale=manifest.scale,
             sample_scaling=manifest.frames.sample_scaling,
             num_action_channels=manifest.frames.num_actions,
+            knows_shifts=trained_on_shifts(config.data, self.autoencoder),
             device=device,
             dtype=dtype,
             max_batch=config.training.micro_batch_per_gpu,
