@@ -269,8 +269,8 @@ def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSample
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise  # a worker's own error, which has its traceback in the text
         raise ValueError(
             f"a process that reads data ended ({str(error).splitlines()[0]}); most often the machine ran out of "
             "memory: lower data.num_workers or data.prefetch_batches"

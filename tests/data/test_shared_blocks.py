@@ -170,3 +170,12 @@ def test_a_killed_worker_is_one_line_and_what_came_before_stays(make_shards):
     assert_as_written(kept)
     again = next(iter(stream))  # a new start makes new blocks and workers
     assert_as_written(zip(again["key"], again["frames"], strict=True))
+
+
+def test_an_error_inside_a_worker_keeps_its_traceback():
+    def loader():
+        yield 1
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback: here")
+
+    with pytest.raises(RuntimeError, match="Original Traceback: here"):
+        list(stream_module._name_dead_workers(loader()))
