@@ -24,6 +24,8 @@ class PlannedForecast:
 
     name: str
     config: ForecastConfig
+    sampling: SamplingConfig
+    """The run's, with the fields that the forecast changes."""
     hash: str
     """Of the run's hash, the cases and the sampling."""
     folder: Path
@@ -111,7 +113,11 @@ def _plan_forecast(
     }
     forecast_hash = hash_of(content)
     return PlannedForecast(
-        name=name, config=forecast, hash=forecast_hash, folder=folder / "forecasts" / f"{name}-{forecast_hash}"
+        name=name,
+        config=forecast,
+        sampling=sampling,
+        hash=forecast_hash,
+        folder=folder / "forecasts" / f"{name}-{forecast_hash}",
     )
 
 

@@ -103,7 +103,7 @@ class StudyRunner:
             num_members=forecast.config.members,
             num_cases=forecast.config.cases,
             seed=forecast.config.noise_seed,
-            sampling=forecast.config.sampling,
+            sampling=forecast.sampling.model_dump(),  # whole: the run may be older than its section of the study
         )
         forecaster.run()
         forecast_sec = time.perf_counter() - start
