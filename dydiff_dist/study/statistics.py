@@ -136,6 +136,8 @@ def _difference(arm: Scored, reference: Scored, deviation: float, degrees: int) 
     if degrees:
         draws = draws + deviation / np.sqrt(num_seeds) * _training_luck(degrees)
     lower, upper = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    if num_groups == 1:  # nothing is known of how other cases would have gone
+        lower, upper = -np.inf, np.inf
     return Difference(
         relative=arm.mean() / reference.mean() - 1,
         lower=float(lower),

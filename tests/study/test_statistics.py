@@ -106,3 +106,10 @@ def test_the_deviation_is_pooled_over_arms():
     assert degrees == 3
     assert deviation == pytest.approx(np.sqrt((2 + 6) / 3))
     assert pooled_deviation([np.array([1.0])]) == (0.0, 0)
+
+
+def test_one_group_says_nothing_of_others():
+    value = np.arange(1.0, 13.0).reshape(1, 12, 1)
+    arm, reference = (scored(part, groups=np.zeros(12, int)) for part in (0.5 * value, value))
+    (difference,) = compare([arm], reference)
+    assert difference.relative == -0.5 and not difference.is_significant
