@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import av
 import numpy as np
@@ -28,6 +28,7 @@ Encoding = Literal["npy", "png", "jpg", "mp4"]
 LOSSLESS = ("npy", "png")
 
 Members = Mapping[str, bytes | memoryview]
+Decoded = TypeVar("Decoded")
 
 
 class EncodingConfig(StrictConfig):
@@ -69,10 +70,7 @@ def decode_npy(members: Members, name: str) -> np.ndarray:
 
 def decode_json(members: Members, name: str) -> dict[str, Any]:
     """A member that holds a JSON object."""
-    try:
-        value = json.loads(bytes(_member(members, name)))
-    except ValueError as error:
-        raise MemberError(f"has an unreadable {name}: {error}") from None
+    value = _decoded(members, name, lambda data: json.loads(bytes(data)))
     if not isinstance(value, dict):
         raise MemberError(f"has a {name} that is no JSON object")
     return value
@@ -157,7 +155,7 @@ def _decode_picture(data: bytes | memoryview) -> np.ndarray:
     return picture[:, :, None] if picture.ndim == 2 else picture
 
 
-def _decoded(members: Members, name: str, decode: Callable[[bytes | memoryview], np.ndarray]) -> np.ndarray:
+def _decoded(members: Members, name: str, decode: Callable[[bytes | memoryview], Decoded]) -> Decoded:
     """A member through ``decode``; whatever a damaged file makes the codec raise is a ``MemberError``."""
     data = _member(members, name)
     try:
