@@ -192,7 +192,8 @@ def convert(
         finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
         manifests = {}
         if len(finished) == len(jobs):
-            manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
+            with _only_finisher(out):
+                manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
     return ConversionReport(
         manifests,
         num_written=len(own_jobs) - num_reused,
@@ -375,6 +376,16 @@ def _only_writer(out: Path, part: tuple[int, int]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another conversion is writing to {out}; wait for it or give another --out") from None
+        yield
+
+
+@contextmanager
+def _only_finisher(out: Path) -> Iterator[None]:
+    """Lets parts that end at the same time write manifests one after the other, and removes what a killed one left."""
+    with open(out / ".lock-manifests", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for leftover in out.glob(f"*/{MANIFEST_NAME}.*.tmp"):
+            leftover.unlink()
         yield
 
 

@@ -69,3 +69,12 @@ def test_ctrl_c_ends_at_once_in_one_line(tmp_path):
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in output and output.rstrip().endswith("interrupted")
+
+
+def test_a_manifest_that_was_left_half_written_is_removed(make_shards):
+    """As a conversion leaves it that is killed between a manifest's first byte and its last."""
+    train = make_shards()
+    whole = files(train)
+    (train / "manifest.json.12345.tmp").write_bytes(whole[Path("manifest.json")][:100])
+    (train / "manifest.json").unlink()
+    assert files(make_shards()) == whole
