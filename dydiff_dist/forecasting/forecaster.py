@@ -245,6 +245,8 @@ class Forecaster:
         actions = None if actions is None else actions.to(self.dtype)
 
         def given(condition: Tensor) -> Denoise:
+            condition = condition.to(self.dtype)
+
             def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
                 if view is None:
                     return self._run_network(z, timesteps, condition, actions)
@@ -259,8 +261,8 @@ class Forecaster:
         return guided(given(history), given(normal(dropout, history.shape, device=self.device)), weight)
 
     def _run_network(self, z: Tensor, timesteps: Tensor, history: Tensor, actions: Tensor | None) -> Tensor:
-        """The network's output as float32; it reads ``dtype``."""
-        return self.network(z.to(self.dtype), timesteps, history=history.to(self.dtype), actions=actions).float()
+        """The network's output as float32; history and actions come as ``dtype``, which it reads."""
+        return self.network(z.to(self.dtype), timesteps, history=history, actions=actions).float()
 
     @property
     def num_frames(self) -> int:
