@@ -13,7 +13,8 @@ over the group are exactly those of the whole sequence on one rank.
 Letters: P ranks of the group, B batch, S frames, H heads, N tokens, E channels per head.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,6 @@ def _all_to_all(pieces: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received
 
 
-@torch.compiler.disable  # a compiled block is cut here; collectives run outside of its kernels in any case
 def exchange(pieces: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Piece p of rank q goes to rank p, where it becomes piece q; (P, ...) -> (P, ...), differentiable."""
     return _Exchange.apply(pieces, group)
@@ -49,6 +49,13 @@ class SequenceShards:
     """This rank's share of the frames; without a group it is all of them and nothing is communicated."""
 
     group: dist.ProcessGroup | None = None
+    _exchange: Callable[[Tensor, dist.ProcessGroup], Tensor] | None = field(init=False, default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            # A compiled block is cut here; collectives run outside of its kernels in any case. Not a decorator: that
+            # would import torch's compiler, more than a second, into every process that loads a model.
+            object.__setattr__(self, "_exchange", torch.compiler.disable(exchange))
 
     @property
     def size(self) -> int:
@@ -69,20 +76,20 @@ class SequenceShards:
         if self.group is None:
             return x_BS
         copies = x_BS.expand(self.size, *x_BS.shape)
-        return rearrange(exchange(copies, self.group), "p b s ... -> b (p s) ...")
+        return rearrange(self._exchange(copies, self.group), "p b s ... -> b (p s) ...")
 
     def to_heads(self, x: Tensor) -> Tensor:
         """All tokens of this rank's share of the heads; (..., H, N / P, E) -> (..., H / P, N, E)."""
         if self.group is None:
             return x
-        pieces = exchange(rearrange(x, "... (p h) n e -> p ... h n e", p=self.size), self.group)
+        pieces = self._exchange(rearrange(x, "... (p h) n e -> p ... h n e", p=self.size), self.group)
         return rearrange(pieces, "p ... h n e -> ... h (p n) e")
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """The inverse of `to_heads`; (..., H / P, N, E) -> (..., H, N / P, E)."""
         if self.group is None:
             return x
-        pieces = exchange(rearrange(x, "... h (p n) e -> p ... h n e", p=self.size), self.group)
+        pieces = self._exchange(rearrange(x, "... h (p n) e -> p ... h n e", p=self.size), self.group)
         return rearrange(pieces, "p ... h n e -> ... (p h) n e")
 
 
