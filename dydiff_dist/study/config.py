@@ -78,6 +78,9 @@ class StudyConfig(StrictConfig):
     """By name; the first is the one that arms are compared by."""
     scores: tuple[str, ...] = Field(default=("crps", "mse"), min_length=1)
     """Scores that are kept case by case; the first decides."""
+    climatology: str | None = None
+    """Shards of frames whose samples are the climatological ensemble; null takes what the run was trained on. Needed
+    where an arm is trained on latents."""
     season_frames: PositiveInt | None = None
     """Frames of a season, for the seasonal naive forecast beside series (5 for business days); null leaves it out."""
     independent: Independent = "case"

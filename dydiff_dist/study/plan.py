@@ -70,9 +70,21 @@ def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = 
     arms = [name for name in study.arms if only is None or name in only]
     identity = cache(_shards_identity)  # arms share their shards
     seeds = sorted({seed for arm in arms for seed in study.seeds_of(arm)}, key=_order_of(study))
-    return [
+    runs = [
         _plan_run(study, arm, seed, folder, identity) for seed in seeds for arm in arms if seed in study.seeds_of(arm)
     ]
+    for source in {study.climatology or run.config.data.train for run in runs}:
+        _check_climatology(source)
+    return runs
+
+
+def _check_climatology(source: str) -> None:
+    """Found out now rather than after the first training."""
+    if ShardSet.open(source).manifest.latents is not None:
+        raise ValueError(
+            f"{source} holds latents, and the climatological ensemble is of frames; "
+            'set the study\'s "climatology" to the frames that were encoded'
+        )
 
 
 def _order_of(study: StudyConfig):

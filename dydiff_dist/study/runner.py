@@ -124,7 +124,7 @@ class StudyRunner:
     def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
         verification = Verification.open(forecast.folder)
         is_series = not verification.frames_are_images
-        baselines: list[Baseline] = [verification.climatology(run.config.data.train)]
+        baselines: list[Baseline] = [verification.climatology(self.study.climatology or run.config.data.train)]
         if self.study.season_frames is not None:
             baselines.append(SeasonalNaive(self.study.season_frames))
         if is_series:

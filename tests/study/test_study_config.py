@@ -1,10 +1,13 @@
 """A study's configuration, its plan, and the hashes that say what is done already."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from dydiff_dist.data.manifest import LatentsSchema, document_bytes
+from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.study.config import StudyConfig, load_study
 from dydiff_dist.study.plan import hash_of, plan_study
 
@@ -88,6 +91,18 @@ def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):
 
     assert len({*forecasts(), *forecasts(sampling={"num_steps": 3}), *forecasts(members=3)}) == 6
     assert forecasts(arms=["a"]) == forecasts()[:1]
+
+
+def test_an_arm_on_latents_needs_frames_for_the_climatology(study_tree, study_shards, tmp_path):
+    latents = shutil.copytree(study_shards / "train", tmp_path / "latents")
+    manifest = ShardSet.open(str(study_shards / "train")).manifest
+    made_by = LatentsSchema(autoencoder_sha256="0" * 64, source_frames=manifest.frames, source_sha256="0" * 64)
+    (latents / "manifest.json").write_bytes(document_bytes(manifest.model_copy(update={"latents": made_by})))
+    study_tree["arms"]["b"]["set"]["data.train"] = str(latents)
+    with pytest.raises(ValueError, match=r"latents holds latents, .*; set the study's \"climatology\" to the frames"):
+        plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+    study_tree["climatology"] = str(study_shards / "train")
+    assert len(plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)) == 2
 
 
 def test_only_some_arms(study_tree, tmp_path):
