@@ -35,11 +35,14 @@ demo: $(STAMP) ## simulate turbulence, train, forecast, score: under 15 minutes 
 	echo; echo "demo: $$((SECONDS / 60)) min $$((SECONDS % 60)) s; data in shards/turbulence, TensorBoard logs, model and forecasts in" \
 	"$(DEMO_RUN), scores and pictures in $(DEMO_RUN)/scores (forecast_000000.png and .gif)"
 
+# As many tests at once as there are cores, four at most.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP) ## unit tests only, under 3 minutes
-	$(BIN)/python -m pytest -m "not slow and not distributed"
+	$(PYTEST) -m "not slow and not distributed"
 
 lint: $(STAMP) ## ruff, as CI and pre-commit run it
 	$(BIN)/ruff check .
