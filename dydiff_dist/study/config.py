@@ -53,6 +53,8 @@ class ComparisonConfig(StrictConfig):
     """ARM or ARM/FORECAST each; an arm alone is judged by the study's first forecast."""
     note: str = ""
     """A sentence below the table."""
+    summary: bool = False
+    """Whether its rows also stand in the summary at the top of the page."""
     curves: Literal["lead", "cost"] | None = None
     """Figure below the table: scores by lead time, or by what sampling costs; null for none."""
 

@@ -38,6 +38,22 @@ class StudySection:
         self.name, self.study = name, study
         self.run_rows = read_run_rows(tables / f"{name}_runs.csv")
         self.cases = CaseTable(read_case_rows(tables / f"{name}_cases.csv"), study.independent)
+        self._baselines_shown: set[str] = set()
+
+    def summary(self) -> list[str]:
+        """Rows of the page's summary: the study's comparisons that belong there."""
+        score, rows = self.study.scores[0], []
+        for comparison in self.study.comparisons:
+            there = [item for item in comparison.against if self._has(item)]
+            if not comparison.summary or not there or not self._has(comparison.reference):
+                continue
+            differences = compare(
+                [self._scored(item, score) for item in there], self._scored(comparison.reference, score)
+            )
+            for item, difference in zip(there, differences, strict=True):
+                labels = [self.study.label(item), self.study.label(comparison.reference)]
+                rows.append(_row([self.study.title, *labels, str(difference.num_seeds), *_verdict(difference)]))
+        return rows
 
     def write(self, images: Path, tables_link: str, images_link: str) -> list[str]:
         """The section's lines; figures are written to ``images``. The links are how the page reaches the folders."""
@@ -86,10 +102,12 @@ class StudySection:
             cells += [f"{self._scored(item, name).mean():.4g}" for name in extra]
             cells += _verdict(differences[item]) if item in differences else ["–", ""]
             lines.append(_row(cells))
-        for name, baseline in baselines.items():
+        forecast = self.study.split_item(comparison.reference)[1]
+        for name, baseline in baselines.items() if forecast not in self._baselines_shown else ():
             others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
             rest = [f"{self._baselines(comparison.reference, kept)[name].mean():.4g}" for kept in extra]
             lines.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
+        self._baselines_shown.add(forecast)
         same_seeds = all(arm.seeds == reference.seeds for arm in arms.values())
         return [*lines, "", self._footnote(list(differences.values()), same_seeds), ""]
 
@@ -188,9 +206,10 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
     """
     links = [Path(os.path.relpath(folder, page.parent)).as_posix() for folder in (tables, images)]
     page.parent.mkdir(parents=True, exist_ok=True)
-    lines = [*_HEADER]
-    for name, study in studies.items():
-        lines += StudySection(name, study, tables).write(images, *links)
+    sections = [StudySection(name, study, tables) for name, study in studies.items()]
+    lines = [*_HEADER, *_summary([row for section in sections for row in section.summary()])]
+    for section in sections:
+        lines += section.write(images, *links)
     if (tables / OVERHEAD_NAME).is_file():
         lines += _overhead(read_run_rows(tables / OVERHEAD_NAME), links[0])
     page.write_text("\n".join(lines).rstrip("\n") + "\n")
@@ -208,6 +227,14 @@ _HEADER = (
     "page; do not edit it.",
     "",
 )
+
+
+def _summary(rows: Sequence[str]) -> list[str]:
+    """The comparisons that most readers come for, of all studies."""
+    if not rows:
+        return []
+    header = ["data", "setting", "against", "seeds of both", "difference [95 %]", ""]
+    return ["## Summary", "", _row(header), _row(["---"] * len(header)), *rows, ""]
 
 
 def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:

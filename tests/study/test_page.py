@@ -47,6 +47,22 @@ def test_the_verdict_is_that_of_the_rows(study_tree, tmp_path, ratio, verdict):
     assert imread(tmp_path / "images" / "study_tiny_1.png").std() > 0.05
 
 
+def test_the_summary_repeats_the_rows_that_belong_there(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    study_tree["comparisons"] += [{**study_tree["comparisons"][0], "title": "Again", "summary": True}]
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    lines = (tmp_path / "study.md").read_text().splitlines()
+    (summary,) = (line for line in lines if line.startswith("| Tiny |"))
+    below = [line for line in lines if line.startswith("| DyDiff |")]
+    assert len(below) == 2 and lines.index(summary) < lines.index("## Tiny")
+    assert summary.split("|")[-3:] == below[0].split("|")[-3:]  # difference and verdict
+    assert summary.startswith("| Tiny | DyDiff | standard | 2 | -10.0 % [")
+    assert (
+        len([line for line in lines if line.startswith("| *persistence* |")]) == 1
+    )  # once for the cases of a forecast
+
+
 def test_what_was_not_run_is_said(study_tree, tmp_path):
     tables(tmp_path / "study", 0.9)
     study_tree["arms"]["c"] = {"label": "third"}
