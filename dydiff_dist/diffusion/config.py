@@ -24,6 +24,8 @@ class DiffusionConfig(StrictConfig):
     """Last β of the linear schedules; null takes the usual one."""
     zero_terminal_snr: bool = False
     """Whether the last timestep is pure noise (Lin et al. 2024); needs prediction v or x0."""
+    snr_factor: float = Field(default=1.0, gt=0)
+    """Times the signal-to-noise ratio at every timestep; above 1 there is less noise (Hoogeboom et al. 2023)."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
     """Dynamics schedule; none is standard diffusion; or γ̄ itself, one number per timestep."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)

@@ -59,6 +59,7 @@ class DynamicalDiffusion:
         beta_start: first β of the linear schedules, None for the usual one.
         beta_end: last β of the linear schedules, None for the usual one.
         zero_terminal_snr: make the last timestep pure noise.
+        snr_factor: on the signal-to-noise ratio of every timestep.
         network_space: "unmixed" gives the network u and takes its output for the unmixed target: standard diffusion,
             with γ̄ left for ``loss_space``.
         normalize_input: divide the network's input by its standard deviation at the timestep.
@@ -92,6 +93,7 @@ class DynamicalDiffusion:
         beta_start: float | None = None,
         beta_end: float | None = None,
         zero_terminal_snr: bool = False,
+        snr_factor: float = 1.0,
         network_space: NetworkSpace = "mixed",
         normalize_input: bool = False,
         frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None,
@@ -109,7 +111,12 @@ class DynamicalDiffusion:
             raise ValueError(f"min_snr is {min_snr}; it must be positive (5 is usual), or None for no weighting")
         self.num_timesteps = num_timesteps
         self.alpha_bar = alpha_bar_schedule(
-            num_timesteps, beta_schedule, beta_start=beta_start, beta_end=beta_end, zero_terminal_snr=zero_terminal_snr
+            num_timesteps,
+            beta_schedule,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            zero_terminal_snr=zero_terminal_snr,
+            snr_factor=snr_factor,
         )
         self.gamma_bar = gamma_bar_schedule(num_timesteps, gamma_schedule, gamma_ratio)
         self.prediction = prediction

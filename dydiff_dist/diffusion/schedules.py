@@ -9,7 +9,8 @@ Index t = 0..N-1 means "after t + 1 noising steps". With τ_k = k/N and f(τ) = 
     γ "linear_cumprod"  the same with g_k = 1 - τ_k, to which the offset s₀ cancels: γ̄ falls linearly from 1 to 0
     γ "none"            γ̄ = 1, standard diffusion
 
-and ᾱ = cumprod(1 - β), γ̄ = cumprod(1 - γ).
+and ᾱ = cumprod(1 - β), γ̄ = cumprod(1 - γ). A factor k on the signal-to-noise ratio shifts any ᾱ to kᾱ / (kᾱ + 1 - ᾱ)
+(Hoogeboom et al. 2023, section 3.1).
 """
 
 import math
@@ -37,6 +38,7 @@ def alpha_bar_schedule(
     beta_start: float | None = None,
     beta_end: float | None = None,
     zero_terminal_snr: bool = False,
+    snr_factor: float = 1.0,
 ) -> Tensor:
     """Signal levels ᾱ_t, (N,) float64, decreasing from nearly 1 to nearly 0 (to 0 with ``zero_terminal_snr``).
 
@@ -46,6 +48,7 @@ def alpha_bar_schedule(
         beta_start: first β of the linear schedules; None takes ``DEFAULT_BETA_RANGE``.
         beta_end: last β of the linear schedules.
         zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2024, Algorithm 1).
+        snr_factor: k > 0 on ᾱ/(1 - ᾱ) at every timestep: above 1 there is less noise.
 
     Raises:
         ValueError: unknown schedule, or numbers out of range.
@@ -62,7 +65,8 @@ def alpha_bar_schedule(
         alpha_bar = torch.cumprod(1 - _linear_betas(num_timesteps, schedule, beta_start, beta_end), 0)
     else:
         raise ValueError(f"beta_schedule is {schedule!r}; choose one of {', '.join(get_args(BetaSchedule))}")
-    return rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar
+    alpha_bar = rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar
+    return alpha_bar if snr_factor == 1 else scale_snr(alpha_bar, snr_factor)
 
 
 def gamma_bar_schedule(
@@ -99,6 +103,17 @@ def rescale_to_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     signal = alpha_bar.sqrt()
     first, last = signal[0], signal[-1]
     return ((signal - last) * (first / (first - last))).square()
+
+
+def scale_snr(alpha_bar: Tensor, factor: float) -> Tensor:
+    """ᾱ with ``factor`` times the signal-to-noise ratio: kᾱ / (kᾱ + 1 - ᾱ); any shape, ᾱ = 0 and 1 stay.
+
+    Raises:
+        ValueError: the factor is not a positive number.
+    """
+    if not 0 < factor < math.inf:
+        raise ValueError(f"snr_factor is {factor}; it must be positive (1 changes nothing, 4 is a quarter of the noise)")
+    return factor * alpha_bar / (factor * alpha_bar + 1 - alpha_bar)
 
 
 def log_snr(alpha_bar: Tensor) -> Tensor:

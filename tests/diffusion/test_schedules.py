@@ -87,6 +87,15 @@ def test_zero_terminal_snr(schedule):
     assert bool((rescaled.diff() < 0).all())
 
 
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_the_snr_factor_multiplies_the_signal_to_noise_ratio(factor):
+    plain, scaled = (alpha_bar_schedule(1000, "cosine", snr_factor=k) for k in (1.0, factor))
+    torch.testing.assert_close(scaled / (1 - scaled), factor * plain / (1 - plain), rtol=1e-10, atol=0)
+    assert torch.equal(DynamicalDiffusion(snr_factor=factor).alpha_bar, scaled)
+    ended = alpha_bar_schedule(1000, "cosine", snr_factor=factor, zero_terminal_snr=True)
+    assert ended[-1].item() == 0 and bool((ended.diff() < 0).all())
+
+
 def test_log_snr():
     alpha_bar = torch.tensor([0.0, 0.5, 0.8, 1.0], dtype=torch.float64)
     expected = torch.tensor([-math.inf, 0.0, math.log(2.0), math.inf], dtype=torch.float64)
@@ -111,6 +120,7 @@ def test_log_snr():
         ({"normalize_input": True}, "needs frame_autocovariance"),
         ({"normalize_input": True, "frame_autocovariance": [[1.0, 0.5]]}, r"shape \(1, 2\)"),
         ({"min_snr": 0.0}, "min_snr is 0.0"),
+        ({"snr_factor": 0.0}, "snr_factor is 0.0; it must be positive"),
         ({"backend": "cuda"}, "backend is 'cuda'; choose one of auto, triton, cpp, reference"),
     ],
 )
