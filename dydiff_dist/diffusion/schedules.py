@@ -112,7 +112,7 @@ def scale_snr(alpha_bar: Tensor, factor: float) -> Tensor:
         ValueError: the factor is not a positive number.
     """
     if not 0 < factor < math.inf:
-        raise ValueError(f"snr_factor is {factor}; it must be positive (1 changes nothing, 4 is a quarter of the noise)")
+        raise ValueError(f"snr_factor is {factor}; it must be positive (1 changes nothing, above 1 is less noise)")
     return factor * alpha_bar / (factor * alpha_bar + 1 - alpha_bar)
 
 
