@@ -11,18 +11,19 @@ import pytest
 import torch
 from numbered_source import numbered_sample
 
-from dydiff_dist.data import stream as stream_module
+from dydiff_dist.data import read_ahead as read_ahead_module
 from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.read_ahead import Layout, ReadBatch
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.stream import Layout, ReadBatch, TrainStream
+from dydiff_dist.data.stream import TrainStream
 
 CONTEXTS = ["fork", "forkserver", "spawn"]
 
 
 def context(method: str):
     """The stream's own forkserver has imported everything; there is one per process, so whoever starts it decides."""
-    return stream_module._worker_context() if method == "forkserver" else multiprocessing.get_context(method)
+    return read_ahead_module._worker_context() if method == "forkserver" else multiprocessing.get_context(method)
 
 
 def config(**options) -> DataConfig:
@@ -147,7 +148,7 @@ def test_workers_may_be_started_in_any_way(make_shards, monkeypatch, method):
     shards = ShardSet.open(make_shards(num_actions=2))
     expected = list(islice(TrainStream(shards, config(num_workers=0), 0, 3, 3), 12))
     chosen = context(method)
-    monkeypatch.setattr(stream_module, "_worker_context", lambda: chosen)
+    monkeypatch.setattr(read_ahead_module, "_worker_context", lambda: chosen)
     found = list(islice(TrainStream(shards, config(), 0, 3, 3), 12))
     for one, other in zip(found, expected, strict=True):
         assert one["key"] == other["key"]
@@ -178,4 +179,4 @@ def test_an_error_inside_a_worker_keeps_its_traceback():
         raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback: here")
 
     with pytest.raises(RuntimeError, match="Original Traceback: here"):
-        list(stream_module._name_dead_workers(loader()))
+        list(read_ahead_module._name_dead_workers(loader()))
