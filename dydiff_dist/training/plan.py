@@ -66,9 +66,10 @@ class RunPlan:
         Raises:
             ValueError: naming the first key that differs.
         """
-        present = self.config.model_dump(mode="json")
+        present, chosen = (self.config.model_dump(mode="json", exclude_defaults=left_out) for left_out in (False, True))
         for section in self.config.fixed_sections:
-            for key, (old, new) in _differences(saved[section], present[section], section).items():
+            found = _differences(saved[section], present[section], chosen.get(section), section)
+            for key, (old, new) in found.items():
                 raise ValueError(
                     f"{self.config.output_dir} holds a run with {key} = {old!r}, the configuration says {new!r}; set "
                     "output_dir to a new folder, or delete the old one"
@@ -162,12 +163,16 @@ def describe(task: "Task") -> str:
     return "\n".join(f"{name + ':':<10}{text}" for name, text in lines.items())
 
 
-def _differences(old: Any, new: Any, key: str) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ between two configuration trees, by dotted key."""
+def _differences(old: Any, new: Any, chosen: Any, key: str) -> dict[str, tuple[Any, Any]]:
+    """Leaves that differ between two configuration trees, by dotted key; ``chosen`` is what of ``new`` is no default.
+
+    A key that the old tree lacks is newer than it. Left at its default it does what was done before there was one.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found, chosen = {}, chosen if isinstance(chosen, dict) else {}
         for name in {**old, **new}:
-            found.update(_differences(old.get(name), new.get(name), f"{key}.{name}"))
+            if name in old or name in chosen:
+                found.update(_differences(old.get(name), new.get(name), chosen.get(name), f"{key}.{name}"))
         return found
     return {} if old == new else {key: (old, new)}
 
