@@ -59,7 +59,7 @@ setup(
     cmdclass={"build_ext": OptionalBuildExt},
     install_requires=[
         "torch>=2.11",
-        "deepspeed>=0.19.8,<0.20",  # training/engine.py touches private names, so a new minor version is a new check
+        "deepspeed>=0.19.8,<0.20",  # engine/deepspeed/ touches private names: a new minor version is a new check
         "triton>=3.6; platform_system == 'Linux'",
         "webdataset>=1.0.2,<2",
         "tensorboard",

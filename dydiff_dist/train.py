@@ -6,8 +6,8 @@
 The same command again resumes the run from its last checkpoint.
 """
 
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.command import run_training
-from dydiff_dist.training.diffusion_task import DiffusionTask
 
 if __name__ == "__main__":
     run_training(DiffusionTask, __doc__)

@@ -8,7 +8,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from dydiff_dist.data.benchmark import compare, csv_rows, memory_over_epochs
+from dydiff_dist.benchmarks.streaming import compare, csv_rows, memory_over_epochs
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.errors import run_command
 

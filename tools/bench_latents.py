@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.autoencoders.benchmark import compare
 from dydiff_dist.autoencoders.encode import open_autoencoder, worker_threads
+from dydiff_dist.benchmarks.encoding import compare
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.errors import run_command
-from dydiff_dist.training.distributed import read_world
+from dydiff_dist.ranks.world import read_world
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.config import load_config
+from dydiff_dist.benchmarks.overhead import DYDIFF, STANDARD, measure_overhead
 from dydiff_dist.errors import run_command
-from dydiff_dist.study.overhead import DYDIFF, STANDARD, measure_overhead
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
 from dydiff_dist.study.records import read_run_rows, write_run_rows
 from dydiff_dist.study.runner import versions
-from dydiff_dist.training.distributed import read_world
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dydiff_dist.doctor.examine import examine_hosts, examine_machine, examine_ranks
 from dydiff_dist.doctor.findings import as_text, exit_status
+from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.errors import run_command
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.engine import quiet_deepspeed
+from dydiff_dist.ranks.world import read_world
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,9 +7,9 @@ needed, and memory for one parameter is enough.
 import argparse
 from pathlib import Path
 
+from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.errors import run_command
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES
-from dydiff_dist.training.export import export_checkpoint, find_checkpoint
 
 
 def main() -> None:

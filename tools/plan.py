@@ -11,13 +11,13 @@ import argparse
 import json
 from dataclasses import replace
 
-from dydiff_dist.config import load_config
 from dydiff_dist.data.options import add_options, read_options
 from dydiff_dist.errors import run_command
-from dydiff_dist.training.estimate.report import as_dict, as_text
-from dydiff_dist.training.estimate.run import Cluster, RunEstimate
-from dydiff_dist.training.estimate.speed import Assumptions
-from dydiff_dist.training.hardware import GPU_MODELS, gpu_model
+from dydiff_dist.hardware import GPU_MODELS, gpu_model
+from dydiff_dist.planning.estimate import Cluster, RunEstimate
+from dydiff_dist.planning.step_time import Assumptions
+from dydiff_dist.planning.summary import as_dict, as_text
+from dydiff_dist.run_config import load_config
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dydiff_dist.data.turbulence import TurbulenceConfig, simulate
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig, simulate
 from dydiff_dist.diffusion import DynamicalDiffusion
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.colors import BACKGROUND, INK, field_style

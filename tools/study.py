@@ -10,9 +10,9 @@ import signal
 from pathlib import Path
 
 from dydiff_dist.errors import run_command
+from dydiff_dist.study.arms import plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
 from dydiff_dist.study.page import write_page
-from dydiff_dist.study.plan import plan_study
 from dydiff_dist.study.records import write_case_rows, write_run_rows
 from dydiff_dist.study.runner import StudyRunner, collect
 

@@ -7,7 +7,7 @@ The same command again resumes the run from its last checkpoint. The autoencoder
 scores and a picture, is left in the run's model/; tools/encode_latents.py takes it from there.
 """
 
-from dydiff_dist.training.autoencoder_task import AutoencoderTask
+from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
 from dydiff_dist.training.command import run_training
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.encode_source import MIRROR_SUFFIX
 from dydiff_dist.data.manifest import manifest_identity
-from dydiff_dist.data.plan import random_permutation
+from dydiff_dist.data.order import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.evaluation.colors import style_of

@@ -4,7 +4,7 @@ import numpy as np
 
 from dydiff_dist.data.augment import SampleTransform
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.plan import ShufflePlan
+from dydiff_dist.data.order import ShufflePlan
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
 

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.plan import random_permutation
+from dydiff_dist.data.order import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.stream import TrainStream

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from dydiff_dist.doctor.findings import Finding
-from dydiff_dist.training.hardware import recognise_gpu
+from dydiff_dist.hardware import recognise_gpu
 
 _GIB = 2**30
 _SHOWN_PREFIXES = ("NCCL_", "GLOO_", "MASTER_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "TORCH_NCCL_")

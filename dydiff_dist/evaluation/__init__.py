@@ -3,7 +3,7 @@
 from dydiff_dist.evaluation.baselines import Climatology, Persistence, SeasonalNaive
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
-from dydiff_dist.evaluation.report import format_table, write_summary
+from dydiff_dist.evaluation.score_files import format_table, write_summary
 from dydiff_dist.evaluation.scores import case_scores, crps
 from dydiff_dist.evaluation.table import ScoreTable
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST
-from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.score_files import protocol_differences
 from dydiff_dist.evaluation.scored_run import ScoredRun
 from dydiff_dist.evaluation.table import interval_95
 

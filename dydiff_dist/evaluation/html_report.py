@@ -17,7 +17,7 @@ from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.comparison import compare
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
-from dydiff_dist.evaluation.report import protocol_differences
+from dydiff_dist.evaluation.score_files import protocol_differences
 from dydiff_dist.evaluation.scored_run import SERIES_NAME, STRIPS_FOLDER, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite

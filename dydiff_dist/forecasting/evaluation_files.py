@@ -6,7 +6,7 @@ from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
-from dydiff_dist.evaluation.report import write_case_scores, write_draws, write_summary
+from dydiff_dist.evaluation.score_files import write_case_scores, write_draws, write_summary
 from dydiff_dist.evaluation.scored_run import CASE_SCORES_NAME, DRAWS_NAME, SCORES_NAME, ScoredRun
 from dydiff_dist.forecasting.exported import MODEL_FOLDER
 from dydiff_dist.forecasting.verification import Verification

@@ -21,11 +21,11 @@ from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
+from dydiff_dist.files import TensorSpec, file_order, file_sha256, write_json, write_tensor_file
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster, trained_on_shifts
 from dydiff_dist.models import VideoTransformerConfig, build_network
 from dydiff_dist.strict_config import StrictConfig, describe_error
-from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_json, write_tensor_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.strict_config import StrictConfig, describe_error
-from dydiff_dist.study.scores import SCORES
+from dydiff_dist.study.kept_scores import SCORES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names become folder names, so they hold no separators."""

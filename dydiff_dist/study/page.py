@@ -9,10 +9,10 @@ from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
-from dydiff_dist.study.figures import cost_figure, lead_figure
+from dydiff_dist.study.intervals import Difference, Scored, compare
+from dydiff_dist.study.plots import cost_figure, lead_figure
 from dydiff_dist.study.records import read_case_rows, read_run_rows
 from dydiff_dist.study.scored import CaseTable
-from dydiff_dist.study.statistics import Difference, Scored, compare
 
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
-from dydiff_dist.study.scores import SCORES
+from dydiff_dist.study.kept_scores import SCORES
 
 CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
 """Leading columns of the rows by case; ``lead_1`` to ``lead_S`` follow."""

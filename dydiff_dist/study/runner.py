@@ -26,8 +26,8 @@ from dydiff_dist.evaluation.random_walk import RandomWalk
 from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
+from dydiff_dist.study.arms import PlannedForecast, PlannedRun
 from dydiff_dist.study.config import StudyConfig
-from dydiff_dist.study.plan import PlannedForecast, PlannedRun
 from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_case_rows
 
 TRAINED_NAME = "trained.json"

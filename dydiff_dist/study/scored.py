@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dydiff_dist.evaluation.resampling import Independent, group_cases
+from dydiff_dist.study.intervals import Scored
 from dydiff_dist.study.records import CaseRow
-from dydiff_dist.study.statistics import Scored
 
 
 class CaseTable:

@@ -8,11 +8,11 @@ import time
 
 import torch
 
-from dydiff_dist.config import load_config
+from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.engine import quiet_deepspeed
-from dydiff_dist.training.plan import describe, make_plan
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
+from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
 
 
@@ -50,8 +50,8 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
 
+    from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
     from dydiff_dist.training.trainer import Trainer  # imports DeepSpeed, seconds that an error above need not wait for
-    from dydiff_dist.training.watchdog import EXIT_LOST, PeerLostError, report_lost
 
     try:
         with Trainer(task) as trainer:

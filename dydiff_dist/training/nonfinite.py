@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.engine.deepspeed.gradients import gradients_are_finite
 from dydiff_dist.errors import SharedError
+from dydiff_dist.ranks.world import World, gather_objects
 from dydiff_dist.training.config import NonFiniteConfig
-from dydiff_dist.training.distributed import World, gather_objects
-from dydiff_dist.training.gradients import gradients_are_finite
-from dydiff_dist.training.position import RunPosition
 from dydiff_dist.training.task import MicroLoss
 
 

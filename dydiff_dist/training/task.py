@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.config import BaseRunConfig
+from dydiff_dist.run_config import BaseRunConfig
 from dydiff_dist.training.config import TrainingConfig
 from dydiff_dist.training.metrics import Work
-from dydiff_dist.training.plan import RunPlan
 from dydiff_dist.training.progress import RunLog
+from dydiff_dist.training.run_plan import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)

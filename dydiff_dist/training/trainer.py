@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
-from dydiff_dist.config import BaseRunConfig
+from dydiff_dist.checkpoints.folder import list_checkpoints
+from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.checkpoints.store import CheckpointStore
 from dydiff_dist.data.stream import TrainStream
+from dydiff_dist.engine.deepspeed.build import build_engine
+from dydiff_dist.engine.deepspeed.gradients import discard_gradients, finish_step
+from dydiff_dist.engine.ema import ShardedEMA
 from dydiff_dist.errors import SharedError
-from dydiff_dist.training.checkpoint import CheckpointStore
-from dydiff_dist.training.checkpoint_folder import list_checkpoints
-from dydiff_dist.training.config import accumulation_steps
-from dydiff_dist.training.distributed import (
+from dydiff_dist.ranks.signals import Interruption
+from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
+from dydiff_dist.ranks.world import (
     World,
     agree_max,
     describe_layout,
@@ -23,16 +27,12 @@ from dydiff_dist.training.distributed import (
     start_process_group,
     sum_over_ranks,
 )
-from dydiff_dist.training.ema import ShardedEMA
-from dydiff_dist.training.engine import build_engine
-from dydiff_dist.training.gradients import discard_gradients, finish_step
-from dydiff_dist.training.interruption import Interruption
+from dydiff_dist.run_config import BaseRunConfig
+from dydiff_dist.training.config import accumulation_steps
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
-from dydiff_dist.training.position import RunPosition
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.task import Task
-from dydiff_dist.training.watchdog import Activity, Watchdog, is_exchange_failure
 
 
 class Trainer:

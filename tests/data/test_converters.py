@@ -19,7 +19,7 @@ from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
 from dydiff_dist.data.sources.sevir_values import vil_to_kg_per_m2
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
-from dydiff_dist.data.turbulence import TurbulenceConfig
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 
 
 def tar_members(folder):

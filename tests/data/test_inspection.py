@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.data.inspection import audit, describe, save_pictures
-from dydiff_dist.data.plan import ShufflePlan
+from dydiff_dist.data.order import ShufflePlan
 from dydiff_dist.data.shard_set import SampleAddress, ShardSet
 
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered_source import NumberedSource, NumberedSourceConfig, numbered_sample
 
+from dydiff_dist.benchmarks.streaming import memory_over_epochs
 from dydiff_dist.data.augment import SampleTransform
-from dydiff_dist.data.benchmark import memory_over_epochs
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema, FrameStatistics, Manifest, ShardEntry
-from dydiff_dist.data.plan import ShufflePlan
+from dydiff_dist.data.order import ShufflePlan
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import RankPositions, TrainStream
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dydiff_dist.data.turbulence import TurbulenceConfig, VorticitySolver, simulate
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig, VorticitySolver, simulate
 
 
 def grid(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
 from dydiff_dist.evaluation.comparison import compare, format_comparison
-from dydiff_dist.evaluation.report import write_draws
+from dydiff_dist.evaluation.score_files import write_draws
 from dydiff_dist.evaluation.scored_run import ScoredRun
 
 

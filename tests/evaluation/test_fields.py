@@ -14,7 +14,7 @@ from dydiff_dist.evaluation.fields import (
     spectrum_suite,
     ssim,
 )
-from dydiff_dist.evaluation.report import format_more_scores, protocol_differences
+from dydiff_dist.evaluation.score_files import format_more_scores, protocol_differences
 from dydiff_dist.evaluation.suites import ensemble_suite, pool_blocks
 
 

@@ -11,7 +11,7 @@ import torch
 from dydiff_dist.evaluation import ForecastCase, evaluate
 from dydiff_dist.evaluation.choice import choose_suites
 from dydiff_dist.evaluation.frechet import frechet_distance
-from dydiff_dist.evaluation.report import summary
+from dydiff_dist.evaluation.score_files import summary
 from dydiff_dist.evaluation.video import VIDEO_PRESETS, ClipExtractor, Fvd, FvdProtocol
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

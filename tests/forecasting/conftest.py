@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dydiff_dist.config import parse_config
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.arrays import ArraysSource, ArraysSourceConfig
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
-from dydiff_dist.data.turbulence import TurbulenceConfig
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.models import build_network
+from dydiff_dist.run_config import parse_config
 
 
 @pytest.fixture(scope="session")

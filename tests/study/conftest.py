@@ -7,7 +7,7 @@ import pytest
 
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
-from dydiff_dist.data.turbulence import TurbulenceConfig
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dydiff_dist.config import load_config
-from dydiff_dist.study.overhead import DYDIFF, STANDARD, measure_overhead, twins
-from dydiff_dist.training.distributed import read_world
+from dydiff_dist.benchmarks.overhead import DYDIFF, STANDARD, measure_overhead, twins
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
 
 
 def test_twins_differ_in_the_dynamics_alone(study_tree):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dydiff_dist.study.statistics import Scored, compare, pooled_deviation
+from dydiff_dist.study.intervals import Scored, compare, pooled_deviation
 
 
 def scored(value_RKS, seeds=None, scale=None, groups=None) -> Scored:

@@ -8,8 +8,8 @@ import pytest
 
 from dydiff_dist.data.manifest import LatentsSchema, document_bytes
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.study.arms import hash_of, plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
-from dydiff_dist.study.plan import hash_of, plan_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.json"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_tensor_file
-from dydiff_dist.training import checkpoint_folder
+from dydiff_dist.checkpoints import folder as checkpoint_folder
+from dydiff_dist.files import TensorSpec, file_order, file_sha256, write_tensor_file
 
 SHAPES = {"a.weight": (7, 13), "a.bias": (13,), "scale": (), "b": (5, 1, 3)}
 KINDS = ("weights", "optimizer.exp_avg", "average.ema")

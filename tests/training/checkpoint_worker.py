@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
+from dydiff_dist.ranks.world import read_world, start_process_group
 from dydiff_dist.training.config import TrainingConfig
-from dydiff_dist.training.distributed import read_world, start_process_group
-from dydiff_dist.training.engine import build_engine, quiet_deepspeed
-from dydiff_dist.training.position import RunPosition
 
 STEPS, BATCH = 3, 6
 STAGES = {
@@ -34,8 +34,8 @@ class Run:
     only after the save, as a discriminator is that starts late."""
 
     def __init__(self, folder: Path, stage: str, precision: str, world):
-        from dydiff_dist.training.checkpoint import CheckpointStore
-        from dydiff_dist.training.ema import ShardedEMA
+        from dydiff_dist.checkpoints.store import CheckpointStore
+        from dydiff_dist.engine.ema import ShardedEMA
 
         torch.manual_seed(world.world_size)  # initial weights that no checkpoint has
         network = torch.nn.Sequential(

@@ -6,15 +6,15 @@ import sys
 
 import torch
 
+from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
+from dydiff_dist.ranks.world import read_world, start_process_group
 from dydiff_dist.training.config import TrainingConfig
-from dydiff_dist.training.distributed import read_world, start_process_group
-from dydiff_dist.training.engine import build_engine, quiet_deepspeed
 
 STEPS, DECAY = 5, 0.9
 
 
 def train(stage: int, precision: str, world) -> None:
-    from dydiff_dist.training.ema import ShardedEMA, decay_at
+    from dydiff_dist.engine.ema import ShardedEMA, decay_at
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(7, 13), torch.nn.SiLU(), torch.nn.Linear(13, 3))

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.command import run_training
-from dydiff_dist.training.diffusion_task import DiffusionTask
 
 KIND, RANK, BATCHES = sys.argv[1], int(sys.argv[2]), [int(word) for word in sys.argv[3].split(",")]
 

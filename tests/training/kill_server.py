@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.config import load_config
+from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training import checkpoint, checkpoint_folder
-from dydiff_dist.training.diffusion_task import DiffusionTask
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.engine import quiet_deepspeed
-from dydiff_dist.training.plan import make_plan
+from dydiff_dist.training.run_plan import make_plan
 from dydiff_dist.training.trainer import Trainer
 
 MOST_EVENTS = 30

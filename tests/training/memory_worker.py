@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.config import load_config
+from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.models import VideoTransformerConfig, build_network
-from dydiff_dist.training.diffusion_task import DiffusionTask
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.engine import quiet_deepspeed
-from dydiff_dist.training.plan import make_plan
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.run_plan import make_plan
 
 STEPS_TO_SEE = 2
 """The first step allocates the optimizer's state, the second finds it there."""

@@ -16,10 +16,10 @@ import sys
 
 import torch
 
+from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
 from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
+from dydiff_dist.ranks.world import agree_max, read_world, start_process_group, sum_over_ranks
 from dydiff_dist.training.config import TrainingConfig
-from dydiff_dist.training.distributed import agree_max, read_world, start_process_group, sum_over_ranks
-from dydiff_dist.training.engine import build_engine, quiet_deepspeed
 
 SAMPLES, STEPS = 4, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,8 +79,8 @@ def forward_backward(engine, training, batch, world) -> torch.Tensor:
 
 
 def train(case: str, world) -> dict:
-    from dydiff_dist.training.ema import ShardedEMA
-    from dydiff_dist.training.gradients import discard_gradients, finish_step, gradients_are_finite
+    from dydiff_dist.engine.deepspeed.gradients import discard_gradients, finish_step, gradients_are_finite
+    from dydiff_dist.engine.ema import ShardedEMA
 
     words = case.split(":")
     engine, training = build(words, world)

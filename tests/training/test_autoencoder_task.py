@@ -9,11 +9,11 @@ import torch
 from run_commands import ROOT, run, two_ranks
 
 from dydiff_dist.autoencoders import load_autoencoder
-from dydiff_dist.config import AutoencoderRunConfig, parse_config
 from dydiff_dist.data.stream import TrainStream
-from dydiff_dist.training.autoencoder_task import AutoencoderTask
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.plan import make_plan
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import AutoencoderRunConfig, parse_config
+from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+from dydiff_dist.training.run_plan import make_plan
 
 TRAIN_VAE = ROOT / "tools" / "train_vae.py"
 

@@ -9,10 +9,10 @@ import torch
 from checkpoint_files import SHAPES, whole_state, write_checkpoint
 from safetensors.torch import load_file
 
-from dydiff_dist.tensor_files import TensorSpec, file_order, file_sha256, write_tensor_file
-from dydiff_dist.training import checkpoint_folder
-from dydiff_dist.training.checkpoint_folder import CheckpointReader, DamagedError
-from dydiff_dist.training.shards import Piece
+from dydiff_dist.checkpoints import folder as checkpoint_folder
+from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
+from dydiff_dist.engine.deepspeed.partitions import Piece
+from dydiff_dist.files import TensorSpec, file_order, file_sha256, write_tensor_file
 
 
 def test_any_range_reads_back_whoever_wrote_it(tmp_path):

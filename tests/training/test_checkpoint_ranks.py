@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_commands import environment
 
-from dydiff_dist.training import checkpoint_folder
+from dydiff_dist.checkpoints import folder as checkpoint_folder
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 STAGES = ("0", "1", "2", "3")

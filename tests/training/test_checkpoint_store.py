@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dydiff_dist.training import checkpoint
-from dydiff_dist.training.checkpoint import CheckpointStore
-from dydiff_dist.training.distributed import World
-from dydiff_dist.training.position import RunPosition
+from dydiff_dist.checkpoints import store as checkpoint
+from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.checkpoints.store import CheckpointStore
+from dydiff_dist.ranks.world import World
 
 WORLD = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 CONFIG = {"model": {"width": 16}}

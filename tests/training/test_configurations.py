@@ -6,14 +6,14 @@ import pytest
 import torch
 from run_commands import ROOT
 
-from dydiff_dist.config import BaseRunConfig, load_config
-from dydiff_dist.training.autoencoder_task import AutoencoderTask
-from dydiff_dist.training.diffusion_task import DiffusionTask
-from dydiff_dist.training.distributed import World
-from dydiff_dist.training.estimate.run import Cluster, RunEstimate
-from dydiff_dist.training.estimate.speed import Assumptions
-from dydiff_dist.training.hardware import gpu_model
-from dydiff_dist.training.plan import describe, make_plan
+from dydiff_dist.hardware import gpu_model
+from dydiff_dist.planning.estimate import Cluster, RunEstimate
+from dydiff_dist.planning.step_time import Assumptions
+from dydiff_dist.ranks.world import World
+from dydiff_dist.run_config import BaseRunConfig, load_config
+from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.json"))}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dydiff_dist.training.ema import decay_at
+from dydiff_dist.engine.ema import decay_at
 
 WORKER = Path(__file__).with_name("ema_worker.py")
 CASES = ["0:fp32", "1:fp32", "2:fp32", "3:fp32", "1:bf16", "2:bf16", "3:bf16"]

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from dydiff_dist.config import load_config
-from dydiff_dist.training.diffusion_task import DiffusionTask
-from dydiff_dist.training.distributed import World
-from dydiff_dist.training.plan import describe, make_plan
+from dydiff_dist.ranks.world import World
+from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.run_plan import describe, make_plan
 
 ONE_PROCESS = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 EXPECTED = {"num_frames": 6, "shape": [2, 16, 16], "dtype": "float32", "allowed_augmentations": ["periodic_shift"]}

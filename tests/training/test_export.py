@@ -9,10 +9,10 @@ import torch
 from checkpoint_files import KINDS, write_checkpoint
 from safetensors import safe_open
 
-from dydiff_dist.config import parse_config
+from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.forecasting import load_forecaster
 from dydiff_dist.models import build_network
-from dydiff_dist.training.export import export_checkpoint, find_checkpoint
+from dydiff_dist.run_config import parse_config
 
 CONFIG = parse_config(
     {
@@ -101,7 +101,7 @@ def test_memory_is_that_of_one_parameter(tmp_path, monkeypatch):
     del state
     peaks = []
     monkeypatch.setattr(
-        "dydiff_dist.training.checkpoint_folder.CheckpointReader.read",
+        "dydiff_dist.checkpoints.folder.CheckpointReader.read",
         _watched(_anonymous_bytes, peaks),
     )
     before = _anonymous_bytes()
@@ -113,7 +113,7 @@ def test_memory_is_that_of_one_parameter(tmp_path, monkeypatch):
 
 
 def _watched(measure, values):
-    from dydiff_dist.training.checkpoint_folder import CheckpointReader
+    from dydiff_dist.checkpoints.folder import CheckpointReader
 
     read = CheckpointReader.read
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from run_commands import ROOT, TRAIN, run
 
+from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.forecasting import CaseReader, find_model, forecast_case, load_forecaster
-from dydiff_dist.training.export import export_checkpoint, find_checkpoint
 
 
 def _done(*command) -> str:

@@ -117,7 +117,7 @@ def test_bad_batches_in_a_row_stop_the_run(tiny_config):
 def test_the_grace_time_ends_a_process_that_cannot_save():
     program = """
 import os, signal, time
-from dydiff_dist.training.interruption import Interruption
+from dydiff_dist.ranks.signals import Interruption
 with Interruption(0.3, lambda: "step_000003", speaks=True):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)

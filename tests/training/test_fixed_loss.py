@@ -5,7 +5,7 @@ import torch
 
 from dydiff_dist.diffusion import DynamicalDiffusion
 from dydiff_dist.forecasting import Case, Forecaster, SamplingConfig
-from dydiff_dist.training.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
+from dydiff_dist.tasks.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 
 
 class Guess(torch.nn.Module):

@@ -13,14 +13,14 @@ from run_commands import TRAIN, run
 from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, save_autoencoder
 from dydiff_dist.autoencoders.encode import EncodingJob, open_splits
 from dydiff_dist.autoencoders.files import load_autoencoder
-from dydiff_dist.config import parse_config
+from dydiff_dist.benchmarks.encoding_speedup import measure_speed_up
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
-from dydiff_dist.training.diffusion_task import DiffusionTask
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.encoding_speedup import measure_speed_up
-from dydiff_dist.training.plan import make_plan
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import parse_config
+from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.run_plan import make_plan
 
 
 def write_autoencoder(folder: Path, shards: ShardSet, seed: int = 0) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from run_commands import environment
 
-from dydiff_dist.config import load_config
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.models.flops import parameter_count
-from dydiff_dist.training.estimate.activations import simulate_activations
-from dydiff_dist.training.estimate.memory import estimate_memory, memory_per_rank_bytes, sharding_of
+from dydiff_dist.planning.activations import simulate_activations
+from dydiff_dist.planning.memory import estimate_memory, memory_per_rank_bytes, sharding_of
+from dydiff_dist.run_config import load_config
 
 WORKER = Path(__file__).with_name("memory_worker.py")
 MIB = 2**20
@@ -124,7 +124,7 @@ def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config
 
 
 def test_a_network_of_sampled_depth_is_not_extrapolated(tiny_config, monkeypatch):
-    from dydiff_dist.training.estimate import activations
+    from dydiff_dist.planning import activations
 
     config = load_config(tiny_config, ["model.depth=8"])
     schema = ShardSet.open(config.data.train).schema

@@ -6,9 +6,9 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import CPUAdamBuilder
 
+from dydiff_dist.engine.deepspeed.config import check_device, derive_deepspeed
+from dydiff_dist.engine.optimizer import build_optimizer, decay_groups
 from dydiff_dist.training.config import TrainingConfig
-from dydiff_dist.training.deepspeed_config import check_device, derive_deepspeed
-from dydiff_dist.training.optimizer import build_optimizer, decay_groups
 
 
 def training(**changes) -> TrainingConfig:

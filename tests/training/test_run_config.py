@@ -5,10 +5,10 @@ import json
 import pytest
 from run_commands import ROOT
 
-from dydiff_dist.config import AutoencoderRunConfig, RunConfig, load_config
+from dydiff_dist.engine.deepspeed.config import check_deepspeed, derive_deepspeed
+from dydiff_dist.engine.optimizer import schedule_factor
+from dydiff_dist.run_config import AutoencoderRunConfig, RunConfig, load_config
 from dydiff_dist.training.config import TrainingConfig, accumulation_steps
-from dydiff_dist.training.deepspeed_config import check_deepspeed, derive_deepspeed
-from dydiff_dist.training.optimizer import schedule_factor
 
 TREE = {
     "output_dir": "runs/x",

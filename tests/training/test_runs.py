@@ -15,9 +15,9 @@ from run_commands import ROOT, TRAIN, environment, run, two_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dydiff_dist.config import RunConfig
-from dydiff_dist.data.plan import ShufflePlan
+from dydiff_dist.data.order import ShufflePlan
 from dydiff_dist.data.shard_set import SampleAddress, ShardSet
+from dydiff_dist.run_config import RunConfig
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

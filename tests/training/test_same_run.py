@@ -2,9 +2,9 @@
 
 import pytest
 
-from dydiff_dist.config import load_config
-from dydiff_dist.training.distributed import read_world
-from dydiff_dist.training.plan import make_plan
+from dydiff_dist.ranks.world import read_world
+from dydiff_dist.run_config import load_config
+from dydiff_dist.training.run_plan import make_plan
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from run_commands import TRAIN, run, two_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dydiff_dist.training.distributed import World
+from dydiff_dist.ranks.world import World
 
 
 def train(config, out, *changes, launcher=(sys.executable,)):

@@ -9,7 +9,7 @@ from pydantic import Field
 from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.turbulence import TurbulenceConfig, simulate
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig, simulate
 from dydiff_dist.strict_config import StrictConfig
 
 

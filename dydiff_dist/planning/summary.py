@@ -1,0 +1,118 @@
+"""The estimate of a run as text, and as a dictionary for programs."""
+
+from typing import Any
+
+from dydiff_dist.planning.estimate import RunEstimate
+from dydiff_dist.planning.memory import MemoryEstimate
+
+_GIB = 2**30
+_PARTS = ("weights", "gradients", "optimizer", "EMA", "activations", "buffers")
+
+
+def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
+    """All numbers, in the units of their names."""
+    step, cluster, memory = estimate.step, estimate.cluster, estimate.memory()
+    gpu_hours = estimate.hours * cluster.num_gpus
+    return {
+        "gpu": cluster.gpu.name,
+        "gpus": cluster.num_gpus,
+        "parameters": estimate.num_params,
+        "zero_stage": estimate.sharding.stage,
+        "memory_bytes": {**memory.parts, "peak": memory.peak, "phase": memory.phase, "host": memory.host_parts},
+        "largest_micro_batch": estimate.largest_micro_batch,
+        "step_sec": step.total_sec,
+        "step_parts_sec": {
+            "matrix_products": step.matrix_sec,
+            "other_operations": step.memory_sec,
+            "communication_waited_for": step.exposed_sec,
+            "optimizer": step.optimizer_sec,
+        },
+        "communication_sec": step.communication_sec,
+        "sent_bytes_per_gpu_and_step": step.sent_bytes,
+        "mfu": step.mfu,
+        "samples_per_sec": estimate.config.training.global_batch_size / step.total_sec,
+        "hours": estimate.hours,
+        "gpu_hours": gpu_hours,
+        "cost": None if price is None else gpu_hours * price,
+        "assumptions": estimate.assumptions.model_dump(),
+    }
+
+
+def as_text(estimate: RunEstimate, price: float | None) -> str:
+    """A page for a person."""
+    return "\n\n".join((_run_lines(estimate), _memory_table(estimate), _time_lines(estimate, price), _basis(estimate)))
+
+
+def _run_lines(estimate: RunEstimate) -> str:
+    config, cluster, sharding = estimate.config, estimate.cluster, estimate.sharding
+    training, sizes = config.training, estimate.sizes
+    absent = " (data.expect; the shards are not here)" if estimate.plan.data_is_absent else ""
+    return "\n".join(
+        (
+            f"run      {config.output_dir} on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}, "
+            f"ZeRO stage {sharding.stage}, {training.precision}",
+            f"data     {sizes['num_frames']} frames of {sizes['num_channels']} x {sizes['height']} x {sizes['width']}, "
+            f"{sizes['num_action_channels']} actions{absent}",
+            f"network  {estimate.num_params / 1e6:,.1f} M parameters",
+            f"batch    {training.global_batch_size} = {training.micro_batch_per_gpu} samples x {sharding.accumulation} "
+            f"accumulation x {cluster.num_gpus // config.ranks_per_sample}",
+        )
+    )
+
+
+def _memory_table(estimate: RunEstimate) -> str:
+    """Memory by part for every stage, the configuration's own marked."""
+    chosen = estimate.sharding.stage
+    lines = [f"{'GiB per GPU':<18}" + "".join(f"{part:>12}" for part in (*_PARTS, "peak"))]
+    for stage in range(1 if estimate.sharding.storage_bytes == 2 else 0, 4):  # stage 0 keeps no float32 weights
+        memory = estimate.memory(stage=stage)
+        name = f"ZeRO stage {stage}" + (" <-" if stage == chosen else "")
+        fits = "" if memory.peak <= estimate.usable_bytes else "  does not fit"
+        lines.append(f"{name:<18}{_numbers(memory)}{fits}")
+    memory, fitting = estimate.memory(), estimate.largest_micro_batch
+    if memory.host_parts:
+        host = ", ".join(f"{part} {size / _GIB:.2f}" for part, size in memory.host_parts.items())
+        lines.append(f"on the host, GiB per GPU: {host}")
+    lines.append(
+        f"peak at: {memory.phase} (gradients come as activations go); usable: {estimate.usable_bytes / _GIB:.1f} of "
+        f"{estimate.cluster.gpu.memory_bytes / _GIB:.1f} GiB"
+    )
+    lines.append(f"largest training.micro_batch_per_gpu that fits: {fitting or 'not even 1'}")
+    return "\n".join(lines)
+
+
+def _numbers(memory: MemoryEstimate) -> str:
+    return "".join(f"{size / _GIB:>12.2f}" for size in (*(memory.parts[part] for part in _PARTS), memory.peak))
+
+
+def _time_lines(estimate: RunEstimate, price: float | None) -> str:
+    step, hours = estimate.step, estimate.hours
+    gpu_hours = hours * estimate.cluster.num_gpus
+    samples_per_sec = estimate.config.training.global_batch_size / step.total_sec
+    cost = f", cost {gpu_hours * price:,.0f} at {price:g} per GPU-hour" if price is not None else ""
+    return "\n".join(
+        (
+            f"step     {step.total_sec:.3f} s: matrix products {step.matrix_sec:.3f}, other operations "
+            f"{step.memory_sec:.3f}, waiting for communication {step.exposed_sec:.3f}, optimizer "
+            f"{step.optimizer_sec:.3f}",
+            f"network  {step.sent_bytes / _GIB:.2f} GiB sent by each GPU and step, {step.communication_sec:.3f} s",
+            f"speed    {samples_per_sec:,.0f} samples/s, MFU {step.mfu:.1%}",
+            f"time     {estimate.config.training.steps:,} steps: {hours:,.1f} h, {gpu_hours:,.0f} GPU-hours{cost}",
+        )
+    )
+
+
+def _basis(estimate: RunEstimate) -> str:
+    """What the numbers rest on."""
+    gpu = estimate.cluster.gpu
+    shown = ", ".join(f"{name} {value:g}" for name, value in estimate.assumptions.model_dump().items())
+    return "\n".join(
+        (
+            f"{gpu.name}: {gpu.peak_flops(estimate.config.training.precision) / 1e12:,.0f} TFLOP/s, memory "
+            f"{gpu.memory_bandwidth / 1e9:,.0f} GB/s, GPU to GPU {gpu.link_bandwidth / 1e9:,.0f} GB/s, between nodes "
+            f"{gpu.network_bandwidth / 1e9:g} GB/s per GPU, to the host {gpu.host_bandwidth / 1e9:g} GB/s",
+            f"assumed: {shown}",
+            "Memory is checked against processes on a CPU; time was not measured on a GPU. Data loading is taken to "
+            "keep up.",
+        )
+    )

@@ -1,0 +1,144 @@
+"""What a study consists of: every run and every forecast with its folder, named by a hash of all it follows from."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dydiff_dist.data.manifest import manifest_identity
+from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.run_config import RunConfig, load_config
+from dydiff_dist.study.config import ForecastConfig, StudyConfig
+
+HASH_LENGTH = 12
+"""Hexadecimal digits kept of a SHA-256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedForecast:
+    """One forecast of one trained model."""
+
+    name: str
+    config: ForecastConfig
+    sampling: SamplingConfig
+    """The run's, with the fields that the forecast changes."""
+    hash: str
+    """Of the run's hash, the cases and the sampling."""
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One training: an arm with a seed."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+    hash: str
+    """Of what the training follows from: the resolved configuration without output folder and sampling, the data."""
+    forecasts: tuple[PlannedForecast, ...]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.arm} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir)
+
+
+def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = None) -> list[PlannedRun]:
+    """All runs of a study, by seed first, checked as far as possible before anything is trained.
+
+    Args:
+        study: the study.
+        folder: of the study; runs lie in it as ARM-seedN-HASH.
+        only: names of arms to take; None is all.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with what is wrong.
+    """
+    unknown = [name for name in only or () if name not in study.arms]
+    if unknown:
+        raise ValueError(f"no arm {unknown[0]!r}; the arms are {', '.join(study.arms)}")
+    arms = [name for name in study.arms if only is None or name in only]
+    identity = cache(_shards_identity)  # arms share their shards
+    seeds = sorted({seed for arm in arms for seed in study.seeds_of(arm)}, key=_order_of(study))
+    runs = [
+        _plan_run(study, arm, seed, folder, identity) for seed in seeds for arm in arms if seed in study.seeds_of(arm)
+    ]
+    for source in {study.climatology or run.config.data.train for run in runs}:
+        _check_climatology(source)
+    return runs
+
+
+def _check_climatology(source: str) -> None:
+    """Found out now rather than after the first training."""
+    if ShardSet.open(source).manifest.latents is not None:
+        raise ValueError(
+            f"{source} holds latents, and the climatological ensemble is of frames; "
+            'set the study\'s "climatology" to the frames that were encoded'
+        )
+
+
+def _order_of(study: StudyConfig):
+    """Seeds in the order in which the study lists them, others after."""
+    return lambda seed: (study.seeds.index(seed) if seed in study.seeds else len(study.seeds), seed)
+
+
+def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
+    fields = {**study.set, **study.arms[arm].set, "seed": seed}
+    try:
+        config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+    except ValueError as error:
+        raise ValueError(f"arm {arm!r}: {error}") from None
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling"})
+    run_hash = hash_of({"config": content, "training_data": identity(config.data.train)})
+    output = folder / f"{arm}-seed{seed}-{run_hash}"
+    config = config.model_copy(update={"output_dir": str(output)})
+    forecasts = tuple(
+        _plan_forecast(name, forecast, config, run_hash, identity(study.shards), output)
+        for name, forecast in study.forecasts.items()
+        if (forecast.arms is None or arm in forecast.arms) and (forecast.seeds is None or seed in forecast.seeds)
+    )
+    return PlannedRun(arm=arm, seed=seed, config=config, hash=run_hash, forecasts=forecasts)
+
+
+def _plan_forecast(
+    name: str, forecast: ForecastConfig, run: RunConfig, run_hash: str, cases_sha256: str, folder: Path
+) -> PlannedForecast:
+    try:
+        sampling = SamplingConfig(**{**run.sampling.model_dump(), **forecast.sampling})
+    except ValueError as error:
+        raise ValueError(f"forecast {name!r}: {str(error).splitlines()[-2].strip()}") from None
+    content = {
+        "run": run_hash,
+        "cases": cases_sha256,
+        "sampling": sampling.model_dump(mode="json"),
+        "settings": forecast.model_dump(mode="json", exclude={"arms", "seeds", "sampling"}),
+    }
+    forecast_hash = hash_of(content)
+    return PlannedForecast(
+        name=name,
+        config=forecast,
+        sampling=sampling,
+        hash=forecast_hash,
+        folder=folder / "forecasts" / f"{name}-{forecast_hash}",
+    )
+
+
+def _shards_identity(shards: str) -> str:
+    """What tells these shards from others; ``FileNotFoundError`` where there are none."""
+    return manifest_identity(ShardSet.open(shards).manifest)
+
+
+def hash_of(content: Any) -> str:
+    """The first digits of the SHA-256 of JSON types, whatever the order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]

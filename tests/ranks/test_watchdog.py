@@ -1,0 +1,110 @@
+"""Two ranks' watchdogs in one process: who is named as slow, and who as lost."""
+
+import os
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
+from dydiff_dist.ranks.world import World
+from dydiff_dist.training.config import FaultsConfig
+
+FAULTS = FaultsConfig(heartbeat_sec=0.05, slow_after_sec=0.3, dead_after_sec=0.5, exchange_timeout_sec=1.0)
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Watchdogs of two ranks without their threads, and what rank 0 said."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
+    monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setitem(os.environ, "MASTER_PORT", str(store.port))
+    said = []
+
+    def watchdog(rank):
+        world = World(rank=rank, world_size=2, local_rank=rank, local_world_size=2, device=torch.device("cpu"))
+        return Watchdog(FAULTS, world, Activity(), said.append, session="test")
+
+    made = [watchdog(0), watchdog(1)]
+    for each in made:
+        each.activity.enter("waiting for data")
+        each._publish()
+    yield *made, said
+    del store
+
+
+def beat_until(watchdogs, judge, seconds):
+    """Beats of ``watchdogs`` until rank 0 judges that a rank is lost."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for each in watchdogs:
+            each._publish()
+        lost = judge._judge()
+        if lost:
+            return lost
+        time.sleep(FAULTS.heartbeat_sec)
+    return None
+
+
+def test_the_rank_that_others_wait_for_is_named_and_ends_the_run(ranks):
+    first, second, said = ranks
+    first.activity.enter("in the backward pass")
+    lost = beat_until([first, second], first, 5)
+    assert said and said[0].startswith("slow: rank 1 (") and "is waiting for data after step 0" in said[0], said
+    assert "1 of 2 ranks are further and wait" in said[0]
+    assert len(said) <= 2, "warnings come at doubled intervals"
+    assert lost.startswith("rank 1 (") and "exchange_timeout_sec" in lost
+    assert second._obey() == lost
+
+
+def test_slow_ranks_that_nobody_waits_for_go_on(ranks):
+    first, second, said = ranks
+    assert beat_until([first, second], first, 1.5) is None
+    assert said and ", and 1 more alike" in said[0]
+
+
+def test_a_rank_without_a_heartbeat_is_lost(ranks):
+    first, second, _ = ranks
+    second.activity.enter("saving a checkpoint")
+    second.activity.step = 7
+    second._publish()
+    lost = beat_until([first], first, 5)
+    assert lost.startswith("rank 1 (") and "has not been heard of" in lost
+    assert "it was last saving a checkpoint after step 7" in lost
+
+
+def test_a_rank_that_ended_normally_is_not_lost_and_one_with_an_error_is(ranks):
+    first, second, _ = ranks
+    second.__enter__()
+    second.__exit__(None, None, None)
+    assert beat_until([first], first, 1.0) is None
+    second._end = "ValueError: shard x.tar is truncated"
+    second._publish()
+    assert first._judge() is None, "it may be about to meet the same mistake"
+    assert "stopped after step 0: ValueError: shard x.tar is truncated" in beat_until([first], first, 5)
+
+
+def test_rank_1_hears_that_rank_0_is_gone(ranks):
+    _, second, _ = ranks
+    deadline = time.monotonic() + 5
+    while (lost := second._obey()) is None and time.monotonic() < deadline:
+        time.sleep(FAULTS.heartbeat_sec)
+    assert lost.startswith("rank 0 (") and "has not been heard of" in lost
+
+
+def test_a_failed_exchange_is_explained_by_the_rank_behind_it(ranks):
+    first, second, _ = ranks
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3217")
+    assert is_exchange_failure(error) and not is_exchange_failure(RuntimeError("shapes don't match"))
+    second.activity.enter("in the forward pass")
+    second._publish()
+    explained = str(first.explain(error))
+    assert explained.startswith("rank 1 (") and "it was last in the forward pass" in explained
+    assert second._find_lost({0: first._read([0])[0]}, 0.1) is None, "a rank that lost a peer is not to blame"
+
+
+def test_times_that_contradict_each_other():
+    with pytest.raises(ValueError, match=r"dead_after_sec 5\.0 must be at least 5 x heartbeat_sec 2\.0"):
+        FaultsConfig(dead_after_sec=5.0, heartbeat_sec=2.0)
