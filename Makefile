@@ -44,9 +44,11 @@ test: $(STAMP) ## all tests
 test-fast: $(STAMP) ## unit tests only, under 3 minutes
 	$(PYTEST) -m "not slow and not distributed"
 
-lint: $(STAMP) ## ruff, as CI and pre-commit run it
+lint: $(STAMP) ## ruff and mypy, as CI and pre-commit run them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/types && ln -sfn ../../kernels $(VENV)/types/dydiff_kernels
+	$(BIN)/mypy
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

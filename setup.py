@@ -85,7 +85,7 @@ setup(
         "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
         "dev": [
-            *("pytest", "pytest-xdist", "hypothesis", "ruff"),
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
             *("ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),
             *("moto[s3]", "flask", "flask-cors"),  # the S3 server of the tests
         ],
