@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.models import ExecutionConfig, build_network
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 
 _SAMPLED_DEPTHS = (4, 8)
 """Deeper networks follow from these two: blocks are alike, so memory and traffic grow by the same with each four."""

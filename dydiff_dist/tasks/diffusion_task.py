@@ -18,8 +18,8 @@ from dydiff_dist.models.attention import resolve_attention
 from dydiff_dist.models.flops import training_flops
 from dydiff_dist.models.sequence_parallel import check_sequence_parallel
 from dydiff_dist.ranks.world import sample_group
-from dydiff_dist.run_config import RunConfig
-from dydiff_dist.tasks.latents import open_latents
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.tasks.latents import check_latent_data, open_latents
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.progress import RunLog
@@ -30,14 +30,13 @@ from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, normal, unifor
 _ON_DEVICE = ("frames", "logvar", "actions")
 
 
-class DiffusionTask(Task):
+class DiffusionTask(Task[RunConfig]):
     """Trains the network to undo the noise of `dydiff_dist.diffusion.DynamicalDiffusion`."""
 
     config_type = RunConfig
 
-    def __init__(self, plan: RunPlan):
+    def __init__(self, plan: RunPlan[RunConfig]):
         super().__init__(plan)
-        self.config: RunConfig = plan.config
         model, execution = self.config.model, self.config.execution
         resolve_attention(execution.attention_backend, plan.world.device.type, plan.network_dtype, model.head_width)
         check_sequence_parallel(
@@ -51,6 +50,10 @@ class DiffusionTask(Task):
         covariance = plan.frame_autocovariance if self.latents is None else self.latents.frame_autocovariance
         self.diffusion = self.config.diffusion.build(covariance, backend=self.config.kernels.backend)
         self._noised: tuple[Tensor, ...] | None = None  # of the last micro-batch, whose backward pass is over
+
+    def check_data(self) -> None:
+        """As for any task; what is trained on may be latents, and what is validated on are frames all the same."""
+        check_latent_data(self.plan)
 
     def facts(self) -> dict[str, str]:
         """The network's sizes and the process."""

@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dydiff_dist.autoencoders import Autoencoder, load_autoencoder
+from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.verify import check_latents
-from dydiff_dist.training.run_plan import RunPlan
+from dydiff_dist.data.expected import check_expectation
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
 
 
 @dataclass(frozen=True)
 class LatentInput:
     """What a run on latents has in place of frames."""
 
-    plan: RunPlan
+    plan: RunPlan[RunConfig]
     """The run's plan; frames that are encoded in every step come in the autoencoder's own units."""
     autoencoder: Autoencoder | None
     """None only in a plan whose data are absent."""
@@ -64,7 +67,32 @@ class LatentInput:
         return {**batch, "frames": posterior.mean, "logvar": posterior.logvar}
 
 
-def open_latents(plan: RunPlan) -> LatentInput | None:
+def check_latent_data(plan: RunPlan[RunConfig]) -> None:
+    """Refuses shards unlike the run's, where it may train on latents and validates on the frames that they are of.
+
+    Raises:
+        ValueError: the key of ``data`` or ``data.expect``, and what the shards have.
+    """
+    data, train, valid = plan.config.data, plan.train_shards, plan.valid_shards
+    latents, trained_on = train.manifest.latents, train.schema
+    if data.expect is not None:
+        # latents are expected and frames are given, which are encoded in every step
+        encodes = plan.config.autoencoder is not None and data.expect.frames.has_logvar and latents is None
+        if not encodes:
+            check_expectation(data.expect, train)
+    if valid is None:
+        return
+    if valid.manifest.latents is not None:
+        raise ValueError(
+            f"data.valid {valid.folder} holds latents; forecasts are decoded and scored as frames, so give the shards "
+            "that those latents were made from"
+        )
+    if latents is not None:
+        data, trained_on = pixel_data(data, latents.temporal_ratio), latents.source_frames
+    check_validation_frames(valid, data, trained_on)
+
+
+def open_latents(plan: RunPlan[RunConfig]) -> LatentInput | None:
     """What a run trains on if that are latents, None if it trains on frames.
 
     Raises:
@@ -90,7 +118,7 @@ def open_latents(plan: RunPlan) -> LatentInput | None:
     return LatentInput(_in_pixel_units(plan, autoencoder), autoencoder, is_online=True)
 
 
-def _check_window(plan: RunPlan) -> None:
+def _check_window(plan: RunPlan[RunConfig]) -> None:
     """Latents that compress time are those of whole samples: a part of them is not what encoding that part gives."""
     data, shards = plan.config.data, plan.train_shards
     compresses = shards.manifest.latents.temporal_ratio > 1
@@ -102,7 +130,7 @@ def _check_window(plan: RunPlan) -> None:
         )
 
 
-def _in_pixel_units(plan: RunPlan, autoencoder: Autoencoder) -> RunPlan:
+def _in_pixel_units(plan: RunPlan[RunConfig], autoencoder: Autoencoder) -> RunPlan[RunConfig]:
     """A plan whose stream gives frames as the autoencoder takes them."""
     description, shards = autoencoder.description, plan.train_shards
     if not autoencoder.is_framewise:
