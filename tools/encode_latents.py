@@ -19,13 +19,14 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from tqdm import tqdm
 
 from dydiff_dist.autoencoders import encode
 from dydiff_dist.autoencoders.verify import picture_path, verify_latents
-from dydiff_dist.benchmarks.encoding_speedup import measure_speed_up
+from dydiff_dist.benchmarks.training_step import ONLINE, PRE_ENCODED, measure_speed_up
 from dydiff_dist.data.convert import ConversionReport, ShardTask
 from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.shard_set import ShardSet
@@ -158,12 +159,13 @@ def verify(job: encode.EncodingJob, out: Path, num_samples: int) -> None:
 def report_speed_up(job: encode.EncodingJob, out: Path, config: str) -> None:
     """Times both kinds of training step on the first split."""
     split, shards = next(iter(job.splits.items()))
-    times = measure_speed_up(
-        load_config(config, RunConfig), out / split, shards.folder, out / encode.AUTOENCODER_FOLDER
-    )
+    run = load_config(config, RunConfig)
+    seconds = measure_speed_up(run, out / split, shards.folder, out / encode.AUTOENCODER_FOLDER)
+    pre_encoded, online = median(seconds[PRE_ENCODED]), median(seconds[ONLINE])
+    num_samples, num_steps = run.training.micro_batch_per_gpu, len(seconds[ONLINE])
     print(
-        f"a training step of {config} ({times.num_samples} samples, {times.num_steps} steps of each kind in turn): "
-        f"{times.pre_encoded_sec:.3f} s pre-encoded, {times.online_sec:.3f} s encoding online: {times.speed_up:.2f}x"
+        f"a training step of {config} ({num_samples} samples, {num_steps} steps of each kind in turn): "
+        f"{pre_encoded:.3f} s pre-encoded, {online:.3f} s encoding online: {online / pre_encoded:.2f}x"
     )
 
 

@@ -1,11 +1,7 @@
-"""How much of the bare encoder's speed encoding shards keeps: the whole job beside the forward passes alone."""
+"""How much of the bare encoder's speed encoding shards keeps: the whole job beside the floor, forward passes alone."""
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +9,19 @@ import torch
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.encode import EncodingJob
+from dydiff_dist.benchmarks.turns import Seconds, in_turn, timed
 from dydiff_dist.data.shard_set import ShardSet
 
-
-@dataclass(frozen=True)
-class EncodingThroughput:
-    """Frames per second, medians over the rounds; the ratio is the median of the rounds' ratios."""
-
-    job: float
-    """Reading, encoding, writing, fsync, checksums and manifest."""
-    bare: float
-    """The encoder alone, the same batches in memory, the same threads."""
-    ratio: float
-    cpu_ratio: float
-    """The same of processor time, which other programs disturb less: what the job adds where no core is idle."""
-    low: float
-    """Smallest ratio of a round."""
-    high: float
-    """Largest ratio of a round."""
+JOB, BARE = "job", "bare encoder"
 
 
-def compare(
+def compare_encoding(
     shards: ShardSet, autoencoder: Autoencoder, num_workers: int, batch_frames: int, num_rounds: int, scratch: Path
-) -> EncodingThroughput:
-    """Times both in turn, so that other load on the machine falls on both alike; the first round is not counted.
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Frames per second by the clock and by processor time, of both in turn; one round before them is not counted.
+
+    ``JOB`` is reading, encoding, writing, fsync, checksums and manifest; ``BARE`` the encoder alone, with the same
+    batches in memory and the same threads.
 
     Args:
         shards: one split of frames; all of it is held in memory.
@@ -45,29 +30,30 @@ def compare(
         batch_frames: frames per batch of both.
         num_rounds: rounds that count.
         scratch: folder on the disk that is to be written to.
+
+    Returns:
+        (by the clock, by processor time), each name -> readings by round.
     """
-    split = shards.manifest.split
     batches = _batches(shards, max(1, batch_frames // shards.schema.num_frames))
     num_frames = sum(batch.shape[0] * batch.shape[1] for batch in batches)
-    jobs: list[tuple[float, float]] = []
-    bares: list[tuple[float, float]] = []
-    for _ in range(num_rounds + 1):
-        bares.append(_timed(lambda: _encode_alone(batches, autoencoder, num_workers)))
+    split = {shards.manifest.split: shards}
+
+    def whole_job() -> Seconds:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            job = EncodingJob.prepare(
-                {split: shards}, autoencoder, Path(folder), num_workers=num_workers, batch_frames=batch_frames
-            )
-            jobs.append(_timed(lambda job=job: job.run(0.0, lambda *_: None, lambda *_: None)))
-    pairs = list(zip(jobs, bares, strict=True))[1:]
-    ratios, cpu_ratios = ([bare[clock] / job[clock] for job, bare in pairs] for clock in (0, 1))
-    return EncodingThroughput(
-        job=num_frames / statistics.median(job[0] for job, _ in pairs),
-        bare=num_frames / statistics.median(bare[0] for _, bare in pairs),
-        ratio=statistics.median(ratios),
-        cpu_ratio=statistics.median(cpu_ratios),
-        low=min(ratios),
-        high=max(ratios),
-    )
+            settings = {"num_workers": num_workers, "batch_frames": batch_frames}
+            job = EncodingJob.prepare(split, autoencoder, Path(folder), **settings)
+            return timed(lambda: job.run(0.0, lambda *_: None, lambda *_: None), autoencoder.device)
+
+    def encode_batches() -> None:
+        with ThreadPoolExecutor(num_workers) as pool:
+            for _ in pool.map(lambda batch: autoencoder.encode_raw(autoencoder.to_pixels(batch)), batches):
+                pass
+
+    contestants = {BARE: lambda: timed(encode_batches, autoencoder.device), JOB: whole_job}
+    taken = in_turn(contestants, num_rounds, warm_up_rounds=1)
+    by_clock = {name: [num_frames / seconds.wall for seconds in rounds] for name, rounds in taken.items()}
+    by_processor = {name: [num_frames / seconds.cpu for seconds in rounds] for name, rounds in taken.items()}
+    return by_clock, by_processor
 
 
 def _batches(shards: ShardSet, samples_per_batch: int) -> list[torch.Tensor]:
@@ -80,18 +66,3 @@ def _batches(shards: ShardSet, samples_per_batch: int) -> list[torch.Tensor]:
             stacked = np.stack(samples[start : start + samples_per_batch])
             batches.append(torch.from_numpy(stacked.astype(np.float32)))
     return batches
-
-
-def _encode_alone(batches: list[torch.Tensor], autoencoder: Autoencoder, num_workers: int) -> None:
-    with ThreadPoolExecutor(num_workers) as pool:
-        for _ in pool.map(lambda batch: autoencoder.encode_raw(autoencoder.to_pixels(batch)), batches):
-            pass
-    if autoencoder.device.type == "cuda":
-        torch.cuda.synchronize(autoencoder.device)
-
-
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """(seconds, processor seconds of this process)."""
-    started, started_cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - started, time.process_time() - started_cpu

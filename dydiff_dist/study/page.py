@@ -18,7 +18,7 @@ from dydiff_dist.study.scored import CaseTable
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""
 OVERHEAD_NAME = "overhead.csv"
-"""Rows of tools/bench_overhead.py, beside the studies' tables."""
+"""Rows of tools/bench.py overhead, beside the studies' tables."""
 SCORE_NAMES = {
     "crps": "CRPS",
     "crps_fair": "fair CRPS",
@@ -252,7 +252,7 @@ def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:
     return [
         *lines,
         "",
-        "Training steps of both in turn, in one process on the same batch (`tools/bench_overhead.py`): median times "
+        "Training steps of both in turn, in one process on the same batch (`tools/bench.py overhead`): median times "
         "(CPU time of the process, or a GPU's wall time), median and range of the ratios of neighbouring steps, peak "
         f"memory, and the load of the machine.{gpu} Rows: [overhead]({link}/{OVERHEAD_NAME}).",
         "",

@@ -13,7 +13,7 @@ from run_commands import TRAIN, run
 from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, save_autoencoder
 from dydiff_dist.autoencoders.encode import EncodingJob, open_splits
 from dydiff_dist.autoencoders.files import load_autoencoder
-from dydiff_dist.benchmarks.encoding_speedup import measure_speed_up
+from dydiff_dist.benchmarks.training_step import measure_speed_up
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
@@ -113,9 +113,10 @@ def test_pre_encoded_and_online_latents_give_the_same_losses(tree, tiny_shards):
 
 def test_both_kinds_of_step_are_timed_with_the_runs_own_configuration(tree, latents, tiny_shards):
     config = parse_config(tree, "tiny.json", RunConfig)
-    times = measure_speed_up(config, latents.folder / "train", tiny_shards / "train", latents.autoencoder, num_steps=1)
-    assert (times.num_samples, times.num_steps) == (2, 1)
-    assert min(times.pre_encoded_sec, times.online_sec) > 0
+    folders = (latents.folder / "train", tiny_shards / "train", latents.autoencoder)
+    seconds = measure_speed_up(config, *folders, num_steps=1)
+    assert list(seconds) == ["pre-encoded", "online"]
+    assert all(len(each) == 1 and each[0] > 0 for each in seconds.values())
 
 
 @pytest.mark.parametrize("prediction, gamma", [("x0", "cosine"), ("v", "none")])
