@@ -1,8 +1,8 @@
 """The demo's training is the one it was: 50 steps against the losses kept in demo_curve.json.
 
-They were written at 6b69872, before processes became tables, by the commands below on an AMD EPYC with AVX2, and were the
-same with one thread and with two to 1e-7. Rounding differs between instruction sets and torch versions, and training
-amplifies it: 1e-4 after 50 steps is what that leaves.
+They were written at 6b69872, before processes became tables, by the commands below on an AMD EPYC with AVX2, and were
+the same with one thread and with two to 1e-7. Rounding differs between instruction sets and torch versions, and
+training amplifies it: 1e-4 after 50 steps is what that leaves.
 """
 
 import json
