@@ -13,7 +13,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## create .venv and install the exact versions of constraints.txt
 
-$(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
+$(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/*/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr,s3,cluster,latents]'

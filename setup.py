@@ -32,7 +32,8 @@ class OptionalBuildExt(build_ext):
 cpu_extension = Pybind11Extension(
     "dydiff_kernels._cpu",
     sources=sorted(glob("kernels/csrc/*.cpp")),
-    depends=sorted(glob("kernels/csrc/*.h")),
+    depends=sorted(glob("kernels/*/*.h")),  # what all ops share is in csrc, the rest in the op's own folder
+    include_dirs=["kernels", "kernels/csrc"],
     cxx_std=17,
     extra_compile_args=[
         *("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"),

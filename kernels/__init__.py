@@ -8,12 +8,12 @@ it takes a tensor, or the NoiseCounter to draw it from in the kernel.
     uniform(counter, num, device=…)             uniforms in (0, 1], shape (B, num)
     frame_mix(x, gamma_bar)                     y = D_γ̄ x, the Dynamics operator; differentiable
     frame_unmix(y, gamma_bar)                   x = D_γ̄⁻¹ y; differentiable
-    add_noise(latents, alpha_bar, gamma_bar, noise, prediction=…) -> NoisedLatents(z, target, x0)
+    add_noise(latents, Levels(…), noise) -> NoisedLatents(z, target, x0); the forward process and its target
     LatentPosterior(mean, logvar, noise, scale)  latents to be sampled in the same pass
     denoising_loss(output, target, sample_weights=…, frame_weights=…) -> (B,); differentiable in output
-    CounterTarget(noise, gamma_bar)              the eps target by name, never stored
-    reverse_step(z, output, StepCoefficients(…), prediction=…) -> ReverseStep(z, x0); every sampler's step
+    reverse_step(z, output, StepCoefficients(…)) -> ReverseStep(z, x0); every sampler's step
     modulated_norm(x, shift, scale), gated_residual(x, gate, branch)    the network's adaLN, tokens (B, S, N, D)
+    register_op(name, reference=…, triton=…)     an op of another package, with the same choice of backend
 
 ``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU
 tensors and, where that is not to be had, the reference; what runs is logged once per op on the logger
@@ -24,19 +24,22 @@ in float32.
 from dydiff_kernels.add_noise import LatentPosterior, NoisedLatents, add_noise
 from dydiff_kernels.backends import BACKENDS, Backend, available_backends
 from dydiff_kernels.counter import NoiseCounter, Stream
-from dydiff_kernels.denoising_loss import CounterTarget, denoising_loss
+from dydiff_kernels.denoising_loss import denoising_loss
 from dydiff_kernels.frame_mix import frame_mix, frame_unmix
+from dydiff_kernels.levels import Levels
 from dydiff_kernels.modulation import gated_residual, modulated_norm
 from dydiff_kernels.noise import normal, uniform
+from dydiff_kernels.registry import Op, register_op, registered_ops
 from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
 
 __all__ = [
     "BACKENDS",
     "Backend",
-    "CounterTarget",
     "LatentPosterior",
+    "Levels",
     "NoiseCounter",
     "NoisedLatents",
+    "Op",
     "ReverseStep",
     "StepCoefficients",
     "Stream",
@@ -48,6 +51,8 @@ __all__ = [
     "gated_residual",
     "modulated_norm",
     "normal",
+    "register_op",
+    "registered_ops",
     "reverse_step",
     "uniform",
 ]

@@ -1,13 +1,22 @@
 """Validation shared by the ops. Every message names the op, what was expected and what came."""
 
+import math
+from typing import Literal
+
 import torch
 
 from dydiff_kernels.counter import NoiseCounter, check_counter
 from dydiff_kernels.dtypes import LEGAL_DTYPES
-from dydiff_kernels.native import writable_in_place
 
-PREDICTIONS = ("eps", "v", "x0")
 _DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in LEGAL_DTYPES)
+
+Range = Literal["(0, 1]", "[0, 1]", "[0, inf)", "(-inf, inf)"]
+_IN_RANGE = {
+    "(0, 1]": lambda value: 0.0 < value <= 1.0,
+    "[0, 1]": lambda value: 0.0 <= value <= 1.0,
+    "[0, inf)": lambda value: 0.0 <= value < math.inf,
+    "(-inf, inf)": math.isfinite,
+}
 
 
 def check_frames(op: str, name: str, x: torch.Tensor) -> None:
@@ -36,20 +45,19 @@ def check_like(op: str, name: str, x: torch.Tensor, other_name: str, other: torc
         )
 
 
-def check_per_sample(
-    op: str, name: str, value: torch.Tensor, batch: int, low: float | None = 0.0, high: float = 1.0
-) -> torch.Tensor:
-    """``value`` as float64 (B,). Values on the CPU must lie in [low, high]; on a GPU a check would force a wait."""
+def check_per_sample(op: str, name: str, value: torch.Tensor, batch: int, within: Range) -> torch.Tensor:
+    """``value`` as float64 (B,). Values on the CPU must lie ``within``; on a GPU a check would force a wait."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"{op}: {name} is {kind}; expected a float64 or float32 tensor of shape ({batch},)")
     if value.shape != (batch,):
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}; expected ({batch},), one value per sample")
     value = value.detach().to(torch.float64)
-    if low is not None and value.device.type == "cpu":
+    if value.device.type == "cpu":
+        in_range = _IN_RANGE[within]
         for item in value.tolist():  # a batch is short; this is quicker than two reductions
-            if not low <= item <= high:
-                raise ValueError(f"{op}: {name} holds {item}; expected values in [{low:g}, {high:g}]")
+            if not in_range(item):
+                raise ValueError(f"{op}: {name} holds {item}; expected values in {within}")
     return value
 
 
@@ -61,28 +69,11 @@ def check_no_grad(op: str, name: str, x: torch.Tensor) -> None:
         )
 
 
-def check_prediction(op: str, prediction: str) -> None:
-    """``prediction`` is one of the three things that the network may predict."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"{op}: prediction is {prediction!r}; expected one of {', '.join(PREDICTIONS)}")
-
-
 def check_noise(op: str, name: str, noise: torch.Tensor | NoiseCounter, like_name: str, like: torch.Tensor) -> None:
     """``noise`` is a tensor like ``like``, or a counter that names noise for it."""
     if isinstance(noise, NoiseCounter):
         check_counter(op, noise, like.shape)
     elif isinstance(noise, torch.Tensor):
         check_like(op, name, noise, like_name, like)
-        check_no_grad(op, name, noise)
     else:
         raise ValueError(f"{op}: {name} is {type(noise).__name__}; expected a tensor or a NoiseCounter")
-
-
-def check_output(op: str, name: str, x: torch.Tensor, like: torch.Tensor, dtype: torch.dtype) -> None:
-    """``x`` can take a result of the shape and on the device of ``like``, stored as ``dtype``, by a kernel's writes."""
-    if x.shape != like.shape or x.dtype != dtype or x.device != like.device:
-        found, expected = (tuple(x.shape), x.dtype, x.device), (tuple(like.shape), dtype, like.device)
-        raise ValueError(f"{op}: {name} has shape, dtype, device {found}; expected {expected}")
-    check_no_grad(op, name, x)
-    if not writable_in_place(x):
-        raise ValueError(f"{op}: {name} has strides {x.stride()}; expected contiguous frames and no shared memory")

@@ -1,15 +1,25 @@
 """The border to the C++ extension: tensors become (pointer, dtype, batch and frame strides), counters become integers.
 
-The extension accepts any batch and frame strides but wants the rest of a frame contiguous; ``frame_view`` copies a
-tensor only where that does not hold, so slices of frames or samples are read in place.
+The extension accepts any batch and frame strides but wants the rest of a frame contiguous; a tensor is copied only where
+that does not hold, so slices of frames or samples are read in place.
 """
+
+from types import ModuleType
+from typing import Any
 
 import torch
 
-from dydiff_kernels.backends import cpp_module
+from dydiff_kernels import backends
 from dydiff_kernels.counter import NoiseCounter
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
+
+
+def extension() -> ModuleType:
+    """The compiled extension, where a kernel of it has been chosen."""
+    module = backends.cpp_module()
+    assert module is not None
+    return module
 
 
 def has_dense_frames(x: torch.Tensor) -> bool:
@@ -34,39 +44,34 @@ def dense_frames(x: torch.Tensor) -> torch.Tensor:
     return x if has_dense_frames(x) else x.contiguous()
 
 
-def frame_shape(x: torch.Tensor):
-    """(B, S, elements per frame) for the extension."""
-    return cpp_module().Shape(x.shape[0], x.shape[1], x.shape[2:].numel())
-
-
-def frame_view(x: torch.Tensor | None):
-    """Pointer, dtype and strides of ``x`` (dense frames) for the extension; an empty view for None."""
-    if x is None:
-        return cpp_module().FrameView()
-    return cpp_module().FrameView(x.data_ptr(), DTYPE_CODES[x.dtype], x.stride(0), x.stride(1))
-
-
-def noise_key(counter):
-    """Key and counter words of a ``NoiseCounter`` on the CPU; its contiguous ``sample_index`` must stay alive."""
-    index = counter.sample_index
-    assert index.device.type == "cpu" and index.is_contiguous()
-    return cpp_module().NoiseKey(counter.seed, counter.step, int(counter.stream), index.data_ptr())
-
-
-def noise_source(noise: torch.Tensor | NoiseCounter | None):
-    """Noise for the extension, and the tensor that must stay alive while it is used."""
-    if isinstance(noise, NoiseCounter):
-        counter = noise.to("cpu")
-        return cpp_module().NoiseSource(noise_key(counter), cpp_module().FrameView()), counter.sample_index
-    given = None if noise is None else dense_frames(noise)
-    return cpp_module().NoiseSource(cpp_module().NoiseKey(), frame_view(given)), given
-
-
 def float_table(columns: list[torch.Tensor]) -> torch.Tensor:
     """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on the CPU."""
     return torch.stack(columns, dim=1).to("cpu", torch.float32).contiguous()
 
 
-def num_threads() -> int:
-    """Threads for the extension: torch's own setting."""
-    return torch.get_num_threads()
+def run(kernel: str, shape_of: torch.Tensor, **fields: Any) -> None:
+    """Calls a kernel of the extension with torch's number of threads.
+
+    Args:
+        kernel: the function's name in the extension.
+        shape_of: a tensor (B, S, *rest) of the kernel's shape.
+        fields: members of the C++ struct that it takes: tensors (B, S, *rest), ``NoiseCounter``, numbers, or pointers
+            as integers; None stays absent. What the kernel writes must have dense frames.
+    """
+    module = extension()
+    args = getattr(module, f"{kernel}_args")()
+    args.shape = module.Shape(shape_of.shape[0], shape_of.shape[1], shape_of.shape[2:].numel())
+    in_use = []  # what the pointers point into lives until the kernel returns
+    for name, value in fields.items():
+        if isinstance(value, NoiseCounter):
+            counter = value.to("cpu")
+            in_use.append(counter.sample_index)
+            pointer = counter.sample_index.data_ptr()
+            value = module.NoiseSource(counter.seed, counter.step, int(counter.stream), pointer)
+        elif isinstance(value, torch.Tensor):
+            dense = dense_frames(value)
+            in_use.append(dense)
+            value = module.FrameView(dense.data_ptr(), _DTYPE_CODES[dense.dtype], dense.stride(0), dense.stride(1))
+        if value is not None:
+            setattr(args, name, value)
+    getattr(module, kernel)(args, torch.get_num_threads())

@@ -1,9 +1,10 @@
-"""Forward process and training target in plain torch (arXiv 2503.00951)."""
+"""Forward process and training target in plain torch (arXiv 2503.00951); differentiable."""
 
 import torch
 
 from dydiff_kernels.dtypes import per_sample
 from dydiff_kernels.frame_mix.reference import frame_mix_reference
+from dydiff_kernels.levels import Levels
 
 
 def sample_posterior_reference(
@@ -14,24 +15,13 @@ def sample_posterior_reference(
 
 
 def add_noise_reference(
-    x0: torch.Tensor,
-    alpha_bar: torch.Tensor,
-    gamma_bar: torch.Tensor,
-    noise: torch.Tensor,
-    prediction: str,
-    dependent_noise: bool,
+    x0: torch.Tensor, levels: Levels, noise: torch.Tensor, mixes_target: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """z = √ᾱ μ + √(1-ᾱ) ε̃ with μ = D_γ̄ x and ε̃ = D_γ̄ ε or ε; target ε̃, √ᾱ ε̃ - √(1-ᾱ) μ, or x.
-
-    All tensors are in the dtype of the calculation, and so are the results.
-    """
-    signal = per_sample(alpha_bar.double().sqrt(), x0)
-    spread = per_sample((1.0 - alpha_bar.double()).sqrt(), x0)
-    mean = frame_mix_reference(x0, gamma_bar)
-    mixed_noise = frame_mix_reference(noise, gamma_bar) if dependent_noise else noise
-    targets = {
-        "eps": lambda: mixed_noise,
-        "v": lambda: signal * mixed_noise - spread * mean,
-        "x0": lambda: x0,
-    }
-    return signal * mean + spread * mixed_noise, targets[prediction]()
+    """z = a A x + s B ε and target = p B ε + q A x, or p ε + q x without mixing; in the dtype of the tensors."""
+    a, s, p, q = (
+        per_sample(factor, x0) for factor in (levels.signal, levels.noise, levels.target_noise, levels.target_signal)
+    )
+    mean = frame_mix_reference(x0, levels.frame_gamma)
+    mixed_noise = frame_mix_reference(noise, levels.noise_gamma)
+    target = p * mixed_noise + q * mean if mixes_target else p * noise + q * x0
+    return a * mean + s * mixed_noise, target

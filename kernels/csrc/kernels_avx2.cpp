@@ -1,30 +1,15 @@
-// Kernels for x86-64 processors with AVX2. Standard headers come before the target pragma, so that none of their inline
-// functions is compiled for it and then linked into code that runs on lesser processors.
-#include <cmath>
-#include <cstring>
-#include <vector>
+// Kernels for x86-64 processors with AVX2. Standard headers come before the target pragma, see args.h.
+#include "args.h"
 
-#include "kernel_table.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if DYDIFF_X86
 #include <immintrin.h>
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #define DYDIFF_ISA avx2
+#define DYDIFF_KERNEL(kernel, Args)  // module.cpp binds it
 #include "simd_avx2.h"
 
 #include "ops.h"
 #pragma GCC pop_options
-
-namespace dydiff {
-const KernelTable* avx2_kernels() {
-    static constexpr KernelTable table = avx2::make_table("avx2");
-    return &table;
-}
-}  // namespace dydiff
-#else
-namespace dydiff {
-const KernelTable* avx2_kernels() { return nullptr; }
-}  // namespace dydiff
 #endif

@@ -2,7 +2,8 @@
 //
 // Counter (docs/architecture.md, agreement 2): c0 = element / 4, c1 = step, c2 and c3 = sample index and stream. Each of
 // the four output words belongs to one element, so W counters make 4·W consecutive normals.
-#include <cstring>
+#pragma once
+#include "args.h"
 
 namespace dydiff {
 namespace DYDIFF_ISA {
@@ -14,7 +15,7 @@ struct SampleCounter {
     uint32_t key0, key1, step, index_low, index_high_and_stream;
 };
 
-inline SampleCounter sample_counter(const NoiseKey& noise, int64_t b) {
+inline SampleCounter sample_counter(const NoiseSource& noise, int64_t b) {
     const uint64_t index = uint64_t(noise.index(b));
     return {uint32_t(noise.seed), uint32_t(noise.seed >> 32), noise.step, uint32_t(index),
             uint32_t(index >> 32) | (noise.stream << 24)};
@@ -125,7 +126,7 @@ inline void store_normals(const SampleCounter& counter, uint32_t block, float* o
     for (int j = 0; j < 4; ++j) std::memcpy(out + j * W, &n[j], sizeof(VecF));
 }
 
-// Normals of elements [first, first + n) of a sample. `buffer` has room for n + NORMALS_PER_CALL + 3; the result points into it.
+// Normals of elements [first, first + n) of a sample. `buffer` takes n + NORMALS_PER_CALL + 3; the result points into it.
 inline const float* fill_normals(const SampleCounter& counter, int64_t first, int64_t n, float* buffer) {
     const int64_t skip = first % 4;
     uint32_t block = uint32_t(first / 4);

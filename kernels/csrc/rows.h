@@ -1,22 +1,22 @@
 // Rows: stretches of up to ROW elements of one frame, in float32. Ops walk the frames of a row, so the state that the frame
 // recurrence carries stays in the L1 and L2 caches, and each element is read from and written to memory once. A row is
 // four pages long, because hardware prefetching starts anew at each row: with rows of one page a mix took 1.5 times as long.
-#include <cstring>
+#pragma once
+#include "philox.h"
 
 namespace dydiff {
 namespace DYDIFF_ISA {
 
 constexpr int64_t ROW = 4096;
-static_assert(ROW >= MAX_CHANNELS, "a token's channels fill at most a row");
 constexpr int64_t PREFETCH_CHUNK = 256;  // few enough lines at once for the processor to keep track of
-constexpr int64_t NOISE_ROOM = ROW + NORMALS_PER_CALL + 4;
+constexpr int64_t NOISE_BUFFER = ROW + NORMALS_PER_CALL + 4;
 
 struct alignas(64) Row {
     float v[ROW];
 };
 
 struct alignas(64) NoiseRow {
-    float v[NOISE_ROOM];
+    float v[NOISE_BUFFER];
 };
 
 inline VecF bfloat_to_float(VecH h) { return (VecF)(__builtin_convertvector(h, VecU) << 16); }
@@ -95,8 +95,8 @@ inline void store_row(const FrameView& x, int64_t b, int64_t s, int64_t r, int64
 // Noise for elements [r, r + n) of frame s: given, or drawn into `buffer`.
 inline const float* noise_row(const NoiseSource& noise, const Shape& shape, int64_t b, int64_t s, int64_t r, int64_t n,
                               NoiseRow& buffer, Row& scratch) {
-    if (!noise.key.present()) return load_row(noise.given, b, s, r, n, scratch);
-    return fill_normals(sample_counter(noise.key, b), s * shape.inner + r, n, buffer.v);
+    if (!noise.drawn()) return load_row(noise.given, b, s, r, n, scratch);
+    return fill_normals(sample_counter(noise, b), s * shape.inner + r, n, buffer.v);
 }
 
 // Results that would push everything else out of the cache are written around it.

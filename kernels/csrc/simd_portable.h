@@ -1,6 +1,5 @@
 // Vectors of 4 floats in compiler-neutral C++ (GCC and Clang vector types), for any processor.
-#include <cmath>
-#include <cstring>
+#include "args.h"
 
 namespace dydiff {
 namespace DYDIFF_ISA {

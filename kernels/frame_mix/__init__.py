@@ -5,16 +5,19 @@ to the first; that is an op here too, which makes the ops differentiable any num
 """
 
 import enum
+from collections.abc import Callable
 
 import torch
 
-from dydiff_kernels.backends import choose_backend
-from dydiff_kernels.checks import check_frames, check_per_sample
-from dydiff_kernels.frame_mix import cpp, reference
+from dydiff_kernels import native
+from dydiff_kernels.checks import Range, check_frames, check_per_sample
+from dydiff_kernels.frame_mix import reference
+from dydiff_kernels.outputs import new_result
+from dydiff_kernels.registry import Op, register_op
 
 
 class FrameFilter(enum.IntEnum):
-    """The four linear filters along frames; the numbers are those of ``csrc/args.h``."""
+    """The four linear filters along frames; the numbers are those of ``frame_mix.h``."""
 
     MIX = 0
     UNMIX = 1
@@ -52,7 +55,7 @@ def frame_mix(
     Raises:
         ValueError: wrong shape, dtype, device or length, ``gamma_bar`` out of range, or ``backend`` cannot run here.
     """
-    return _filter("frame_mix", FrameFilter.MIX, x, gamma_bar, backend, inplace)
+    return _filter(_MIX, FrameFilter.MIX, x, gamma_bar, backend, inplace)
 
 
 def frame_unmix(
@@ -63,42 +66,56 @@ def frame_unmix(
     Arguments, result and errors as for ``frame_mix``, but ``gamma_bar`` must not be 0, where D has no inverse. Rounding
     of y is amplified by up to (1 + √(1-γ̄))/√γ̄.
     """
-    return _filter("frame_unmix", FrameFilter.UNMIX, y, gamma_bar, backend, inplace)
+    return _filter(_UNMIX, FrameFilter.UNMIX, y, gamma_bar, backend, inplace)
 
 
-def _filter(op: str, kind: FrameFilter, x: torch.Tensor, gamma_bar: torch.Tensor, backend: str, inplace: bool):
-    check_frames(op, "x" if kind == FrameFilter.MIX else "y", x)
-    gamma_bar = check_per_sample(op, "gamma_bar", gamma_bar, x.shape[0])
-    if kind == FrameFilter.UNMIX and gamma_bar.device.type == "cpu" and (gamma_bar == 0).any():
-        raise ValueError(f"{op}: gamma_bar holds 0, where mixing has no inverse; expected values in (0, 1]")
-    chosen = choose_backend(op, backend, x.device, (x.dtype,))
-    return _FrameFilterFunction.apply(x, gamma_bar, kind, chosen, inplace)
+def _filter(op: Op, kind: FrameFilter, x: torch.Tensor, gamma_bar: torch.Tensor, backend: str, inplace: bool):
+    check_frames(op.name, "x" if kind == FrameFilter.MIX else "y", x)
+    within: Range = "[0, 1]" if kind == FrameFilter.MIX else "(0, 1]"  # mixing by 0 has no inverse
+    gamma_bar = check_per_sample(op.name, "gamma_bar", gamma_bar, x.shape[0], within)
+    return _FrameFilterFunction.apply(x, gamma_bar, kind, op.select(backend, [x]), inplace)
 
 
 class _FrameFilterFunction(torch.autograd.Function):
     """Any of the four filters; its backward is the transposed one, through this same class."""
 
     @staticmethod
-    def forward(ctx, x, gamma_bar, kind, backend, inplace):
+    def forward(ctx, x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, run: Callable, inplace: bool):
         ctx.save_for_backward(gamma_bar)
-        ctx.kind, ctx.backend = kind, backend
+        ctx.kind, ctx.run = kind, run
         if inplace:
             ctx.mark_dirty(x)
-        return _run(x, gamma_bar, kind, backend, inplace)
+        return run(x, gamma_bar, kind, inplace)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad: torch.Tensor):
         (gamma_bar,) = ctx.saved_tensors
-        grad_x = _FrameFilterFunction.apply(grad, gamma_bar, ctx.kind.transposed, ctx.backend, False)
+        grad_x = _FrameFilterFunction.apply(grad, gamma_bar, ctx.kind.transposed, ctx.run, False)
         return grad_x, None, None, None, None
 
 
-def _run(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, backend: str, inplace: bool) -> torch.Tensor:
-    if backend == "reference":
-        result = _REFERENCES[kind](x, gamma_bar)
-        return x.copy_(result) if inplace else result
-    if backend == "triton":
-        from dydiff_kernels.frame_mix import triton_kernel
+def _run_reference(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
+    result = _REFERENCES[kind](x, gamma_bar)
+    return x.copy_(result) if inplace else result
 
-        return triton_kernel.frame_filter(x, gamma_bar, kind, inplace)
-    return cpp.frame_filter(x, gamma_bar, kind, inplace)
+
+def _run_cpp(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
+    """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
+    out = x if inplace and native.writable_in_place(x) else new_result(x.shape, x.dtype)
+    table = native.float_table(list(reference.frame_coefficients(gamma_bar)))
+    native.run("frame_filter", x, kind=int(kind), coefficients=table.data_ptr(), x=x, out=out)
+    return x.copy_(out) if inplace and out is not x else out
+
+
+_MIX, _UNMIX = (
+    register_op(
+        name,
+        reference=_run_reference,
+        cpp=_run_cpp,
+        triton="dydiff_kernels.frame_mix.triton_kernel:frame_filter",
+        differentiable=True,
+        aot_cases="dydiff_kernels.frame_mix.triton_kernel:AOT_CASES",
+        benchmarks="dydiff_kernels.frame_mix.benchmark:BENCHMARKS",
+    )
+    for name in ("frame_mix", "frame_unmix")
+)

@@ -10,13 +10,15 @@ On CPUs the C++ kernels run. On GPUs torch's own operations do: ``torch.compile`
 been shown to beat it there (docs/kernels.md).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd.function import once_differentiable
 
-from dydiff_kernels.backends import choose_backend
 from dydiff_kernels.modulation import cpp
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
 from dydiff_kernels.native import dense_frames
+from dydiff_kernels.registry import Op, register_op
 
 
 def modulated_norm(
@@ -37,12 +39,9 @@ def modulated_norm(
     Raises:
         ValueError: shapes that don't belong together, or a backend that can't run here.
     """
-    op = "modulated_norm"
     for name, condition in (("shift", shift), ("scale", scale)):
-        _check_condition(op, name, condition, x)
-    if _choose(op, backend, x, shift, scale) == "reference":
-        return modulated_norm_reference(x, shift, scale, epsilon)
-    return _ModulatedNormFunction.apply(x, shift, scale, epsilon)
+        _check_condition("modulated_norm", name, condition, x)
+    return _select(_NORM, backend, x, shift, scale)(x, shift, scale, epsilon)
 
 
 def gated_residual(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -60,13 +59,12 @@ def gated_residual(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *,
     Raises:
         ValueError: shapes that don't belong together, or a backend that can't run here.
     """
-    op = "gated_residual"
-    _check_condition(op, "gate", gate, x)
+    _check_condition("gated_residual", "gate", gate, x)
     if branch.shape != x.shape:
-        raise ValueError(f"{op}: branch has shape {tuple(branch.shape)}; expected {tuple(x.shape)}, that of x")
-    if _choose(op, backend, x, gate, branch) == "reference":
-        return gated_residual_reference(x, gate, branch)
-    return _GatedResidualFunction.apply(x, gate, branch)
+        raise ValueError(
+            f"gated_residual: branch has shape {tuple(branch.shape)}; expected {tuple(x.shape)}, that of x"
+        )
+    return _select(_GATE, backend, x, gate, branch)(x, gate, branch)
 
 
 def _check_condition(op: str, name: str, condition: torch.Tensor, x: torch.Tensor) -> None:
@@ -80,17 +78,17 @@ def _check_condition(op: str, name: str, condition: torch.Tensor, x: torch.Tenso
         )
 
 
-def _choose(op: str, backend: str, x: torch.Tensor, *others: torch.Tensor) -> str:
-    """``cpp`` or ``reference``. Mixed dtypes, wide or no tokens, and code that is being compiled take the reference."""
+def _select(op: Op, backend: str, x: torch.Tensor, *others: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """What runs. Mixed dtypes, wide or no tokens, and code that is being compiled take the reference."""
     fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= cpp.MAX_CHANNELS
     if torch.compiler.is_compiling() or x.numel() == 0 or (backend == "auto" and not fits):
-        return "reference"
+        return op.reference
     if backend == "cpp" and not fits:
         raise ValueError(
-            f"{op}: backend='cpp' needs one dtype and at most {cpp.MAX_CHANNELS} channels; x has {tuple(x.shape)}, "
-            f"dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
+            f"{op.name}: backend='cpp' needs one dtype and at most {cpp.MAX_CHANNELS} channels; x has "
+            f"{tuple(x.shape)}, dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
         )
-    return choose_backend(op, backend, x.device, (x.dtype,), has_triton=False)
+    return op.select(backend, (x, *others))
 
 
 def _groups(x: torch.Tensor, condition: torch.Tensor) -> tuple[int, int, int]:
@@ -120,7 +118,7 @@ class _ModulatedNormFunction(torch.autograd.Function):
         x, shift, scale, statistics = ctx.saved_tensors
         sizes = _groups(x, shift)
         grads = cpp.modulate_backward(
-            grad.contiguous().view(sizes), x.contiguous().view(sizes), _rows(shift), _rows(scale), statistics
+            grad.contiguous().view(sizes), x.contiguous().view(sizes), _rows(scale), statistics
         )
         return *(g.view(t.shape) for g, t in zip(grads, (x, shift, scale), strict=True)), None
 
@@ -142,3 +140,15 @@ class _GatedResidualFunction(torch.autograd.Function):
             grad.contiguous().view(sizes), _rows(gate), branch.contiguous().view(sizes)
         )
         return grad, grad_gate.view(gate.shape), grad_branch.view(branch.shape)
+
+
+_NORM = register_op(
+    "modulated_norm",
+    reference=modulated_norm_reference,
+    cpp=_ModulatedNormFunction.apply,
+    differentiable=True,
+    benchmarks="dydiff_kernels.modulation.benchmark:BENCHMARKS",
+)
+_GATE = register_op(
+    "gated_residual", reference=gated_residual_reference, cpp=_GatedResidualFunction.apply, differentiable=True
+)

@@ -7,10 +7,12 @@ instead of storing it.
 
 import torch
 
-from dydiff_kernels.backends import choose_backend
+from dydiff_kernels import native
 from dydiff_kernels.counter import NoiseCounter, Stream, check_counter
 from dydiff_kernels.dtypes import LEGAL_DTYPES
-from dydiff_kernels.noise import cpp, reference
+from dydiff_kernels.noise import reference
+from dydiff_kernels.outputs import new_result
+from dydiff_kernels.registry import register_op
 
 __all__ = ["NoiseCounter", "Stream", "normal", "uniform"]
 
@@ -39,14 +41,23 @@ def normal(
     if dtype not in LEGAL_DTYPES:
         raise ValueError(f"normal: dtype is {dtype}; expected float32, bfloat16, float16 or float64")
     counter = counter.to(device)
-    chosen = choose_backend("normal", backend, counter.sample_index.device, (dtype,))
-    if chosen == "cpp":
-        return cpp.normal(counter, shape, dtype)
-    if chosen == "triton":
-        from dydiff_kernels.noise import triton_kernel
+    return _NORMAL.select(backend, [counter.sample_index], dtype)(counter, shape, dtype)
 
-        return triton_kernel.normal(counter, shape, dtype)
-    return reference.normal_reference(counter, shape, dtype)
+
+def _normal_cpp(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    out = new_result(shape, dtype)
+    samples = out.view(shape[0], 1, torch.Size(shape[1:]).numel())
+    native.run("normal", samples, noise=counter, out=samples)
+    return out
+
+
+_NORMAL = register_op(
+    "normal",
+    reference=reference.normal_reference,
+    cpp=_normal_cpp,
+    triton="dydiff_kernels.noise.triton_kernel:normal",
+    aot_cases="dydiff_kernels.noise.triton_kernel:AOT_CASES",
+)
 
 
 def uniform(counter: NoiseCounter, num: int, *, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -1,79 +1,103 @@
-"""Per-sample coefficients of one reverse step, the common form of every sampler."""
+"""Per-sample numbers of one reverse step, the common form of every sampler."""
 
 import dataclasses
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dydiff_kernels.checks import check_per_sample
+from dydiff_kernels.checks import Range, check_per_sample
+from dydiff_kernels.frame_mix.reference import frame_coefficients
+
+_RANGES: dict[str, Range] = {
+    "frame_gamma": "(0, 1]",
+    "noise_gamma": "(0, 1]",
+    "next_frame_gamma": "[0, 1]",
+    "next_noise_gamma": "[0, 1]",
+    "sigma": "[0, inf)",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepCoefficients:
     """What a sampler hands to ``reverse_step``; every tensor is (B,) float64 (or float32), on any one device.
 
-    The step goes from timestep t to t' (clean: ᾱ' = γ̄' = 1). With x̂ the estimate of the clean latents and n ~ N(0, I):
+    The step goes from timestep t to t'. A and B are the Dynamics operators on frames and on noise at t, A' and B' those
+    at t'; the forward process is z = a A x + s B ε, and w ~ N(0, I) is fresh noise:
 
-        dependent noise:    z' = D_γ̄'( a·D_γ̄⁻¹ z + b·x̂ + c·x̂_prev + σ·n )
-        independent noise:  z' = a·z + b·D_γ̄' x̂ + c·D_γ̄ x̂ + σ·n
+        x̂  = A⁻¹( from_z z + from_output out ),  or from_z A⁻¹z + from_output out for outputs before mixing
+        z' = A'( b x̂ + c x̂_prev ) + B'( k B⁻¹( z - a A x̂ ) + σ w )
 
-    DDIM with k = √(1-ᾱ'-σ²)/√(1-ᾱ) is, for dependent noise, a = k, b = √ᾱ' - k√ᾱ, c = 0 and, for independent noise,
-    a = k, b = √ᾱ', c = -k√ᾱ: ε̃ is then always the one that fits z and x̂, clamped history included.
-    DPM-Solver++(2M) with A = √ᾱ'(e⁻ʰ - 1) and r = h_prev/h is a = √((1-ᾱ')/(1-ᾱ)), b = -A(1 + 1/(2r)), c = A/(2r).
+    B⁻¹(z - a A x̂) is s times the noise that fits z and x̂, clamped history included. Where the operators on noise are
+    those on the frames, z' = A'( k A⁻¹z + (b - k a) x̂ + c x̂_prev + σ w ), which the kernels calculate at once.
+
+    DDIM (Song et al. 2021) has k = √(s'² - σ²)/s, b = a', c = 0. DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) with
+    A₁ = a'(1 - e⁻ʰ) and r = h_prev/h has k = s'/s, b = k a + A₁(1 + 1/(2r)), c = -A₁/(2r).
 
     Args:
-        alpha_bar: ᾱ_t in (0, 1].
-        gamma_bar: γ̄_t in (0, 1].
-        gamma_bar_next: γ̄_t' in [0, 1].
-        a, b, c, sigma: as in the formulas; c and sigma default to 0.
+        frame_gamma, next_frame_gamma: γ̄ of A in (0, 1], of A' in [0, 1].
+        noise_gamma, next_noise_gamma: the same of B and B'. None, both: B is A and B' is A'.
+        from_z, from_output: factors of z and of the network's output in x̂.
+        signal: a, the factor of the frames at t.
+        clean, previous, kept_noise: b, c (default 0) and k.
+        sigma: σ ≥ 0, default 0.
     """
 
-    alpha_bar: torch.Tensor
-    gamma_bar: torch.Tensor
-    gamma_bar_next: torch.Tensor
-    a: torch.Tensor
-    b: torch.Tensor
-    c: torch.Tensor | None = None
-    sigma: torch.Tensor | None = None
+    frame_gamma: Tensor
+    next_frame_gamma: Tensor
+    noise_gamma: Tensor | None = None
+    next_noise_gamma: Tensor | None = None
+    from_z: Tensor
+    from_output: Tensor
+    signal: Tensor
+    clean: Tensor
+    previous: Tensor | None = None
+    kept_noise: Tensor
+    sigma: Tensor | None = None
 
     def checked(self, op: str, batch: int) -> "StepCoefficients":
-        """The same in float64, zeros for what was left out.
+        """The same in float64, with zeros for ``previous`` and ``sigma`` where they are None.
 
         Raises:
-            ValueError: a length other than ``batch``, or a level out of its range.
+            ValueError: a length other than ``batch``, a value out of its range, or one noise operator without the other.
         """
-        values = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            value = torch.zeros_like(self.a) if value is None else value
-            values[field.name] = check_per_sample(op, f"coefficients.{field.name}", value, batch, low=None)
-        if self.a.device.type == "cpu" and batch:
-            _check_ranges(op, values)
-        return StepCoefficients(**values)
+        if (self.noise_gamma is None) != (self.next_noise_gamma is None):
+            raise ValueError(f"{op}: one of step.noise_gamma and step.next_noise_gamma is None; give both or none")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("previous", "sigma"):
+            if values[name] is None:
+                values[name] = torch.zeros_like(self.signal)
+        return StepCoefficients(
+            **{
+                name: check_per_sample(op, f"step.{name}", value, batch, _RANGES.get(name, "(-inf, inf)"))
+                for name, value in values.items()
+                if value is not None
+            }
+        )
 
-    def mean_factors(self, prediction: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(f, g) with μ̂ = f·z + g·output: (1/√ᾱ, -√(1-ᾱ)/√ᾱ) for eps, (√ᾱ, -√(1-ᾱ)) for v, (0, 1) for x0."""
-        signal, noise = self.alpha_bar.sqrt(), (1.0 - self.alpha_bar).sqrt()
-        if prediction == "eps":
-            return 1.0 / signal, -noise / signal
-        if prediction == "v":
-            return signal, -noise
-        return torch.zeros_like(signal), torch.ones_like(signal)
+    def factors(self) -> tuple[Tensor, ...]:
+        """from_z, from_output, a, b, c, k, σ of a checked one."""
+        assert self.previous is not None and self.sigma is not None
+        estimate = (self.from_z, self.from_output, self.signal)
+        return *estimate, self.clean, self.previous, self.kept_noise, self.sigma
 
-    def columns(self, prediction: str, guidance_scale: torch.Tensor) -> list[torch.Tensor]:
-        """Columns of the kernels' table, in the order of ``csrc/reverse_step.h``."""
-        gamma, gamma_next = self.gamma_bar, self.gamma_bar_next
-        mix = (gamma.sqrt(), (1.0 - gamma).sqrt())
-        mix_next = (gamma_next.sqrt(), (1.0 - gamma_next).sqrt())
-        return [guidance_scale, *self.mean_factors(prediction), *mix, self.a, self.b, self.c, self.sigma, *mix_next]
+    def noise_operators(self) -> tuple[Tensor, Tensor]:
+        """γ̄ of the operators on noise at t and t'."""
+        if self.noise_gamma is None or self.next_noise_gamma is None:
+            return self.frame_gamma, self.next_frame_gamma
+        return self.noise_gamma, self.next_noise_gamma
 
+    def shares_operators(self) -> bool:
+        """Whether the operators on noise are those on the frames."""
+        return self.noise_gamma is None
 
-def _check_ranges(op: str, values: dict[str, torch.Tensor]) -> None:
-    """Levels lie in [0, 1], and those that a step starts from are not 0; one pass, as steps are short."""
-    names = ("alpha_bar", "gamma_bar", "gamma_bar_next", "sigma")
-    for name, levels in zip(names, torch.stack([values[name] for name in names]).tolist(), strict=True):
-        for level in levels:
-            if not 0.0 <= level <= 1.0:
-                raise ValueError(f"{op}: coefficients.{name} holds {level}; expected values in [0, 1]")
-            if level == 0.0 and name in ("alpha_bar", "gamma_bar"):
-                raise ValueError(f"{op}: coefficients.{name} holds 0, from which no step starts; expected (0, 1]")
+    def columns(self) -> list[Tensor]:
+        """The kernels' table: from_z, from_output, a, b, c, k, σ, then √γ̄ and √(1-γ̄) of A, A', B and B'.
+
+        Where A is B, b - k a stands for b: the difference is taken in float64.
+        """
+        from_z, from_output, a, b, c, k, sigma = self.factors()
+        b = b - k * a if self.shares_operators() else b
+        gammas = (self.frame_gamma, self.next_frame_gamma, *self.noise_operators())
+        mixing = [column for gamma in gammas for column in frame_coefficients(gamma)]
+        return [from_z, from_output, a, b, c, k, sigma, *mixing]

@@ -1,4 +1,4 @@
-"""One reverse step in plain torch: guidance, x̂, combination, mixing (arXiv 2503.00951, sampling)."""
+"""One reverse step in plain torch: the specification of every sampler's step; differentiable."""
 
 import torch
 
@@ -7,36 +7,25 @@ from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
 
 
-def estimate_x0_reference(
-    z: torch.Tensor,
-    output: torch.Tensor,
-    k: StepCoefficients,
-    prediction: str,
-    history: torch.Tensor | None,
-) -> torch.Tensor:
-    """x̂ = D_γ̄⁻¹ μ̂ with μ̂ from z and the output (eps, v), or the output itself (x0); history frames are set."""
-    x0 = output
-    if prediction != "x0":
-        from_z, from_output = (per_sample(f, z) for f in k.mean_factors(prediction))
-        x0 = frame_unmix_reference(from_z * z + from_output * output, k.gamma_bar)
-    return x0 if history is None else torch.cat((history, x0[:, history.shape[1] :]), 1)
-
-
 def reverse_step_reference(
     z: torch.Tensor,
-    x0: torch.Tensor,
-    k: StepCoefficients,
-    dependent_noise: bool,
+    output: torch.Tensor,
+    step: StepCoefficients,
+    mixes_output: bool,
     noise: torch.Tensor | None,
+    history: torch.Tensor | None,
     x0_prev: torch.Tensor | None,
-) -> torch.Tensor:
-    """z' by the formulas of ``StepCoefficients``; all tensors in the dtype of the calculation."""
-    a, b, c, sigma = (per_sample(value, z) for value in (k.a, k.b, k.c, k.sigma))
-    noise_part = 0.0 if noise is None else sigma * noise
-    if not dependent_noise:
-        mixed_next, mixed = frame_mix_reference(x0, k.gamma_bar_next), frame_mix_reference(x0, k.gamma_bar)
-        return a * z + b * mixed_next + c * mixed + noise_part
-    total = a * frame_unmix_reference(z, k.gamma_bar) + b * x0 + noise_part
-    if x0_prev is not None:
-        total = total + c * x0_prev
-    return frame_mix_reference(total, k.gamma_bar_next)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z', x̂) by the formulas of ``StepCoefficients``, in the dtype of the tensors; ``step`` is a checked one."""
+    from_z, from_output, a, b, c, k, sigma = (per_sample(factor, z) for factor in step.factors())
+    if mixes_output:
+        x0 = frame_unmix_reference(from_z * z + from_output * output, step.frame_gamma)
+    else:
+        x0 = from_z * frame_unmix_reference(z, step.frame_gamma) + from_output * output
+    if history is not None:
+        x0 = torch.cat((history, x0[:, history.shape[1] :]), 1)
+    noise_gamma, next_noise_gamma = step.noise_operators()
+    clean = b * x0 if x0_prev is None else b * x0 + c * x0_prev
+    white = k * frame_unmix_reference(z - a * frame_mix_reference(x0, step.frame_gamma), noise_gamma)
+    white = white if noise is None else white + sigma * noise
+    return frame_mix_reference(clean, step.next_frame_gamma) + frame_mix_reference(white, next_noise_gamma), x0

@@ -3,9 +3,52 @@
 //   modulate        y = x̂ (1 + c) + a,   x̂ = (x - mean) / σ,   σ² = var + ε
 //     backward      p = dy (1 + c),  dx = (p - mean(p) - x̂ mean(p x̂)) / σ,   dc = Σ dy x̂,   da = Σ dy   (over a group)
 //   gate backward   y = x + h f:   df = dy h,   dh = Σ dy f
-#include <vector>
+#pragma once
+#include "rows.h"
 
 namespace dydiff {
+
+// A shape is (groups, tokens, channels), channels at most a row; shift, scale, gate and their gradients are one row per group.
+struct ModulationArgs {
+    Shape shape;
+    float epsilon = 0.0f;
+    FrameView x, shift, scale;
+    uintptr_t statistics = 0;  // float*, (groups·tokens, 2): mean and 1/σ; written forward, read backward
+    FrameView out;             // forward
+    FrameView grad_out, grad_x, grad_shift, grad_scale;  // backward
+
+    template <class Visit>
+    static void members(Visit visit) {
+        visit("shape", &ModulationArgs::shape);
+        visit("epsilon", &ModulationArgs::epsilon);
+        visit("x", &ModulationArgs::x);
+        visit("shift", &ModulationArgs::shift);
+        visit("scale", &ModulationArgs::scale);
+        visit("statistics", &ModulationArgs::statistics);
+        visit("out", &ModulationArgs::out);
+        visit("grad_out", &ModulationArgs::grad_out);
+        visit("grad_x", &ModulationArgs::grad_x);
+        visit("grad_shift", &ModulationArgs::grad_shift);
+        visit("grad_scale", &ModulationArgs::grad_scale);
+    }
+};
+
+// Gradient of x + gate·branch with respect to gate and branch.
+struct GateArgs {
+    Shape shape;
+    FrameView branch, gate, grad_out, grad_branch, grad_gate;
+
+    template <class Visit>
+    static void members(Visit visit) {
+        visit("shape", &GateArgs::shape);
+        visit("branch", &GateArgs::branch);
+        visit("gate", &GateArgs::gate);
+        visit("grad_out", &GateArgs::grad_out);
+        visit("grad_branch", &GateArgs::grad_branch);
+        visit("grad_gate", &GateArgs::grad_gate);
+    }
+};
+
 namespace DYDIFF_ISA {
 
 // Sums over a group are made of sums over stretches of so many tokens, whatever the number of threads.
@@ -40,15 +83,15 @@ inline Moments moments(const float* x, int64_t n, float epsilon) {
     return {mean, 1.0f / std::sqrt(squares / float(n) + epsilon)};
 }
 
-inline void modulate(const ModulationArgs& args, int threads) {
+void modulate(const ModulationArgs& args, int threads) {
     const int64_t n = args.shape.inner;
     Moments* statistics = reinterpret_cast<Moments*>(args.statistics);
     for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t) {
-        Row shift_room, scale_room, x_room, y;
-        const float* shift = load_row(args.shift, g, 0, 0, n, shift_room);
-        const float* scale = load_row(args.scale, g, 0, 0, n, scale_room);
+        Row shift_buffer, scale_buffer, x_buffer, y;
+        const float* shift = load_row(args.shift, g, 0, 0, n, shift_buffer);
+        const float* scale = load_row(args.scale, g, 0, 0, n, scale_buffer);
         for (int64_t token = first; token < end; ++token) {
-            const float* x = load_row(args.x, g, token, 0, n, x_room);
+            const float* x = load_row(args.x, g, token, 0, n, x_buffer);
             const Moments m = moments(x, n, args.epsilon);
             statistics[g * args.shape.frames + token] = m;
 #pragma omp simd
@@ -95,17 +138,17 @@ inline void modulate_backward_row(const float* __restrict x, const float* __rest
     }
 }
 
-inline void modulate_backward(const ModulationArgs& args, int threads) {
+void modulate_backward(const ModulationArgs& args, int threads) {
     const int64_t n = args.shape.inner;
     const Moments* statistics = reinterpret_cast<const Moments*>(args.statistics);
-    const size_t room = size_t(args.shape.batch * num_stretches(args.shape) * n);
-    std::vector<float> shift_sums(room, 0.0f), scale_sums(room, 0.0f);
+    const size_t size = size_t(args.shape.batch * num_stretches(args.shape) * n);
+    std::vector<float> shift_sums(size, 0.0f), scale_sums(size, 0.0f);
     for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t stretch) {
-        Row scale_room, x_room, dy_room, dx;
-        const float* scale = load_row(args.scale, g, 0, 0, n, scale_room);
+        Row scale_buffer, x_buffer, dy_buffer, dx;
+        const float* scale = load_row(args.scale, g, 0, 0, n, scale_buffer);
         for (int64_t token = first; token < end; ++token) {
-            const float* x = load_row(args.x, g, token, 0, n, x_room);
-            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_room);
+            const float* x = load_row(args.x, g, token, 0, n, x_buffer);
+            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_buffer);
             modulate_backward_row(x, dy, scale, statistics[g * args.shape.frames + token], dx.v,
                                   shift_sums.data() + stretch * n, scale_sums.data() + stretch * n, n);
             store_row(args.grad_x, g, token, 0, n, dx.v, false);
@@ -115,16 +158,16 @@ inline void modulate_backward(const ModulationArgs& args, int threads) {
     add_stretches(args.shape, scale_sums, args.grad_scale);
 }
 
-inline void gate_backward(const GateArgs& args, int threads) {
+void gate_backward(const GateArgs& args, int threads) {
     const int64_t n = args.shape.inner;
     std::vector<float> sums(size_t(args.shape.batch * num_stretches(args.shape) * n), 0.0f);
     for_each_stretch(args.shape, threads, [&](int64_t g, int64_t first, int64_t end, int64_t stretch) {
-        Row gate_room, branch_room, dy_room, grad;
-        const float* gate = load_row(args.gate, g, 0, 0, n, gate_room);
+        Row gate_buffer, branch_buffer, dy_buffer, grad;
+        const float* gate = load_row(args.gate, g, 0, 0, n, gate_buffer);
         float* sum = sums.data() + stretch * n;
         for (int64_t token = first; token < end; ++token) {
-            const float* branch = load_row(args.branch, g, token, 0, n, branch_room);
-            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_room);
+            const float* branch = load_row(args.branch, g, token, 0, n, branch_buffer);
+            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_buffer);
 #pragma omp simd
             for (int64_t i = 0; i < n; ++i) {
                 sum[i] += dy[i] * branch[i];
@@ -137,4 +180,8 @@ inline void gate_backward(const GateArgs& args, int threads) {
 }
 
 }  // namespace DYDIFF_ISA
+
+DYDIFF_KERNEL(modulate, ModulationArgs)
+DYDIFF_KERNEL(modulate_backward, ModulationArgs)
+DYDIFF_KERNEL(gate_backward, GateArgs)
 }  // namespace dydiff

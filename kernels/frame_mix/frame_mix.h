@@ -4,8 +4,34 @@
 //   mix transposed    aˢ = gˢ + c aˢ⁺¹,            hˢ = k aˢ,  h⁰ = a⁰
 //   unmix transposed  aˢ = gˢ / k,  a⁰ = g⁰,       hˢ = aˢ - c aˢ⁺¹
 // Each frame is read before it is written, so input and output may be the same memory.
+#pragma once
+#include "rows.h"
 
 namespace dydiff {
+
+enum class FrameFilter : int { mix = 0, unmix = 1, mix_transposed = 2, unmix_transposed = 3 };
+
+struct FrameFilterArgs {
+    Shape shape;
+    int kind = 0;                // a FrameFilter
+    uintptr_t coefficients = 0;  // const FrameFilterCoefficients*, one per sample
+    FrameView x, out;            // may be the same
+
+    template <class Visit>
+    static void members(Visit visit) {
+        visit("shape", &FrameFilterArgs::shape);
+        visit("kind", &FrameFilterArgs::kind);
+        visit("coefficients", &FrameFilterArgs::coefficients);
+        visit("x", &FrameFilterArgs::x);
+        visit("out", &FrameFilterArgs::out);
+    }
+};
+
+// k and c.
+struct FrameFilterCoefficients {
+    float keep, carry;
+};
+
 namespace DYDIFF_ISA {
 
 // state = keep·x + carry·state; the first frame is taken as it is.
@@ -59,25 +85,26 @@ inline void filter_row(FrameFilter kind, bool first_frame, float keep, float car
     }
 }
 
-// coefficients: (batch, 2) floats, k and c.
-inline void frame_filter(FrameFilter kind, const Shape& shape, const float* coefficients, const FrameView& x,
-                         const FrameView& out, int threads) {
+void frame_filter(const FrameFilterArgs& args, int threads) {
+    const FrameFilter kind = FrameFilter(args.kind);
     const bool reversed = kind == FrameFilter::mix_transposed || kind == FrameFilter::unmix_transposed;
     // In place, the lines to write were just read and are in the cache: with AVX2, streaming around it took 1.3 times as long.
     // Whole lines of AVX-512 were measured streaming only, at 120 % of a copy.
-    const bool stream = should_stream(shape, out) && (out.data != x.data || W == 16);
-    for_each_row(shape, threads, [&](int64_t b, int64_t r, int64_t n) {
-        const float keep = coefficients[2 * b], carry = coefficients[2 * b + 1];
+    const bool stream = should_stream(args.shape, args.out) && (args.out.data != args.x.data || W == 16);
+    for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
+        const auto& c = table_row<FrameFilterCoefficients>(args.coefficients, b);
         Row scratch, result, state;
         std::memset(&state, 0, sizeof(float) * size_t(n));
-        for (int64_t step = 0; step < shape.frames; ++step) {
-            const int64_t s = reversed ? shape.frames - 1 - step : step;
-            const float* row = load_row(x, b, s, r, n, scratch);
-            filter_row(kind, s == 0, keep, carry, row, state.v, result.v, n);
-            store_row(out, b, s, r, n, kind == FrameFilter::mix ? state.v : result.v, stream);
+        for (int64_t step = 0; step < args.shape.frames; ++step) {
+            const int64_t s = reversed ? args.shape.frames - 1 - step : step;
+            const float* row = load_row(args.x, b, s, r, n, scratch);
+            filter_row(kind, s == 0, c.keep, c.carry, row, state.v, result.v, n);
+            store_row(args.out, b, s, r, n, kind == FrameFilter::mix ? state.v : result.v, stream);
         }
     });
 }
 
 }  // namespace DYDIFF_ISA
+
+DYDIFF_KERNEL(frame_filter, FrameFilterArgs)
 }  // namespace dydiff

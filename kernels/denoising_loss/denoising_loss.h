@@ -1,9 +1,29 @@
 // Weighted squared error and its gradient (the training loss of arXiv 2503.00951, with weights):
 //   loss_b = Σ_s w_bs Σ_r (output - target)²        grad = 2 w_bs (output - target)
-// The caller folds means and the upstream gradient into w. Without a target, the target is ε̃ = D_γ ε of the counter.
-#include <vector>
+// The caller folds means and the upstream gradient into w.
+#pragma once
+#include "rows.h"
 
 namespace dydiff {
+
+struct LossArgs {
+    Shape shape;
+    FrameView output, target;
+    uintptr_t weights = 0;  // const float*, (batch, frames); frames of weight 0 are not read
+    uintptr_t loss = 0;     // forward: double*, (batch): Σ weight·(output - target)²
+    FrameView grad;         // backward: 2·weight·(output - target)
+
+    template <class Visit>
+    static void members(Visit visit) {
+        visit("shape", &LossArgs::shape);
+        visit("output", &LossArgs::output);
+        visit("target", &LossArgs::target);
+        visit("weights", &LossArgs::weights);
+        visit("loss", &LossArgs::loss);
+        visit("grad", &LossArgs::grad);
+    }
+};
+
 namespace DYDIFF_ISA {
 
 // Squared errors of at most ROW elements add up in float32 lanes; rows add up in double.
@@ -17,27 +37,18 @@ inline float squared_error_row(const float* __restrict output, const float* __re
 // Walks the frames of a row and calls body(s, weight, output row, target row), with null rows where the weight is 0.
 template <class Body>
 void walk_errors(const LossArgs& args, int64_t b, int64_t r, int64_t n, const Body& body) {
-    const float* coefficients = reinterpret_cast<const float*>(args.coefficients) + 2 * b;
     const float* weights = reinterpret_cast<const float*>(args.weights) + b * args.shape.frames;
-    Row output, target, mixed;
-    NoiseRow buffer;
+    Row output, target;
     for (int64_t s = 0; s < args.shape.frames; ++s) {
-        const float* wanted = mixed.v;
-        if (!args.target.present()) {  // the recurrence of the noise runs through masked frames too
-            const float* noise = noise_row(args.noise, args.shape, b, s, r, n, buffer, target);
-            mix_row(s == 0, coefficients[0], coefficients[1], noise, mixed.v, n);
-        } else if (weights[s] != 0.0f) {
-            wanted = load_row(args.target, b, s, r, n, target);
-        }
         if (weights[s] == 0.0f)
             body(s, 0.0f, nullptr, nullptr);
         else
-            body(s, weights[s], load_row(args.output, b, s, r, n, output), wanted);
+            body(s, weights[s], load_row(args.output, b, s, r, n, output), load_row(args.target, b, s, r, n, target));
     }
 }
 
 // The sums do not depend on the number of threads: each row has a slot of its own, added up in order.
-inline void loss_forward(const LossArgs& args, int threads) {
+void loss_forward(const LossArgs& args, int threads) {
     const int64_t rows = (args.shape.inner + ROW - 1) / ROW;
     std::vector<double> slots(size_t(args.shape.batch * rows), 0.0);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
@@ -54,7 +65,7 @@ inline void loss_forward(const LossArgs& args, int threads) {
     }
 }
 
-inline void loss_backward(const LossArgs& args, int threads) {
+void loss_backward(const LossArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.grad);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
         Row grad;
@@ -72,4 +83,7 @@ inline void loss_backward(const LossArgs& args, int threads) {
 }
 
 }  // namespace DYDIFF_ISA
+
+DYDIFF_KERNEL(loss_forward, LossArgs)
+DYDIFF_KERNEL(loss_backward, LossArgs)
 }  // namespace dydiff

@@ -1,24 +1,49 @@
 // Forward process and training target (arXiv 2503.00951), all frames of a row in one walk:
 //   x  = latents, or scale·(mean + exp(logvar / 2)·n)       pre-encoded latents, sampled here
-//   μ  = D_γ x,   ε̃ = D_γ ε  (dependent noise) or ε         both are recurrences along frames
-//   z  = √ᾱ μ + √(1-ᾱ) ε̃
-//   target = ε̃ (eps),  √ᾱ ε̃ - √(1-ᾱ) μ (v),  x (x0)
+//   A x, B ε                                                both are recurrences along frames
+//   z  = a A x + s B ε
+//   target = p B ε + q A x,  or p ε + q x before mixing
+#pragma once
+#include "frame_mix/frame_mix.h"
 
 namespace dydiff {
-namespace DYDIFF_ISA {
 
-struct AddNoiseCoefficients {
-    float signal, noise;              // √ᾱ, √(1-ᾱ)
-    float keep, carry;                // of the signal
-    float noise_keep, noise_carry;    // of the noise; (1, 0) leaves it independent
-    float target_noise, target_mean;  // target = target_noise·ε̃ + target_mean·μ, for eps and v
+struct AddNoiseArgs {
+    Shape shape;
+    uintptr_t coefficients = 0;  // const AddNoiseCoefficients*, one per sample
+    bool mixes_target = true;
+    FrameView latents;           // x; or, with `logvar`, the posterior's mean
+    FrameView logvar;            // present: x = scale·(mean + exp(logvar / 2)·posterior noise)
+    NoiseSource posterior_noise;
+    float scale = 1.0f;
+    NoiseSource noise;
+    FrameView z, target, x0;     // target and x0 may be absent
+
+    template <class Visit>
+    static void members(Visit visit) {
+        visit("shape", &AddNoiseArgs::shape);
+        visit("coefficients", &AddNoiseArgs::coefficients);
+        visit("mixes_target", &AddNoiseArgs::mixes_target);
+        visit("latents", &AddNoiseArgs::latents);
+        visit("logvar", &AddNoiseArgs::logvar);
+        visit("posterior_noise", &AddNoiseArgs::posterior_noise);
+        visit("scale", &AddNoiseArgs::scale);
+        visit("noise", &AddNoiseArgs::noise);
+        visit("z", &AddNoiseArgs::z);
+        visit("target", &AddNoiseArgs::target);
+        visit("x0", &AddNoiseArgs::x0);
+    }
 };
 
-inline AddNoiseCoefficients add_noise_coefficients(const AddNoiseArgs& args, int64_t b) {
-    const float* c = reinterpret_cast<const float*>(args.coefficients) + b * AddNoiseArgs::NUM_COEFFICIENTS;
-    const bool v = args.prediction == Prediction::v;
-    return {c[0], c[1], c[2], c[3], c[4], c[5], v ? c[0] : 1.0f, v ? -c[1] : 0.0f};
-}
+// The columns of the table, in order.
+struct AddNoiseCoefficients {
+    float signal, noise;                // a, s
+    float target_noise, target_signal;  // p, q
+    float keep, carry;                  // of A
+    float noise_keep, noise_carry;      // of B; (1, 0) leaves the noise white
+};
+
+namespace DYDIFF_ISA {
 
 // eᵗ, relative error 1e-7; t is held in [-87, 88], where float has normal results.
 inline VecF exponential(VecF t) {
@@ -50,20 +75,20 @@ inline void sample_posterior_row(float scale, const float* mean, const float* lo
     }
 }
 
-// μ is in `mean`, ε̃ in `mixed`.
-inline void noised_row(const AddNoiseCoefficients& c, const float* __restrict mean, const float* __restrict mixed,
-                       float* __restrict z, float* __restrict target, int64_t n) {
+// z from A x (`mean`) and B ε (`mixed`), and the target from two rows, which are those or x and ε.
+inline void noised_row(const AddNoiseCoefficients& c, const float* mean, const float* mixed, const float* target_signal,
+                       const float* target_noise, float* __restrict z, float* __restrict target, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
         z[i] = c.signal * mean[i] + c.noise * mixed[i];
-        target[i] = c.target_noise * mixed[i] + c.target_mean * mean[i];
+        target[i] = c.target_noise * target_noise[i] + c.target_signal * target_signal[i];
     }
 }
 
-inline void add_noise(const AddNoiseArgs& args, int threads) {
+void add_noise(const AddNoiseArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.z);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
-        const AddNoiseCoefficients c = add_noise_coefficients(args, b);
+        const auto& c = table_row<AddNoiseCoefficients>(args.coefficients, b);
         Row latents, scratch, mean, mixed, z, target;
         NoiseRow buffer;
         for (int64_t s = 0; s < args.shape.frames; ++s) {
@@ -77,14 +102,16 @@ inline void add_noise(const AddNoiseArgs& args, int threads) {
             mix_row(s == 0, c.keep, c.carry, x, mean.v, n);
             const float* noise = noise_row(args.noise, args.shape, b, s, r, n, buffer, scratch);
             mix_row(s == 0, c.noise_keep, c.noise_carry, noise, mixed.v, n);
-            noised_row(c, mean.v, mixed.v, z.v, target.v, n);
+            noised_row(c, mean.v, mixed.v, args.mixes_target ? mean.v : x, args.mixes_target ? mixed.v : noise, z.v,
+                       target.v, n);
             store_row(args.z, b, s, r, n, z.v, stream);
-            const float* wanted = args.prediction == Prediction::x0 ? x : target.v;
-            if (args.target.present()) store_row(args.target, b, s, r, n, wanted, stream);
+            if (args.target.present()) store_row(args.target, b, s, r, n, target.v, stream);
             if (args.x0.present()) store_row(args.x0, b, s, r, n, x, stream);
         }
     });
 }
 
 }  // namespace DYDIFF_ISA
+
+DYDIFF_KERNEL(add_noise, AddNoiseArgs)
 }  // namespace dydiff

@@ -1,0 +1,147 @@
+"""The registry of ops: what an op consists of, and the one visible choice of what runs it.
+
+An op is a torch reference, which is its specification, and kernels with the same arguments and result:
+
+    SCALE = register_op("scale", reference=scale_reference, triton="my_package.scale_kernel:scale")
+
+    def scale(x, factor, *, backend="auto"):
+        return SCALE.select(backend, [x])(x, factor)
+
+``auto`` never fails: where a kernel cannot run the reference does, and the log says so once per op on the logger
+``dydiff_kernels``. A backend asked for by name either runs or is a ``ValueError``; only float64 goes to the reference
+anyway.
+"""
+
+import functools
+import logging
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dydiff_kernels import backends
+
+logger = logging.getLogger("dydiff_kernels")
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op and everything that belongs to it; made by ``register_op``, which explains the fields."""
+
+    name: str
+    reference: Callable[..., Any]
+    cpp: Callable[..., Any] | None
+    triton: Callable[..., Any] | str | None
+    differentiable: bool
+    aot_cases: str | None
+    benchmarks: str | None
+
+    def select(self, backend: str, inputs: Iterable[object], dtype: torch.dtype | None = None) -> Callable[..., Any]:
+        """The implementation that runs a call, and a line in the log the first time it is chosen.
+
+        Args:
+            backend: what the caller asks for, one of ``BACKENDS``.
+            inputs: the call's arguments, at least one of them a tensor; its device decides, float64 among them sends
+                the op to the reference. What is no tensor is passed over.
+            dtype: storage type of the results, where it may differ from that of the inputs.
+
+        Raises:
+            ValueError: ``backend`` is unknown, or was asked for by name and cannot run here.
+        """
+        if backend not in backends.BACKENDS:
+            raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(backends.BACKENDS)}")
+        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        device = tensors[0].device
+        if backend == "reference":
+            return self._chosen("reference", device)
+        if torch.float64 in (dtype, *(t.dtype for t in tensors)):
+            self._say(logging.INFO, "float64 tensors run on the torch reference (kernels calculate in float32)")
+            return self.reference
+        if not self.differentiable and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            if backend != "auto":
+                raise ValueError(
+                    f"{self.name}: an input requires a gradient, which the {backend} kernel does not pass on; "
+                    "detach it, use torch.no_grad(), or backend='auto'"
+                )
+            self._say(logging.INFO, "inputs that require a gradient run on the torch reference")
+            return self.reference
+        kernel = backend if backend != "auto" else ("triton" if device.type == "cuda" else "cpp")
+        if getattr(self, kernel) is None:
+            if backend != "auto":
+                raise ValueError(f"{self.name}: backend={backend!r} has no kernel of this op; use backend='auto'")
+            return self._chosen("reference", device)
+        refusal = backends.REFUSALS[kernel](device)
+        if refusal is None:
+            return self._chosen(kernel, device)
+        if backend != "auto":
+            raise ValueError(f"{self.name}: backend={backend!r} cannot run here: {refusal}; or use backend='auto'")
+        self._say(
+            logging.WARNING, f"the {kernel} kernel is refused: {refusal}. The slower torch reference runs instead"
+        )
+        return self.reference
+
+    def _say(self, level: int, message: str) -> None:
+        _log_once(level, f"{self.name}: {message}")
+
+    def _chosen(self, kernel: str, device: torch.device) -> Callable[..., Any]:
+        cpp = backends.cpp_module()
+        detail = f" ({cpp.isa()} instructions)" if kernel == "cpp" and cpp is not None else ""
+        self._say(logging.INFO, f"runs on the {kernel} backend{detail}, device {device.type}")
+        implementation = getattr(self, kernel)
+        return pkgutil.resolve_name(implementation) if isinstance(implementation, str) else implementation
+
+
+_OPS: dict[str, Op] = {}
+
+
+def register_op(
+    name: str,
+    *,
+    reference: Callable[..., Any],
+    cpp: Callable[..., Any] | None = None,
+    triton: Callable[..., Any] | str | None = None,
+    differentiable: bool = False,
+    aot_cases: str | None = None,
+    benchmarks: str | None = None,
+) -> Op:
+    """Registers an op, of this package or of another.
+
+    Args:
+        name: the op's name, for the log, errors and the benchmark.
+        reference: plain torch, the specification; differentiable and able to calculate in float64.
+        cpp: CPU kernel with the arguments and result of ``reference``; without one the reference is what CPUs run.
+        triton: the same for GPUs. As ``"module:function"`` it is imported when it is first chosen, so that machines
+            without Triton can import the op.
+        differentiable: whether the kernels pass gradients on. If not, inputs that require one go to the reference.
+        aot_cases: ``"module:NAME"`` of a list of ``gpu.AotCase`` to compile ahead of time (``python -m dydiff_kernels.aot``).
+        benchmarks: ``"module:NAME"`` of a list of ``benchmark.cases.BenchmarkCase`` for ``tools/bench_kernels.py``.
+
+    Returns:
+        The op; its ``select`` chooses what runs a call.
+
+    Raises:
+        ValueError: an op of this name is there already.
+    """
+    if name in _OPS:
+        raise ValueError(f"register_op: an op named {name!r} is there already; choose another name")
+    _OPS[name] = Op(name, reference, cpp, triton, differentiable, aot_cases, benchmarks)
+    return _OPS[name]
+
+
+def registered_ops() -> Mapping[str, Op]:
+    """Every op by its name, in the order of registration; read only."""
+    return MappingProxyType(_OPS)
+
+
+def collect(field: str) -> list[Any]:
+    """The entries of ``aot_cases`` or ``benchmarks`` of all ops, imported now."""
+    names = [getattr(op, field) for op in _OPS.values()]
+    return [case for name in dict.fromkeys(names) if name is not None for case in pkgutil.resolve_name(name)]
