@@ -1,18 +1,51 @@
 """Base of all configuration: frozen, typed, and strict about names."""
 
 import difflib
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+_LAST_VERSION = "0.1.0"
+"""The last version that knew the keys which are retired today."""
 
 
 class StrictConfig(BaseModel):
-    """A configuration section. Unknown keys and wrong types are errors; fields are documented by their docstrings."""
+    """A configuration section. Unknown keys and wrong types are errors; fields are documented by their docstrings.
+
+    A key that goes is named in ``retired``, so that configurations, checkpoints and exported models from before can
+    still be read where they don't depend on it:
+
+        class DataConfig(StrictConfig):
+            retired = {"cache_bytes": 0}  # a file may still say "cache_bytes": 0, and nothing else
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
+    retired: ClassVar[Mapping[str, Any]] = {}
+    """Keys that once existed -> the value, as JSON has it, at which dropping them changes nothing."""
 
-def describe_error(error: ValidationError, root: type[StrictConfig]) -> str:
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Reads JSON, without the retired keys of this section and of those below.
+
+        Raises:
+            ValidationError: as pydantic says, or a retired key has a value that did something.
+        """
+        try:
+            tree = json.loads(json_data)
+        except ValueError:  # pydantic says what is wrong with it
+            return super().model_validate_json(json_data, **options)
+        problems: list[InitErrorDetails] = []
+        kept = _without_retired(tree, cls, (), problems)
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return super().model_validate_json(json.dumps(kept), **options)
+
+
+def describe_error(error: ValidationError, root: type[BaseModel]) -> str:
     """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
@@ -31,11 +64,35 @@ def describe_error(error: ValidationError, root: type[StrictConfig]) -> str:
     return f"{key} is {problem['input']!r}: {message[0].lower()}{message[1:]}{more}"
 
 
-def _section_at(root: type[StrictConfig], path: list[str]) -> type[StrictConfig]:
+def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:
+    """A section's tree without retired keys, those below included; ``problems`` takes the keys that can't go."""
+    if not isinstance(tree, dict):
+        return tree
+    retired, kept = getattr(section, "retired", {}), {}
+    for key, value in tree.items():
+        if key in section.model_fields:
+            for below in _sections_of(section, key):
+                value = _without_retired(value, below, (*path, key), problems)
+            kept[key] = value
+        elif key not in retired:
+            kept[key] = value
+        elif value != retired[key]:
+            rule = f"this key is gone since version {_LAST_VERSION}, and without it all is as at {retired[key]!r}"
+            error = PydanticCustomError("retired", f"{rule}; remove it, or go on with that version")
+            problems.append(InitErrorDetails(type=error, loc=(*path, key), input=value))
+    return kept
+
+
+def _sections_of(section: type[BaseModel], key: str) -> Iterator[type[BaseModel]]:
+    """The config classes that a field of ``section`` takes, e.g. the one of ``DataConfig | None``."""
+    annotation = section.model_fields[key].annotation
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            yield candidate
+
+
+def _section_at(root: type[BaseModel], path: list[str]) -> type[BaseModel]:
     """The config class that stands at ``path`` below ``root``."""
-    section: Any = root
     for name in path:
-        annotation = section.model_fields[name].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return section
+        root = next(_sections_of(root, name))
+    return root
