@@ -1,29 +1,32 @@
-"""The method: schedules, the Dynamics operator, the process, losses and samplers. docs/method.md explains it."""
+"""The method: schedules, the Dynamics operator, processes as tables, the loss and samplers. docs/method.md explains it."""
 
+from dydiff_dist.diffusion.config import DiffusionConfig, build_process
 from dydiff_dist.diffusion.dynamics import frame_mix, frame_unmix
-from dydiff_dist.diffusion.grids import staggered_grid, timestep_grid
-from dydiff_dist.diffusion.losses import loss_by_timestep_bin
-from dydiff_dist.diffusion.process import DynamicalDiffusion
-from dydiff_dist.diffusion.samplers import (
-    SamplerStep,
-    guided,
-    in_chunks,
-    rollout,
-    sample,
-    start_noise,
-)
+from dydiff_dist.diffusion.grids import timestep_grid
+from dydiff_dist.diffusion.objective import loss_by_timestep_bin
+from dydiff_dist.diffusion.process import DiffusionProcess
+from dydiff_dist.diffusion.samplers import Sampler, register_sampler
+from dydiff_dist.diffusion.sampling import guided, rollout, sample, start_noise
+from dydiff_dist.diffusion.table import Prediction, ProcessTable, register_prediction, register_process
+from dydiff_dist.diffusion.workspace import Workspace
 
 __all__ = [
-    "DynamicalDiffusion",
-    "SamplerStep",
+    "DiffusionConfig",
+    "DiffusionProcess",
+    "Prediction",
+    "ProcessTable",
+    "Sampler",
+    "Workspace",
+    "build_process",
     "frame_mix",
     "frame_unmix",
     "guided",
-    "in_chunks",
     "loss_by_timestep_bin",
+    "register_prediction",
+    "register_process",
+    "register_sampler",
     "rollout",
     "sample",
-    "staggered_grid",
     "start_noise",
     "timestep_grid",
 ]

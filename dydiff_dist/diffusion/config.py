@@ -1,39 +1,60 @@
 """Configuration of the diffusion process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+import torch
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from dydiff_dist.diffusion.names import BetaSchedule, GammaSchedule, LossFrames, LossSpace, NetworkSpace, Prediction
-from dydiff_dist.diffusion.process import DynamicalDiffusion
-from dydiff_dist.strict_config import StrictConfig
+from dydiff_dist.diffusion.dynamics import mixed_signal_variance
+from dydiff_dist.diffusion.names import (
+    BetaSchedule,
+    GammaSchedule,
+    LossFrames,
+    LossSpace,
+    MixedParts,
+    NetworkSpace,
+    look_up,
+)
+from dydiff_dist.diffusion.objective import build_objective
+from dydiff_dist.diffusion.process import DiffusionProcess
+from dydiff_dist.diffusion.table import PREDICTIONS, PROCESSES, ProcessTable
+from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_kernels import Backend
 
 
 class DiffusionConfig(StrictConfig):
-    """The process, `dydiff_dist.diffusion.DynamicalDiffusion`; fields are its arguments."""
+    """The process: its row of the table in ``diffusion/table.py``, what the network predicts, and the loss."""
 
+    process: str = "dydiff"
+    """dydiff (the method), dydiff_independent (its ablation: noise is not mixed), standard, correlated_noise (noise alone
+    is mixed), flow_matching, edm; or a registered one."""
     num_timesteps: int = Field(default=1000, ge=2)
     """N, diffusion timesteps in training."""
     beta_schedule: BetaSchedule = "cosine"
-    """Noise schedule."""
-    beta_start: float | None = None
-    """First β of the linear schedules; null takes the usual one."""
-    beta_end: float | None = None
-    """Last β of the linear schedules; null takes the usual one."""
+    """Noise schedule of the variance-preserving processes (all but flow_matching and edm)."""
     zero_terminal_snr: bool = False
-    """Whether the last timestep is pure noise (Lin et al. 2024); needs prediction v or x0."""
+    """Whether their last timestep is pure noise (Lin et al. 2024); needs prediction v or x0."""
     snr_factor: float = Field(default=1.0, gt=0)
-    """Times the signal-to-noise ratio at every timestep; above 1 there is less noise (Hoogeboom et al. 2023)."""
+    """Times their signal-to-noise ratio at every timestep; above 1 there is less noise (Hoogeboom et al. 2023)."""
+    sigma_min: float = Field(default=0.002, gt=0)
+    """Noise of edm at its first timestep, in units of the data's deviation."""
+    sigma_max: float = Field(default=80.0, gt=0)
+    """Noise of edm at its last timestep."""
+    sigma_data: float = Field(default=1.0, gt=0)
+    """The data's standard deviation in network units, which edm's preconditioning is built on."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
-    """Dynamics schedule; none is standard diffusion; or γ̄ itself, one number per timestep."""
+    """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)
-    """How far the cosine γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
-    dependent_noise: bool = True
-    """Whether noise is mixed along frames as the data are; false is the paper's ablation."""
-    prediction: Prediction = "eps"
-    """What the network predicts. eps is the authors' choice; v forecasts far better on small budgets."""
+    """How far γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
+    mixes: MixedParts | None = None
+    """What the Dynamics operator acts on in flow_matching and edm: none (their default), both, frames or noise."""
+    prediction: str | None = None
+    """What the network predicts: eps, v, x0, velocity, edm, or a registered one; null is the process's own: eps, and
+    velocity and edm for flow_matching and edm. v forecasts far better than eps on small budgets."""
     network_space: NetworkSpace = "mixed"
     """unmixed: the network sees standard diffusion; with loss_space mixed, the control for the loss weighting alone."""
     normalize_input: bool = False
@@ -45,10 +66,43 @@ class DiffusionConfig(StrictConfig):
     min_snr: float | None = Field(default=None, gt=0)
     """Limit of min-SNR weighting (Hang et al. 2023; 5 is usual); null for none."""
 
+    retired: ClassVar[dict[str, Any]] = {"beta_start": None, "beta_end": None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, tree: Any) -> Any:
+        """``dependent_noise`` named the process before there was a table of them; fills in the process's own prediction."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = dict(tree)
+        dependent = tree.pop("dependent_noise", True)
+        if not dependent:
+            if tree.get("process", "dydiff") != "dydiff":
+                raise ValueError("dependent_noise is false and process is given; leave dependent_noise out")
+            tree["process"] = "dydiff_independent"
+        if tree.get("prediction") is None:
+            tree["prediction"] = getattr(PROCESSES.get(tree.get("process", "dydiff")), "prediction", None)
+        return tree
+
     @field_validator("gamma_schedule", mode="before")
     @classmethod
-    def _list_to_tuple(cls, value: object) -> object:
+    def _numbers_to_tuple(cls, value: object) -> object:
+        if isinstance(value, (np.ndarray, Tensor)):
+            value = value.tolist()
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("process")
+    @classmethod
+    def _known_process(cls, name: str) -> str:
+        look_up("process", name, PROCESSES)
+        return name
+
+    @field_validator("prediction")
+    @classmethod
+    def _known_prediction(cls, name: str | None) -> str | None:
+        if name is not None:
+            look_up("prediction", name, PREDICTIONS)
+        return name
 
     @model_validator(mode="after")
     def _check_combination(self) -> "DiffusionConfig":
@@ -56,7 +110,75 @@ class DiffusionConfig(StrictConfig):
         return self
 
     def build(
-        self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None, backend: str = "auto"
-    ) -> DynamicalDiffusion:
-        """The process; ``normalize_input`` needs ``frame_autocovariance``, by lag, from the data's statistics."""
-        return DynamicalDiffusion(**dict(self), frame_autocovariance=frame_autocovariance, backend=backend)
+        self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None, backend: Backend = "auto"
+    ) -> DiffusionProcess:
+        """The process.
+
+        Args:
+            frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
+                ``normalize_input``.
+            backend: of the kernels.
+
+        Raises:
+            ValueError: fields that don't go together, or an autocovariance that is missing or of another shape.
+        """
+        table = PROCESSES[self.process](self)
+        gamma_bar = table.frame_gamma
+        if self.network_space == "unmixed":
+            table = _unmixed(table)
+        objective = build_objective(self, table, gamma_bar)
+        if self.normalize_input:
+            table = replace(table, input_std=_measured_std(table, frame_autocovariance))
+        return DiffusionProcess(table, objective, backend)
+
+
+def build_process(
+    *,
+    frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None,
+    backend: Backend = "auto",
+    **fields: Any,
+) -> DiffusionProcess:
+    """A process from fields of `DiffusionConfig`, as Python code wants it.
+
+    Args:
+        frame_autocovariance: as for `DiffusionConfig.build`.
+        backend: of the kernels: "auto", "triton", "cpp" or "reference".
+        **fields: see `DiffusionConfig`.
+
+    Raises:
+        ValueError: one line: unknown field, value out of range, or fields that don't go together.
+
+    Example:
+        >>> build_process(gamma_ratio=0.5, prediction="v").num_timesteps
+        1000
+        >>> build_process(process="flow_matching").table.target_signal[0].item()
+        -1.0
+    """
+    try:
+        config = DiffusionConfig(**fields)
+    except ValidationError as error:
+        raise ValueError(describe_error(error, DiffusionConfig)) from None
+    return config.build(frame_autocovariance, backend)
+
+
+def _unmixed(table: ProcessTable) -> ProcessTable:
+    """The process of u = D⁻¹z, which the network then sees and predicts."""
+    if not table.shares_operator:
+        raise ValueError("network_space 'unmixed' needs frames and noise mixed alike; use process 'dydiff'")
+    one = torch.ones_like(table.signal)
+    return replace(table, frame_gamma=one, noise_gamma=one)
+
+
+def _measured_std(table: ProcessTable, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None) -> Tensor:
+    """√(a² Var(A x) + s²) by timestep, averaged over frames; noise has unit variance, mixed or not."""
+    if table.input_std is not None:
+        raise ValueError(
+            "normalize_input has nothing to add to this process, which scales its input already; leave it out"
+        )
+    if frame_autocovariance is None:
+        raise ValueError("normalize_input needs frame_autocovariance, E[x^r x^s] of the data; give it or turn it off")
+    covariance = torch.as_tensor(frame_autocovariance, dtype=torch.float64).cpu()
+    if covariance.ndim not in (1, 2) or covariance.shape[0] != covariance.shape[-1] or covariance.numel() == 0:
+        raise ValueError(f"frame_autocovariance has shape {tuple(covariance.shape)}; it must be (S,) by lag, or (S, S)")
+    signal_variance = mixed_signal_variance(table.frame_gamma, covariance)
+    return (table.signal.square() * signal_variance + table.noise.square()).sqrt()

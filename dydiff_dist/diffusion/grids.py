@@ -1,36 +1,33 @@
-"""Grids of timesteps for sampling. Letters: S frames, K steps, N timesteps."""
-
-from collections.abc import Sequence
+"""Grids of timesteps for sampling. Letters: K steps, N timesteps."""
 
 import torch
 from torch import Tensor
 
 from dydiff_dist.diffusion.names import Spacing, check_name
-from dydiff_dist.diffusion.schedules import log_snr
+from dydiff_dist.diffusion.table import ProcessTable
 
 
-def timestep_grid(
-    num_timesteps: int,
-    num_steps: int,
-    spacing: Spacing = "uniform",
-    *,
-    alpha_bar: Tensor | None = None,
-) -> list[int]:
+def timestep_grid(table: ProcessTable, num_steps: int, spacing: Spacing = "uniform") -> list[int]:
     """Timesteps of a sampling run, descending; the step after the last goes to clean.
 
     Args:
-        num_timesteps: N.
+        table: the process, for N and the signal-to-noise ratio.
         num_steps: K in 1..N.
         spacing: "uniform" is the authors' grid, range(0, N, N // K) + 1, which has a few steps more where K doesn't
             divide N. "quadratic" and "log_snr" (equal steps in λ) go from the uniform grid's largest timestep to 1,
-            denser where there is little noise. "trailing" is uniform and starts at N - 1: the one for
-            zero-terminal-SNR schedules.
-        alpha_bar: (N,), for "log_snr".
+            denser where there is little noise. "trailing" is uniform and starts at N - 1: the one for processes that
+            end in pure noise (zero-terminal-SNR schedules, flow matching).
 
     Raises:
-        ValueError: K out of range, unknown spacing, or ``alpha_bar`` missing.
+        ValueError: K out of range, or unknown spacing.
+
+    Example:
+        >>> from dydiff_dist.diffusion import build_process
+        >>> timestep_grid(build_process().table, 4)
+        [751, 501, 251, 1]
     """
     check_name("spacing", spacing, Spacing)
+    num_timesteps = table.num_timesteps
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps is {num_steps}; it must lie in 1..{num_timesteps}, the number of timesteps")
     if spacing == "trailing":
@@ -42,27 +39,12 @@ def timestep_grid(
     if spacing == "quadratic":
         ascending = 1 + (uniform[-1] - 1) * fraction.square()
     else:
-        ascending = _timesteps_at_equal_log_snr(alpha_bar, uniform[-1], fraction)
+        ascending = _timesteps_at_equal_log_snr(table.log_snr, uniform[-1], fraction)
     return _distinct(ascending.round().long().tolist(), smallest=0, largest=uniform[-1])[::-1]
 
 
-def staggered_grid(timesteps: Sequence[int], num_frames: int, delay_steps: int) -> Tensor:
-    """A grid with a timestep for each frame, (K + delay_steps (S - 1), S) int64: frame s starts delay_steps · s late.
-
-    Early frames are clean (-1) while later ones are still noise, as in Diffusion Forcing (Chen et al. 2024) and Rolling
-    Diffusion (Ruhe et al. 2024). The network must have been trained on timesteps of shape (B, S).
-    """
-    levels = torch.tensor([*timesteps, -1])
-    step = torch.arange(len(timesteps) + delay_steps * (num_frames - 1))[:, None]
-    return levels[(step - delay_steps * torch.arange(num_frames)).clamp(0, len(timesteps))]
-
-
-def _timesteps_at_equal_log_snr(alpha_bar: Tensor | None, largest: int, fraction: Tensor) -> Tensor:
-    if alpha_bar is None:
-        raise ValueError("spacing 'log_snr' depends on the noise schedule; give alpha_bar=diffusion.alpha_bar")
-    alpha_bar = alpha_bar.double().cpu()
-    largest = min(largest, int(alpha_bar.nonzero().max()))  # at zero terminal SNR the last log is infinite
-    log_snr_N = log_snr(alpha_bar)
+def _timesteps_at_equal_log_snr(log_snr_N: Tensor, largest: int, fraction: Tensor) -> Tensor:
+    largest = min(largest, int(log_snr_N.isfinite().nonzero().max()))  # the log of pure noise is infinite
     smallest = min(1, largest)
     wanted = log_snr_N[smallest] + (log_snr_N[largest] - log_snr_N[smallest]) * fraction
     candidates = log_snr_N[smallest : largest + 1]

@@ -1,18 +1,34 @@
-"""The values that the method's options take: one place for constructor, configuration and error messages."""
+"""The values that the method's fixed options take, and the registries of those that can be added to."""
 
-from typing import Literal, get_args
+import difflib
+from collections.abc import Mapping
+from typing import Literal, TypeVar, get_args
 
 BetaSchedule = Literal["cosine", "linear", "scaled_linear"]
-GammaSchedule = Literal["cosine", "linear_cumprod", "none"]
-Prediction = Literal["eps", "v", "x0"]
+GammaSchedule = Literal["cosine", "linear_cumprod", "constant", "none"]
+MixedParts = Literal["none", "both", "frames", "noise"]
 NetworkSpace = Literal["mixed", "unmixed"]
 LossSpace = Literal["target", "mixed", "unmixed"]
 LossFrames = Literal["all", "future"]
-Sampler = Literal["ddim", "ancestral", "dpmpp_2m"]
 Spacing = Literal["uniform", "quadratic", "log_snr", "trailing"]
+
+Entry = TypeVar("Entry")
 
 
 def check_name(argument: str, value: str, choices: object) -> None:
     """Raises ``ValueError`` unless ``value`` is one of the literals ``choices``."""
     if value not in get_args(choices):
         raise ValueError(f"{argument} is {value!r}; choose one of {', '.join(get_args(choices))}")
+
+
+def look_up(argument: str, name: str, registry: Mapping[str, Entry]) -> Entry:
+    """The entry called ``name``.
+
+    Raises:
+        ValueError: there is none; names the nearest one and all others.
+    """
+    if name in registry:
+        return registry[name]
+    nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]!r}? Otherwise " if nearest else ""
+    raise ValueError(f"{argument} is {name!r}; {hint}choose one of {', '.join(registry)}")

@@ -7,6 +7,7 @@ Index t = 0..N-1 means "after t + 1 noising steps". With τ_k = k/N and f(τ) = 
     β "scaled_linear"   linspace(√start, √end, N)²
     γ "cosine", r       γ_k = clip(1 - g_{k+1}/g_k, 0, 0.999), g_k = r f(τ_k)/f(τ_0) + (1 - r): γ̄ falls from 1 to 1 - r
     γ "linear_cumprod"  the same with g_k = 1 - τ_k, to which the offset s₀ cancels: γ̄ falls linearly from 1 to 0
+    γ "constant", r     γ̄ = 1 - r
     γ "none"            γ̄ = 1, standard diffusion
 
 and ᾱ = cumprod(1 - β), γ̄ = cumprod(1 - γ). A factor k on the signal-to-noise ratio shifts any ᾱ to kᾱ / (kᾱ + 1 - ᾱ)
@@ -27,16 +28,14 @@ COSINE_OFFSET = 0.008
 MAX_DECREMENT = 0.999
 """Largest β_k and γ_k: without it the last step of a schedule that reaches 0 would have no inverse."""
 
-DEFAULT_BETA_RANGE = {"linear": (1e-4, 2e-2), "scaled_linear": (8.5e-4, 1.2e-2)}
-"""(start, end) of β where none is given: Ho et al. 2020, and Stable Diffusion."""
+BETA_RANGE = {"linear": (1e-4, 2e-2), "scaled_linear": (8.5e-4, 1.2e-2)}
+"""(start, end) of β: Ho et al. 2020, and Stable Diffusion."""
 
 
 def alpha_bar_schedule(
     num_timesteps: int,
     schedule: BetaSchedule,
     *,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
     zero_terminal_snr: bool = False,
     snr_factor: float = 1.0,
 ) -> Tensor:
@@ -45,8 +44,6 @@ def alpha_bar_schedule(
     Args:
         num_timesteps: N ≥ 2.
         schedule: "cosine", "linear" or "scaled_linear".
-        beta_start: first β of the linear schedules; None takes ``DEFAULT_BETA_RANGE``.
-        beta_end: last β of the linear schedules.
         zero_terminal_snr: rescale so that the last timestep is pure noise (Lin et al. 2024, Algorithm 1).
         snr_factor: k > 0 on ᾱ/(1 - ᾱ) at every timestep: above 1 there is less noise.
 
@@ -56,13 +53,9 @@ def alpha_bar_schedule(
     if num_timesteps < 2:
         raise ValueError(f"num_timesteps is {num_timesteps}; it must be at least 2 (1000 is usual)")
     if schedule == "cosine":
-        if beta_start is not None or beta_end is not None:
-            raise ValueError(
-                "beta_start and beta_end belong to the linear schedules; drop them for beta_schedule 'cosine'"
-            )
         alpha_bar = _cumulative(_cosine_squared(num_timesteps))
-    elif schedule in DEFAULT_BETA_RANGE:
-        alpha_bar = torch.cumprod(1 - _linear_betas(num_timesteps, schedule, beta_start, beta_end), 0)
+    elif schedule in BETA_RANGE:
+        alpha_bar = torch.cumprod(1 - _linear_betas(num_timesteps, schedule), 0)
     else:
         raise ValueError(f"beta_schedule is {schedule!r}; choose one of {', '.join(get_args(BetaSchedule))}")
     alpha_bar = rescale_to_zero_terminal_snr(alpha_bar) if zero_terminal_snr else alpha_bar
@@ -76,8 +69,8 @@ def gamma_bar_schedule(
 
     Args:
         num_timesteps: N ≥ 2.
-        schedule: "cosine", "linear_cumprod", "none", or γ̄ itself as N numbers in (0, 1].
-        ratio: how far the cosine schedule falls, in [0, 1]: the last γ̄ is about 1 - ratio. The others don't use it.
+        schedule: "cosine", "linear_cumprod", "constant", "none", or γ̄ itself as N numbers in (0, 1].
+        ratio: how far the cosine and constant schedules fall, in [0, 1]: the last γ̄ is about 1 - ratio.
 
     Raises:
         ValueError: unknown schedule, ratio out of range, or a given γ̄ of wrong length or range.
@@ -90,6 +83,10 @@ def gamma_bar_schedule(
         return _cumulative(ratio * _cosine_squared(num_timesteps) + (1 - ratio))
     if schedule == "linear_cumprod":
         return _cumulative(1 - torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps)
+    if schedule == "constant":
+        if ratio == 1:
+            raise ValueError("gamma_ratio is 1 with gamma_schedule 'constant'; gamma_bar 0 has no inverse, give less")
+        return torch.full((num_timesteps,), 1 - ratio, dtype=torch.float64)
     if schedule == "none":
         return torch.ones(num_timesteps, dtype=torch.float64)
     names = ", ".join(get_args(GammaSchedule))
@@ -116,11 +113,6 @@ def scale_snr(alpha_bar: Tensor, factor: float) -> Tensor:
     return factor * alpha_bar / (factor * alpha_bar + 1 - alpha_bar)
 
 
-def log_snr(alpha_bar: Tensor) -> Tensor:
-    """λ = ½ log(ᾱ/(1 - ᾱ)), half the log of the signal-to-noise ratio; ±inf at ᾱ = 1 and 0."""
-    return 0.5 * (torch.log(alpha_bar) - torch.log1p(-alpha_bar))
-
-
 def _cosine_squared(num_timesteps: int) -> Tensor:
     """f(τ_k)/f(τ_0) for k = 0..N, (N + 1,)."""
     tau = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
@@ -134,14 +126,8 @@ def _cumulative(levels: Tensor) -> Tensor:
     return torch.cumprod(1 - decrements, 0)
 
 
-def _linear_betas(num_timesteps: int, schedule: str, beta_start: float | None, beta_end: float | None) -> Tensor:
-    default_start, default_end = DEFAULT_BETA_RANGE[schedule]
-    start = default_start if beta_start is None else beta_start
-    end = default_end if beta_end is None else beta_end
-    if not 0 < start <= end < 1:
-        raise ValueError(
-            f"beta_start {start} and beta_end {end} must satisfy 0 < beta_start <= beta_end < 1; change either"
-        )
+def _linear_betas(num_timesteps: int, schedule: str) -> Tensor:
+    start, end = BETA_RANGE[schedule]
     if schedule == "linear":
         return torch.linspace(start, end, num_timesteps, dtype=torch.float64)
     return torch.linspace(start**0.5, end**0.5, num_timesteps, dtype=torch.float64).square()

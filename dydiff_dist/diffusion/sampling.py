@@ -1,0 +1,205 @@
+"""Sampling: one loop over the steps of a sampler; guidance and rollout around it.
+
+A *denoise* function takes (network input, timesteps (B,)) and returns the network's output; conditions are its own
+affair. Letters: B batch, S frames, K steps, N timesteps.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dydiff_dist.diffusion import accuracy
+from dydiff_dist.diffusion.dynamics import frame_mix
+from dydiff_dist.diffusion.process import DiffusionProcess, Noise
+from dydiff_dist.diffusion.samplers import Level, Step, find_sampler
+from dydiff_dist.diffusion.workspace import Workspace
+from dydiff_kernels import NoiseCounter, ReverseStep, normal
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def start_noise(
+    process: DiffusionProcess,
+    shape: Sequence[int],
+    timestep: int,
+    noise: Noise,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Where sampling starts: √(a² + s²) B ε of shape (B, S, *rest), as z of white frames of unit variance would be.
+
+    Args:
+        process: the process.
+        shape: (B, S, *rest).
+        timestep: the largest of the grid.
+        noise: ε of that shape, or a counter (stream ``SAMPLER_START``) that names it.
+        device: where to draw it; a given tensor stays where it is.
+        dtype: of the result.
+
+    Raises:
+        ValueError: given noise of another shape.
+    """
+    if isinstance(noise, NoiseCounter):
+        noise = normal(noise, tuple(shape), device=device, dtype=dtype)
+    if noise.shape != tuple(shape):
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; sampling was asked for frames of shape {tuple(shape)}")
+    level = process.levels(torch.full((shape[0],), timestep), noise)
+    deviation = (level.signal.square() + level.noise.square()).sqrt().to(noise.device, noise.dtype)
+    mixed = frame_mix(noise, level.noise_gamma, backend=process.backend)
+    return (deviation.view(-1, *[1] * (noise.ndim - 1)) * mixed).to(dtype)
+
+
+def sample(
+    process: DiffusionProcess,
+    denoise: Denoise,
+    *,
+    start: Tensor,
+    timesteps: Sequence[int],
+    sampler: str = "ddim",
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    history: Tensor | None = None,
+) -> Tensor:
+    """Runs a sampler from ``start`` to clean frames, (B, S, *rest).
+
+    Args:
+        process: the process.
+        denoise: (network input, timesteps (B,)) -> network output; the input is ``process.model_input`` of z, whose
+            memory is written again by the next step: a function that keeps it must copy it.
+        start: z at the first timestep, see ``start_noise``.
+        timesteps: a descending grid, see ``timestep_grid``.
+        sampler: a name of ``samplers.SAMPLERS``: "ddim", "ancestral", "dpmpp_2m", "heun", "euler", or a registered one.
+        eta: stochasticity of "ddim".
+        noise: for η > 0: a counter (stream ``SAMPLER_ETA``), whose step is counted on from its own, or a tensor
+            (K, B, S, *rest).
+        history: known clean frames (B, H, *rest), which replace the first H of x̂ in every step and in the result.
+
+    Raises:
+        ValueError: a grid that doesn't descend, noise missing, a sampler that doesn't fit the process, or storage too
+            coarse for a step.
+
+    Example:
+        >>> import torch
+        >>> from dydiff_dist.diffusion import build_process, timestep_grid
+        >>> process = build_process(prediction="x0")
+        >>> grid = timestep_grid(process.table, 4, "log_snr")
+        >>> start = start_noise(process, (1, 6, 1, 8, 8), grid[0], torch.randn(1, 6, 1, 8, 8))
+        >>> frames = sample(process, lambda z, t: torch.ones_like(z), start=start, timesteps=grid)
+        >>> bool((frames == 1).all())  # a network that always says "ones" is believed
+        True
+    """
+    grid = _checked_grid(process, timesteps)
+    steps = _plan(process, sampler, eta, noise, grid)
+    accuracy.check_steps(process.table, steps, start.shape[1], start.dtype)
+    memory = max((len(step.weights.previous) for step in steps), default=0)
+    z, previous, workspace = start, deque[Tensor](maxlen=memory), Workspace()
+    for index, step in enumerate(steps):
+        now = torch.full(start.shape[:1], step.now.timestep, device=start.device)
+        output = denoise(process.model_input(z, now), now)
+        if index == 0:
+            accuracy.check_steps(process.table, steps, start.shape[1], output.dtype)
+        slot = f"x0_{index % memory}" if memory else ""  # that of the x̂ which this step is the last to read
+        z, x0 = process.step(
+            z,
+            output,
+            process.table.at(now.cpu()),
+            process.table.at(torch.full(start.shape[:1], step.after.timestep)),
+            step.weights,
+            previous=list(previous)[: len(step.weights.previous)],
+            noise=_noise_of(noise, index) if step.weights.sigma else None,
+            history=history,
+            return_x0=memory > 0,
+            out=ReverseStep(workspace.take("z", z), workspace.take(slot, z) if memory else None),
+        )
+        workspace.keep("z", z)
+        if memory:
+            previous.appendleft(workspace.keep(slot, x0))
+    return z
+
+
+def guided(denoise_conditional: Denoise, denoise_unconditional: Denoise, weight: float) -> Denoise:
+    """Classifier-free guidance (Ho & Salimans 2022): out = out_u + w (out_c - out_u); w = 1 or 0 runs one of them."""
+    if weight == 1:
+        return denoise_conditional
+    if weight == 0:
+        return denoise_unconditional
+
+    def denoise(z: Tensor, timesteps: Tensor) -> Tensor:
+        unconditional = denoise_unconditional(z, timesteps)
+        return unconditional + weight * (denoise_conditional(z, timesteps) - unconditional)
+
+    return denoise
+
+
+def rollout(forecast: Callable[[Tensor, int], Tensor], history: Tensor, num_future_frames: int) -> Tensor:
+    """Forecasts past the trained length: the last frames of each window become the history of the next.
+
+    Args:
+        forecast: (history (B, H, *rest), window index) -> whole window (B, S, *rest), history first. It draws other
+            noise for each window: a counter's step may start at window index · steps per window.
+        history: (B, H, *rest).
+        num_future_frames: frames wanted after the history; the last window is cut to it.
+
+    Returns:
+        (B, num_future_frames, *rest).
+
+    Raises:
+        ValueError: no frame is wanted, or a window has none beyond its history.
+    """
+    num_history = history.shape[1]
+    future: list[Tensor] = []
+    num_done = 0
+    while num_done < num_future_frames:
+        frames = forecast(history, len(future))
+        if frames.shape[1] <= num_history:
+            raise ValueError(
+                f"a window of {frames.shape[1]} frames forecasts nothing after {num_history} history frames"
+            )
+        future.append(frames[:, num_history:])
+        num_done += frames.shape[1] - num_history
+        history = torch.cat((history, future[-1]), 1)[:, -num_history:]
+    if not future:
+        raise ValueError(f"num_future_frames is {num_future_frames}; it must be at least 1")
+    return torch.cat(future, 1)[:, :num_future_frames]
+
+
+def _plan(process: DiffusionProcess, name: str, eta: float, noise: Noise | None, grid: list[int]) -> list[Step]:
+    """The sampler's steps over the grid, with what they need checked."""
+    sampler, table = find_sampler(name, eta), process.table
+    if not sampler.any_process and not table.is_whitened_standard:
+        raise ValueError(
+            f"sampler {name!r} combines estimates of several timesteps, which this process relates by operators that "
+            "differ between frames and noise and change with the timestep; use 'ddim' or 'ancestral'"
+        )
+    levels = [Level(t, float(table.signal[t]), float(table.noise[t])) for t in grid]
+    steps = sampler.steps([*levels, Level(-1, 1.0, 0.0)], eta if sampler.takes_eta else sampler.eta)
+    if any(step.weights.sigma for step in steps):
+        if noise is None:
+            raise ValueError(f"sampler {name!r} draws noise here; give a NoiseCounter or a (K, B, S, ...) tensor")
+        if isinstance(noise, Tensor) and noise.shape[0] != len(steps):
+            raise ValueError(f"noise holds {noise.shape[0]} steps; the sampler makes {len(steps)}, give noise for each")
+    return steps
+
+
+def _checked_grid(process: DiffusionProcess, timesteps: Sequence[int]) -> list[int]:
+    grid = torch.as_tensor(timesteps).cpu()
+    if grid.numel() == 0 or grid.is_floating_point() or grid.ndim != 1:
+        raise ValueError(f"timesteps have shape {tuple(grid.shape)}, dtype {grid.dtype}; give K integers")
+    if not 0 <= grid.min() <= grid.max() < process.num_timesteps:
+        raise ValueError(
+            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in 0..{process.num_timesteps - 1}"
+        )
+    if not bool((grid[1:] < grid[:-1]).all()):
+        raise ValueError("timesteps do not descend; give a grid as timestep_grid makes it, the largest first")
+    return grid.tolist()
+
+
+def _noise_of(noise: Noise | None, index: int) -> Noise | None:
+    """The noise of one step."""
+    if isinstance(noise, NoiseCounter):
+        return replace(noise, step=noise.step + index)
+    return None if noise is None else noise[index]
