@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig, simulate
-from dydiff_dist.diffusion import DynamicalDiffusion
+from dydiff_dist.diffusion import DiffusionProcess, build_process
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.colors import BACKGROUND, INK, field_style
 
@@ -45,8 +45,8 @@ def draw(field_BSHW: Tensor) -> Figure:
     """Rows are timesteps; both columns show the same field and the same noise ε."""
     noise = torch.randn(field_BSHW.shape, generator=torch.Generator().manual_seed(0))
     processes = {
-        "Standard diffusion    z = √ᾱ x + √(1-ᾱ) ε": DynamicalDiffusion(gamma_schedule="none"),
-        "Dynamical Diffusion    z = D ( √ᾱ x + √(1-ᾱ) ε )": DynamicalDiffusion(gamma_ratio=GAMMA_RATIO),
+        "Standard diffusion    z = √ᾱ x + √(1-ᾱ) ε": build_process(process="standard"),
+        "Dynamical Diffusion    z = D ( √ᾱ x + √(1-ᾱ) ε )": build_process(gamma_ratio=GAMMA_RATIO),
     }
     figure = Figure(facecolor=BACKGROUND)
     layout = Layout(figure, num_rows=len(TIMESTEPS))
@@ -67,12 +67,12 @@ def draw_row(axes: list[Axes], z_SHW: Tensor) -> None:
     axes[-1].imshow(z_SHW[:, z_SHW.shape[1] // 2], interpolation="nearest", **style)
 
 
-def level_label(process: DynamicalDiffusion, timestep: int, with_gamma: bool) -> str:
+def level_label(process: DiffusionProcess, timestep: int, with_gamma: bool) -> str:
     if timestep < 0:
         return "clean"
     if with_gamma:
-        return f"γ̄ = {process.gamma_bar[timestep]:.2f}"
-    return f"t = {timestep}\nᾱ = {process.alpha_bar[timestep]:.3f}"
+        return f"γ̄ = {process.table.frame_gamma[timestep]:.2f}"
+    return f"t = {timestep}\nᾱ = {process.table.signal[timestep] ** 2:.3f}"
 
 
 class Layout:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.scaling import history_scale
-from dydiff_dist.diffusion import DynamicalDiffusion, guided, rollout, sample, start_noise, timestep_grid
-from dydiff_dist.diffusion.samplers import Denoise
+from dydiff_dist.diffusion import DiffusionProcess, guided, rollout, sample, start_noise, timestep_grid
+from dydiff_dist.diffusion.sampling import Denoise
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.moving_view import MovingView
 from dydiff_kernels import NoiseCounter, Stream, normal
@@ -36,7 +36,7 @@ class Forecaster:
 
     network: nn.Module
     """Called as network(z, timesteps, history=…, actions=…) -> (B, S, C, H, W)."""
-    diffusion: DynamicalDiffusion
+    diffusion: DiffusionProcess
     sampling: SamplingConfig
     num_history_frames: int
     """S_h."""
@@ -214,9 +214,7 @@ class Forecaster:
     ) -> Tensor:
         """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
         sampling, diffusion = self.sampling, self.diffusion
-        grid = timestep_grid(
-            diffusion.num_timesteps, sampling.num_steps, sampling.spacing, alpha_bar=diffusion.alpha_bar
-        )
+        grid = timestep_grid(diffusion.table, sampling.num_steps, sampling.spacing)
 
         def counter(step: int, stream: Stream) -> NoiseCounter:
             return NoiseCounter(seed, sample_index, step, stream)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.diffusion import loss_by_timestep_bin
+from dydiff_dist.diffusion import Workspace, loss_by_timestep_bin
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.models import ExecutionConfig, VideoTransformer, build_network, drop_history
 from dydiff_dist.models.attention import resolve_attention
@@ -31,7 +31,7 @@ _ON_DEVICE = ("frames", "logvar", "actions")
 
 
 class DiffusionTask(Task[RunConfig]):
-    """Trains the network to undo the noise of `dydiff_dist.diffusion.DynamicalDiffusion`."""
+    """Trains the network to undo the noise of `dydiff_dist.diffusion.DiffusionProcess`."""
 
     config_type = RunConfig
 
@@ -49,7 +49,7 @@ class DiffusionTask(Task[RunConfig]):
         _check_validation_cases(plan)
         covariance = plan.frame_autocovariance if self.latents is None else self.latents.frame_autocovariance
         self.diffusion = self.config.diffusion.build(covariance, backend=self.config.kernels.backend)
-        self._noised: tuple[Tensor, ...] | None = None  # of the last micro-batch, whose backward pass is over
+        self._workspace = Workspace()  # results for the last micro-batch, whose backward pass is over
 
     def check_data(self) -> None:
         """As for any task; what is trained on may be latents, and what is validated on are frames all the same."""
@@ -169,13 +169,11 @@ class DiffusionTask(Task[RunConfig]):
         """(z, target, clean frames); latents are drawn from their posterior in the same pass."""
         frames, index = batch["frames"], batch["sample_index"]
         counter = self._counter(index, step, Stream.DIFFUSION)
-        if "logvar" not in batch:
-            self._noised = self.diffusion.add_noise(frames, timesteps, counter, spent=self._noised)
-            return *self._noised, frames
-        draw = self._counter(index, step, Stream.LATENT_POSTERIOR)
-        posterior = LatentPosterior(frames, batch["logvar"], draw)
-        self._noised = self.diffusion.add_noise_to_draw(posterior, timesteps, counter, spent=self._noised)
-        return self._noised
+        latents: Tensor | LatentPosterior = frames
+        if "logvar" in batch:
+            draw = self._counter(index, step, Stream.LATENT_POSTERIOR)
+            latents = LatentPosterior(frames, batch["logvar"], draw)
+        return self.diffusion.add_noise(latents, timesteps, counter, workspace=self._workspace)
 
     def _counter(self, sample_index: Tensor, step: int, stream: Stream) -> NoiseCounter:
         return NoiseCounter(seed=self.config.seed, sample_index=sample_index, step=step, stream=stream)

@@ -43,7 +43,7 @@ def fixed_losses(forecaster: Forecaster, case: Case, seed: int) -> Tensor:
         strict=True,
     ):
         frames, timesteps = x0.expand(len(index), *x0.shape[1:]), timesteps.to(x0.device)
-        z, target = diffusion.add_noise(frames, timesteps, NoiseCounter(seed, index, _STEP, Stream.DIFFUSION))
+        z, target, _ = diffusion.add_noise(frames, timesteps, NoiseCounter(seed, index, _STEP, Stream.DIFFUSION))
         given = None if actions is None else actions.to(x0.device, dtype).expand(len(index), *actions.shape[1:])
         output = forecaster.network(
             diffusion.model_input(z, timesteps).to(dtype),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.autoencoders.description import pixel_data
-from dydiff_dist.diffusion import DynamicalDiffusion, loss_by_timestep_bin
+from dydiff_dist.diffusion import DiffusionProcess, loss_by_timestep_bin
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
@@ -34,7 +34,7 @@ class Validation:
     def __init__(
         self,
         plan: RunPlan,
-        diffusion: DynamicalDiffusion,
+        diffusion: DiffusionProcess,
         build_network: Callable[[], nn.Module],
         autoencoder: Autoencoder | None = None,
     ):

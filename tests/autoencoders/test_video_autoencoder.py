@@ -12,7 +12,7 @@ from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.autoencoders.verify import verify_latents
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.diffusion import DynamicalDiffusion
+from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Forecaster, SamplingConfig
 
 RATIO = 4
@@ -91,7 +91,7 @@ def test_forecasts_count_frames_and_follow_their_history(autoencoder):
 
     forecaster = Forecaster(
         network=Repeat(),
-        diffusion=DynamicalDiffusion(prediction="x0"),
+        diffusion=build_process(prediction="x0"),
         sampling=SamplingConfig(num_steps=2),
         num_history_frames=2,
         num_future_frames=1,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dydiff_dist.diffusion import DynamicalDiffusion, sample, start_noise, timestep_grid
+from dydiff_dist.diffusion import build_process, sample, start_noise, timestep_grid
 from dydiff_dist.forecasting import Forecaster, SamplingConfig, load_forecaster
 from dydiff_dist.forecasting.forecaster import MEMBER_STRIDE
 from dydiff_kernels import NoiseCounter, Stream
@@ -32,7 +32,7 @@ class ShrinkingNetwork(torch.nn.Module):
 def _forecaster(**changes) -> Forecaster:
     forecaster = Forecaster(
         network=ShrinkingNetwork(),
-        diffusion=DynamicalDiffusion(num_timesteps=50, prediction="x0"),
+        diffusion=build_process(num_timesteps=50, prediction="x0"),
         sampling=SamplingConfig(sampler="ddim", num_steps=5, eta=0.5, spacing="uniform"),
         num_history_frames=NUM_HISTORY,
         num_future_frames=NUM_FUTURE,
@@ -52,7 +52,7 @@ def test_a_member_is_the_sampler_run_with_its_own_counter() -> None:
     futures = forecaster.forecast(history, case_index=[17, 40], num_members=4, seed=9)
     assert futures.shape == (2, 4, NUM_FUTURE, *FRAME_CHW)
     index = torch.tensor([3 * MEMBER_STRIDE + 17])
-    grid = timestep_grid(50, 5)
+    grid = timestep_grid(forecaster.diffusion.table, 5)
     shape = (1, NUM_HISTORY + NUM_FUTURE, *FRAME_CHW)
     given = (history[:1] - 10) / 4
     member = sample(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.diffusion import DynamicalDiffusion
+from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Forecaster, SamplingConfig
 from dydiff_dist.forecasting.forecaster import trained_on_shifts
 from dydiff_dist.forecasting.moving_view import MovingView
@@ -37,7 +37,7 @@ class EdgeNetwork(torch.nn.Module):
 def forecaster(network: torch.nn.Module, *, knows_shifts: bool = True, max_batch: int = 32, **sampling) -> Forecaster:
     return Forecaster(
         network=network,
-        diffusion=DynamicalDiffusion(num_timesteps=50, prediction="x0"),
+        diffusion=build_process(num_timesteps=50, prediction="x0"),
         sampling=SamplingConfig(spacing="uniform", **{"num_steps": 3, **sampling}),
         num_history_frames=2,
         num_future_frames=3,

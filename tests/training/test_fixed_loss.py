@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dydiff_dist.diffusion import DynamicalDiffusion
+from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Case, Forecaster, SamplingConfig
 from dydiff_dist.tasks.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 
@@ -24,7 +24,7 @@ class Guess(torch.nn.Module):
 def forecaster(network, prediction="x0", max_batch=32) -> Forecaster:
     return Forecaster(
         network=network,
-        diffusion=DynamicalDiffusion(prediction=prediction),
+        diffusion=build_process(prediction=prediction),
         sampling=SamplingConfig(),
         num_history_frames=2,
         num_future_frames=3,
