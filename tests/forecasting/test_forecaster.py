@@ -171,5 +171,5 @@ def test_errors_name_what_is_wrong() -> None:
 
 
 def test_sampling_config_refuses_eta_without_ddim() -> None:
-    with _expect("eta 0.5 needs sampler 'ddim', it is 'dpmpp_2m'; set eta to 0"):
+    with _expect("eta is 0.5 with sampler 'dpmpp_2m'; only 'ddim' takes it ('ancestral' is eta 1); set it to 0"):
         SamplingConfig(sampler="dpmpp_2m", eta=0.5)
