@@ -17,11 +17,12 @@ from dydiff_dist.diffusion.names import (
     LossSpace,
     MixedParts,
     NetworkSpace,
+    check_name,
     look_up,
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
-from dydiff_dist.diffusion.table import PREDICTIONS, PROCESSES, ProcessTable
+from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
 
@@ -30,8 +31,8 @@ class DiffusionConfig(StrictConfig):
     """The process: its row of the table in ``diffusion/table.py``, what the network predicts, and the loss."""
 
     process: str = "dydiff"
-    """dydiff (the method), dydiff_independent (its ablation: noise is not mixed), standard, correlated_noise (noise alone
-    is mixed), flow_matching, edm; or a registered one."""
+    """dydiff (the method), dydiff_independent (its ablation: noise is not mixed), standard, correlated_noise (noise
+    alone is mixed), flow_matching, edm; or a registered one."""
     num_timesteps: int = Field(default=1000, ge=2)
     """N, diffusion timesteps in training."""
     beta_schedule: BetaSchedule = "cosine"
@@ -71,17 +72,21 @@ class DiffusionConfig(StrictConfig):
     @model_validator(mode="before")
     @classmethod
     def _read_older(cls, tree: Any) -> Any:
-        """``dependent_noise`` named the process before there was a table of them; fills in the process's own prediction."""
+        """Reads ``dependent_noise``, older versions' name of the process; fills in the process's own prediction."""
         if not isinstance(tree, dict):
             return tree
         tree = dict(tree)
-        dependent = tree.pop("dependent_noise", True)
-        if not dependent:
-            if tree.get("process", "dydiff") != "dydiff":
-                raise ValueError("dependent_noise is false and process is given; leave dependent_noise out")
-            tree["process"] = "dydiff_independent"
+        if "dependent_noise" in tree:
+            dependent = tree.pop("dependent_noise")
+            if not isinstance(dependent, bool) or "process" in tree:
+                raise ValueError(
+                    f"dependent_noise is {dependent!r}; it is true or false in older files, without process: leave it "
+                    "out, and give process 'dydiff' for true, 'dydiff_independent' for false"
+                )
+            tree["process"] = "dydiff" if dependent else "dydiff_independent"
         if tree.get("prediction") is None:
-            tree["prediction"] = getattr(PROCESSES.get(tree.get("process", "dydiff")), "prediction", None)
+            row = PROCESSES.get(tree.get("process", "dydiff"))
+            tree["prediction"] = row.prediction if isinstance(row, ProcessRow) else None
         return tree
 
     @field_validator("gamma_schedule", mode="before")
@@ -90,19 +95,6 @@ class DiffusionConfig(StrictConfig):
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.tolist()
         return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("process")
-    @classmethod
-    def _known_process(cls, name: str) -> str:
-        look_up("process", name, PROCESSES)
-        return name
-
-    @field_validator("prediction")
-    @classmethod
-    def _known_prediction(cls, name: str | None) -> str | None:
-        if name is not None:
-            look_up("prediction", name, PREDICTIONS)
-        return name
 
     @model_validator(mode="after")
     def _check_combination(self) -> "DiffusionConfig":
@@ -120,9 +112,17 @@ class DiffusionConfig(StrictConfig):
             backend: of the kernels.
 
         Raises:
-            ValueError: fields that don't go together, or an autocovariance that is missing or of another shape.
+            ValueError: an unknown name, fields that don't go together, or an autocovariance that is missing or of
+                another shape.
         """
-        table = PROCESSES[self.process](self)
+        check_name("backend", backend, Backend)
+        builder = look_up("process", self.process, PROCESSES)
+        if self.prediction is not None and not isinstance(builder, ProcessRow):
+            raise ValueError(
+                f"prediction is {self.prediction!r}, and process {self.process!r} says itself what the network "
+                "predicts; leave prediction out"
+            )
+        table = builder(self)
         gamma_bar = table.frame_gamma
         if self.network_space == "unmixed":
             table = _unmixed(table)

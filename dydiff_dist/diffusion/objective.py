@@ -56,8 +56,8 @@ class Objective:
         first = num_history_frames if self.frames == "future" else 0
         if not 0 <= first < target.shape[1]:
             raise ValueError(
-                f"num_history_frames is {first}; a loss on future frames of a sequence of {target.shape[1]} needs it in "
-                f"0..{target.shape[1] - 1}"
+                f"num_history_frames is {first}; a loss on future frames of a sequence of {target.shape[1]} needs it "
+                f"in 0..{target.shape[1] - 1}"
             )
         if self.change is not None and self.gamma is not None:
             compute = torch.float64 if target.dtype == torch.float64 else torch.float32

@@ -1,9 +1,9 @@
 """The diffusion process on tensors: noising, targets, losses and single reverse steps, read off a table of numbers.
 
 ``table.py`` has the form that all processes share, ``docs/method.md`` explains it from the start. Tensors are
-(B, S, *rest), B samples, S frames, any rest; timesteps are int64 (B,) in 0..N-1, and -1 is clean. Storage may be float32,
-bfloat16 or float16, calculated in float32; float64 is calculated in float64. Backends are those of `dydiff_kernels`:
-a fused kernel where one runs, the torch specification for float64 and where gradients are wanted.
+(B, S, *rest), B samples, S frames, any rest; timesteps are int64 (B,) in 0..N-1, and -1 is clean. Storage may be
+float32, bfloat16 or float16, calculated in float32; float64 is calculated in float64. Backends are those of
+`dydiff_kernels`: a fused kernel where one runs, the torch specification for float64 and where gradients are wanted.
 """
 
 from collections.abc import Sequence
@@ -72,6 +72,7 @@ class DiffusionProcess:
         x = latents.mean if isinstance(latents, LatentPosterior) else latents
         forms_target = not self.table.targets_clean_frames
         workspace = workspace or Workspace()
+        reused = workspace.take("z", x)
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
@@ -79,8 +80,10 @@ class DiffusionProcess:
             mixes_target=self.table.mixes_target,
             with_target=forms_target,
             with_x0=True,
-            out=NoisedLatents(
-                workspace.take("z", x),
+            out=None
+            if reused is None
+            else NoisedLatents(
+                reused,
                 workspace.take("target", x) if forms_target else None,
                 workspace.take("x0", x) if posterior else None,
             ),

@@ -72,8 +72,8 @@ class Sampler:
 def ddim_weights(now: Level, after: Level, eta: float = 0.0) -> StepWeights:
     """DDIM (Song et al. 2021, Eq. 12 and 16) in general a and s; η = 1 is ancestral sampling.
 
-    σ = η s'/s √(s² - (a s'/a')²), the deviation of the forward process' posterior; z' = A' a' x̂ + B' (√(s'²-σ²) ε̂ + σ w).
-    The marginal stays exact, for any operators, if x̂ and ε̂ are.
+    z' = A' a' x̂ + B' (√(s'² - σ²) ε̂ + σ w) with σ = η s'/s √(s² - (a s'/a')²); at η = 1 that is the deviation of the
+    forward process' posterior. The marginal stays exact, for any operators, if x̂ and ε̂ are.
     """
     spread = max(0.0, now.noise**2 - (now.signal * after.noise / after.signal) ** 2)
     sigma = eta * after.noise / now.noise * math.sqrt(spread)
@@ -101,10 +101,12 @@ def _dpmpp_2m(levels: Sequence[Level], eta: float) -> list[Step]:
 
 
 def _heun(levels: Sequence[Level], eta: float) -> list[Step]:
-    """Heun's method in the ratio a/s, along which u/s moves with slope x̂ (Karras et al. 2022, Algorithm 1, in x̂).
+    """Heun's method in the ratio a/s, along which u/s moves with slope x̂.
 
-    Each step but the last is made twice: u₁ = (s'/s) u + b x̂ with b = a' - a s'/s, which is DDIM, and after an evaluation
-    there, which gives x̂₁, u' = (s'/s) u + b (x̂ + x̂₁)/2 = u₁ + b/2 (x̂₁ - x̂), where u₁ = a' x̂₁ + s' ε̂₁.
+    Each step but the last is made twice: u₁ = (s'/s) u + b x̂ with b = a' - a s'/s, which is DDIM, and after an
+    evaluation there, which gives x̂₁, u' = (s'/s) u + b (x̂ + x̂₁)/2 = u₁ + b/2 (x̂₁ - x̂), where u₁ = a' x̂₁ + s' ε̂₁.
+    Algorithm 1 of Karras et al. 2022 makes the same two evaluations at other slopes, dz/dσ = (z - x̂)/σ: as accurate to
+    the order, but x̂₁ has the weight (σ - σ')/2σ' there, which grows with the step, and (σ - σ')/2σ here.
     """
     steps = []
     for now, after in pairwise(levels):
@@ -122,7 +124,7 @@ SAMPLERS: dict[str, Sampler] = {
     "heun": Sampler(_heun, order=2, any_process=False),
     "euler": Sampler(_ddim, order=1),
 }
-"""``euler`` is DDIM with η = 0: for flow matching its step is z + (τ' - τ) v, for EDM that of Karras et al. 2022."""
+"""``euler`` is DDIM with η = 0: z + (τ' - τ) v for flow matching, z + (σ' - σ) (z - x̂)/σ for EDM."""
 
 
 def register_sampler(name: str, sampler: Sampler) -> None:

@@ -100,24 +100,28 @@ def sample(
     for index, step in enumerate(steps):
         now = torch.full(start.shape[:1], step.now.timestep, device=start.device)
         output = denoise(process.model_input(z, now), now)
-        if index == 0:
+        if index == 0 and output.dtype != start.dtype:
             accuracy.check_steps(process.table, steps, start.shape[1], output.dtype)
+        now_level, after_level = (
+            process.table.at(torch.full(start.shape[:1], level.timestep)) for level in (step.now, step.after)
+        )
+        reused = workspace.take("z", z)
         slot = f"x0_{index % memory}" if memory else ""  # that of the x̂ which this step is the last to read
-        z, x0 = process.step(
+        result = process.step(
             z,
             output,
-            process.table.at(now.cpu()),
-            process.table.at(torch.full(start.shape[:1], step.after.timestep)),
+            now_level,
+            after_level,
             step.weights,
             previous=list(previous)[: len(step.weights.previous)],
             noise=_noise_of(noise, index) if step.weights.sigma else None,
             history=history,
             return_x0=memory > 0,
-            out=ReverseStep(workspace.take("z", z), workspace.take(slot, z) if memory else None),
+            out=None if reused is None else ReverseStep(reused, workspace.take(slot, z) if memory else None),
         )
-        workspace.keep("z", z)
-        if memory:
-            previous.appendleft(workspace.keep(slot, x0))
+        z = workspace.keep("z", result.z)
+        if result.x0 is not None:
+            previous.appendleft(workspace.keep(slot, result.x0))
     return z
 
 
@@ -191,7 +195,8 @@ def _checked_grid(process: DiffusionProcess, timesteps: Sequence[int]) -> list[i
         raise ValueError(f"timesteps have shape {tuple(grid.shape)}, dtype {grid.dtype}; give K integers")
     if not 0 <= grid.min() <= grid.max() < process.num_timesteps:
         raise ValueError(
-            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in 0..{process.num_timesteps - 1}"
+            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in "
+            f"0..{process.num_timesteps - 1}"
         )
     if not bool((grid[1:] < grid[:-1]).all()):
         raise ValueError("timesteps do not descend; give a grid as timestep_grid makes it, the largest first")

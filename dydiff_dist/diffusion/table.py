@@ -43,13 +43,13 @@ class ProcessTable:
     """What a process does at each of N timesteps; the timestep after the last reverse step, -1, is clean.
 
     Raises:
-        ValueError: columns of different lengths, or numbers from which x and ε can't be recovered.
+        ValueError: columns of another shape or type, values out of range, or numbers from which x can't be recovered.
     """
 
     signal: Tensor
-    """a, (N,) float64, falling."""
+    """a ≥ 0, (N,) float64; a/s falls from timestep to timestep."""
     noise: Tensor
-    """s > 0, (N,) float64, rising against a."""
+    """s > 0, (N,) float64."""
     frame_gamma: Tensor
     """γ_x in (0, 1], (N,) float64: the Dynamics operator on the frames; 1 is no mixing."""
     noise_gamma: Tensor
@@ -64,23 +64,44 @@ class ProcessTable:
     """(N,) float64: what z is divided by before the network sees it; None shows it z."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            column = getattr(self, field.name)
-            if isinstance(column, Tensor) and column.shape != self.signal.shape:
-                raise ValueError(
-                    f"column {field.name} has shape {tuple(column.shape)}; signal {tuple(self.signal.shape)}"
-                )
-        lost = (self.determinant == 0).nonzero()
+        self._check_columns()
+        lost = (self.determinant == 0).nonzero().flatten()
         if len(lost):
+            t = int(lost[0])
             raise ValueError(
-                f"at timestep {int(lost[0])} the target says nothing of the frames (signal {self.signal[lost[0, 0]]:.3g}, "
-                f"noise {self.noise[lost[0, 0]]:.3g}); use prediction 'v' or 'x0', or turn zero_terminal_snr off"
+                f"at timestep {t} the target says nothing of the frames (signal {self.signal[t]:.3g}, noise "
+                f"{self.noise[t]:.3g}); use prediction 'v' or 'x0', or a schedule that leaves some signal "
+                "(zero_terminal_snr off)"
             )
         if not self.mixes_target and not self.shares_operator and bool(self.target_noise.any()):
             raise ValueError(
                 "a target before mixing that holds noise needs the same operator on frames and noise; "
                 "predict x0, or the mixed target"
             )
+
+    def _check_columns(self) -> None:
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if not isinstance(column, Tensor):
+                continue
+            if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
+                raise ValueError(
+                    f"column {field.name} is {column.dtype} of shape {tuple(column.shape)}; it must be float64, one "
+                    f"number for each timestep, as signal, {tuple(self.signal.shape)}"
+                )
+        ranges = {
+            "signal": bool((self.signal >= 0).all()),
+            "noise": bool((self.noise > 0).all()),
+            "frame_gamma": bool(((self.frame_gamma > 0) & (self.frame_gamma <= 1)).all()),
+            "noise_gamma": bool(((self.noise_gamma > 0) & (self.noise_gamma <= 1)).all()),
+            "signal/noise": bool((self.signal / self.noise).diff().lt(0).all()),
+        }
+        for name, holds in ranges.items():
+            if not holds:
+                raise ValueError(
+                    f"the process' {name} is out of range at some timestep; signal must be at least 0, noise above 0, "
+                    "gammas in (0, 1], and signal/noise must fall"
+                )
 
     @property
     def num_timesteps(self) -> int:
@@ -109,7 +130,7 @@ class ProcessTable:
 
     @cached_property
     def is_whitened_standard(self) -> bool:
-        """Whether B⁻¹z is standard diffusion of one and the same B⁻¹A x at all timesteps: operators shared, or constant.
+        """Whether B⁻¹z is standard diffusion of one and the same B⁻¹A x throughout: operators shared, or constant.
 
         Solvers that use x̂ of several timesteps (2M, Heun) keep their order then, and only then.
         """
@@ -125,7 +146,7 @@ class ProcessTable:
 
     @cached_property
     def _rows(self) -> dict[torch.device, Tensor]:
-        """(N + 1, 6) by device; row t + 1 belongs to timestep t, so that -1 finds clean frames: a = 1, s = 0, no mixing."""
+        """(N + 1, 6) by device. Row t + 1 is that of timestep t: -1 finds clean frames, a = 1, s = 0, unmixed."""
         clean = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
         columns = [getattr(self, name) for name in Levels._fields]
         return {torch.device("cpu"): torch.cat((clean, torch.stack(columns, 1)))}
@@ -177,12 +198,15 @@ def register_prediction(name: str, prediction: Prediction) -> None:
         name: not yet taken.
         prediction: the target's columns p and q from a and s.
 
+    Raises:
+        ValueError: the name is taken.
+
     Example:
-        >>> import torch
         >>> from dydiff_dist.diffusion import build_process
         >>> register_prediction("half_v", Prediction(lambda a, s, config: (a / 2, -s / 2)))
-        >>> build_process(prediction="half_v").table.target_noise[0] < 0.5
-        tensor(True)
+        >>> v, half = build_process(prediction="v"), build_process(prediction="half_v")
+        >>> bool((half.table.target_noise == v.table.target_noise / 2).all())
+        True
     """
     _register("prediction", PREDICTIONS, name, prediction)
 
@@ -206,6 +230,8 @@ def _straight(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
 
 def _variance_exploding(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
     """a = 1, s = σ_t, spaced as in Karras et al. 2022, Eq. 5 with ρ = 7, from σ_min at t = 0 to σ_max at N-1."""
+    if not config.sigma_min < config.sigma_max:
+        raise ValueError(f"sigma_min is {config.sigma_min} and sigma_max {config.sigma_max}; sigma_min must be smaller")
     fraction = torch.linspace(0, 1, config.num_timesteps, dtype=torch.float64)
     low, high = config.sigma_min ** (1 / 7), config.sigma_max ** (1 / 7)
     sigma = (low + fraction * (high - low)) ** 7
@@ -213,29 +239,33 @@ def _variance_exploding(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One of the shipped processes."""
+class ProcessRow:
+    """A process that goes with every prediction: a path of signal and noise, and what the Dynamics operator acts on."""
 
     path: Path
+    """Configuration -> (a, s), (N,) float64 each."""
     mixed: MixedParts
     prediction: str
     """Where the configuration names none."""
     choose_mixed: bool = False
     """Whether ``diffusion.mixes`` may change what is mixed."""
+    scales_input: bool = False
+    """Whether the network sees z over √(a² σ_d² + s²), 1/c_in of Karras et al. 2022; not needed where z keeps to 1."""
 
     def __call__(self, config: "DiffusionConfig") -> ProcessTable:
-        signal, noise = self.path(config)
+        """The table, with the prediction that ``config`` names."""
         if config.mixes is not None and not self.choose_mixed:
             raise ValueError(
-                f"mixes is {config.mixes!r}, and process {config.process!r} says itself that {self.mixed} of frames and "
-                "noise are mixed; leave mixes out, or choose another process"
+                f"mixes is {config.mixes!r}, and process {config.process!r} says itself what is mixed; leave mixes "
+                "out, or choose another process"
             )
         mixed = self.mixed if config.mixes is None else config.mixes
+        signal, noise = self.path(config)
         gamma_bar = schedules.gamma_bar_schedule(len(signal), config.gamma_schedule, config.gamma_ratio)
         none = torch.ones_like(gamma_bar)
-        name = self.prediction if config.prediction is None else config.prediction
-        prediction = look_up("prediction", name, PREDICTIONS)
+        prediction = look_up("prediction", config.prediction or self.prediction, PREDICTIONS)
         p, q = prediction.target(signal, noise, config)
+        std = (signal.square() * config.sigma_data**2 + noise.square()).sqrt()
         return ProcessTable(
             signal=signal,
             noise=noise,
@@ -244,23 +274,17 @@ class _Row:
             target_noise=p,
             target_signal=q,
             mixes_target=prediction.mixes_target,
-            input_std=self._input_std(signal, noise, config),
+            input_std=std if self.scales_input else None,
         )
-
-    def _input_std(self, signal: Tensor, noise: Tensor, config: "DiffusionConfig") -> Tensor | None:
-        """1/c_in of Karras et al. 2022 for paths whose z doesn't keep unit variance."""
-        if self.path is not _variance_exploding:
-            return None
-        return (signal.square() * config.sigma_data**2 + noise.square()).sqrt()
 
 
 PROCESSES: dict[str, ProcessBuilder] = {
-    "dydiff": _Row(_variance_preserving, "both", "eps"),
-    "dydiff_independent": _Row(_variance_preserving, "frames", "eps"),
-    "standard": _Row(_variance_preserving, "none", "eps"),
-    "correlated_noise": _Row(_variance_preserving, "noise", "eps"),
-    "flow_matching": _Row(_straight, "none", "velocity", choose_mixed=True),
-    "edm": _Row(_variance_exploding, "none", "edm", choose_mixed=True),
+    "dydiff": ProcessRow(_variance_preserving, "both", "eps"),
+    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps"),
+    "standard": ProcessRow(_variance_preserving, "none", "eps"),
+    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps"),
+    "flow_matching": ProcessRow(_straight, "none", "velocity", choose_mixed=True),
+    "edm": ProcessRow(_variance_exploding, "none", "edm", choose_mixed=True, scales_input=True),
 }
 
 
@@ -269,21 +293,21 @@ def register_process(name: str, builder: ProcessBuilder) -> None:
 
     Args:
         name: not yet taken.
-        builder: configuration -> table.
+        builder: a row, with which every prediction goes; or any function configuration -> table, which then says itself
+            what the network predicts.
+
+    Raises:
+        ValueError: the name is taken.
 
     Example:
         >>> import torch
         >>> from dydiff_dist.diffusion import build_process
-        >>> def cosine_path(config):
+        >>> def circle(config):
         ...     angle = torch.linspace(0.01, 1.56, config.num_timesteps, dtype=torch.float64)
-        ...     one = torch.ones_like(angle)
-        ...     return ProcessTable(
-        ...         signal=angle.cos(), noise=angle.sin(), frame_gamma=one, noise_gamma=one,
-        ...         target_noise=angle.cos(), target_signal=-angle.sin(),
-        ...     )
-        >>> register_process("cosine_path", cosine_path)
-        >>> build_process(process="cosine_path").num_timesteps
-        1000
+        ...     return angle.cos(), angle.sin()
+        >>> register_process("circle", ProcessRow(circle, mixed="noise", prediction="v"))
+        >>> build_process(process="circle", num_timesteps=3).table.signal
+        tensor([1.0000, 0.7074, 0.0108], dtype=torch.float64)
     """
     _register("process", PROCESSES, name, builder)
 
