@@ -1,15 +1,20 @@
-"""Safetensors files written as a stream: tensors go to the disk one after the other and are hashed on the way.
+"""Files that are whole or not there: atomic writes, hashes, and safetensors files written as a stream.
 
-The library's own writer takes all tensors at once. Here the caller holds one at a time, the file's SHA-256 is known
-when its last byte is written, and the file is on the disk (fsync) before it is spoken of. Reading is the library's:
-nothing that runs when it is read.
+Everything that a later command reads is written through ``atomic_file``: whatever kills the writer, a reader finds the
+old file or the new one, never half of either.
+
+The safetensors library's own writer takes all tensors at once. ``write_tensor_file`` holds one at a time and knows the
+file's SHA-256 when its last byte is written. Reading is the library's: nothing that runs when it is read.
 """
 
+import glob
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +36,93 @@ _DTYPE_NAMES = {
 """The format's names of dtypes."""
 
 _CHUNK_BYTES = 2**22
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields the name under which to write a file that is to stand at ``path``.
+
+    When the block ends, the file is flushed to the disk and renamed, and the folder's list of names is flushed; an
+    older file at ``path`` is replaced in that one step. If the block raises, nothing has changed. The name,
+    ``.NAME.TOKEN.partial`` in the same folder, is another one each time, so that processes, on whatever hosts, that
+    write the same file don't disturb each other: the last one to end wins. Only a writer that is killed leaves it
+    behind; ``remove_partials`` is for that.
+
+    Args:
+        path: of the file; its folder must exist.
+
+    Raises:
+        OSError: no room, no permission, no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic_file(folder / "notes.txt") as partial:
+        ...     _ = partial.write_text("all of it")
+        >>> [path.name for path in folder.iterdir()]
+        ['notes.txt']
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        commit_file(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def commit_file(partial: Path, path: Path) -> None:
+    """Gives a finished file its name, as ``atomic_file`` does: for a partial file whose name the caller chose, so that
+    a later process can go on with it."""
+    flush_to_disk(partial)
+    partial.replace(path)
+    flush_to_disk(path.parent)
+
+
+def remove_partials(path: Path) -> None:
+    """Removes what killed writers of ``path`` left behind; for a caller who knows that nobody writes it now."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file through ``atomic_file``."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, UTF-8, through ``atomic_file``."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, tree: object, *, indent: int | None = 1, allow_nan: bool = True) -> None:
+    """Writes a JSON file through ``atomic_file``.
+
+    Args:
+        path: of the file.
+        tree: JSON types.
+        indent: spaces per level; None writes one line.
+        allow_nan: whether NaN and infinities may be written, which are Python's addition to JSON.
+
+    Raises:
+        ValueError: ``tree`` holds one and ``allow_nan`` is False.
+    """
+    write_text(path, json.dumps(tree, indent=indent, allow_nan=allow_nan) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns when the file, or the folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +152,10 @@ def file_order(specs: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def write_tensor_file(path: Path, specs: Mapping[str, TensorSpec], data: Iterable[Tensor]) -> FileRecord:
-    """Writes a safetensors file and flushes it to the disk.
+    """Writes a safetensors file, in place, and flushes it to the disk.
 
     Args:
-        path: of the file; replaced if it exists.
+        path: of the file; overwritten if it exists, so give a partial name where somebody may read it.
         specs: every tensor's dtype and shape, by name.
         data: CPU tensors whose bytes, one after the other, are those of the tensors in ``file_order(specs)``. Pulled
             one at a time; they may be cut differently from ``specs``, e.g. one tensor for all.
@@ -83,34 +175,6 @@ def write_tensor_file(path: Path, specs: Mapping[str, TensorSpec], data: Iterabl
         file.flush()
         os.fsync(file.fileno())
     return FileRecord(num_bytes=num_bytes, sha256=hasher.hexdigest())
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Returns when the file, or the folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, tree: object, indent: int | None = 1) -> None:
-    """Writes a JSON file, flushed to the disk, in one step: a reader sees the old one or the new one, whole."""
-    write_text(path, json.dumps(tree, indent=indent) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Like ``write_json``, for any text."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    flush_to_disk(partial)
-    partial.replace(path)
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> bytes:

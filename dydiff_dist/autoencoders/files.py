@@ -23,7 +23,8 @@ from dydiff_dist.autoencoders.description import (
     read_description,
 )
 from dydiff_dist.autoencoders.networks import CONFIG_NAME, WEIGHTS_NAME, NetworkFiles, network_from_config
-from dydiff_dist.data.manifest import document_bytes, file_sha256, write_atomically
+from dydiff_dist.data.manifest import document_bytes
+from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes
 
 
 def save_autoencoder(
@@ -44,18 +45,18 @@ def save_autoencoder(
     folder.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in network.config.items() if not name.startswith("_")}
     config_data = (json.dumps({"_class_name": type(network).__name__, **config}, indent=1) + "\n").encode()
-    partial = folder / f".{WEIGHTS_NAME}.partial"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
-    written = AutoencoderDescription(
-        network=type(network).__name__,
-        weights_sha256=file_sha256(partial),
-        config_sha256=hashlib.sha256(config_data).hexdigest(),
-        **description,
-    )
-    partial.replace(folder / WEIGHTS_NAME)
-    write_atomically(folder / CONFIG_NAME, config_data)
+    remove_partials(folder / WEIGHTS_NAME)
+    with atomic_file(folder / WEIGHTS_NAME) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+        written = AutoencoderDescription(
+            network=type(network).__name__,
+            weights_sha256=file_sha256(partial),
+            config_sha256=hashlib.sha256(config_data).hexdigest(),
+            **description,
+        )
+    write_bytes(folder / CONFIG_NAME, config_data)
     # last, as it is what makes the folder an autoencoder
-    write_atomically(folder / DESCRIPTION_NAME, document_bytes(written))
+    write_bytes(folder / DESCRIPTION_NAME, document_bytes(written))
     return written
 
 
@@ -66,10 +67,9 @@ def copy_autoencoder(source: str | Path, folder: str | Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
-        partial = folder / f".{name}.partial"
-        shutil.copyfile(source / name, partial)
-        partial.replace(folder / name)
-    write_atomically(folder / DESCRIPTION_NAME, (source / DESCRIPTION_NAME).read_bytes())
+        with atomic_file(folder / name) as partial:
+            shutil.copyfile(source / name, partial)
+    write_bytes(folder / DESCRIPTION_NAME, (source / DESCRIPTION_NAME).read_bytes())
 
 
 def load_autoencoder(

@@ -28,7 +28,7 @@ from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.deepspeed.state import AVERAGED, EngineState
 from dydiff_dist.engine.ema import ShardedEMA
-from dydiff_dist.files import TensorSpec, file_order, file_sha256, write_tensor_file, write_text
+from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
 from dydiff_dist.ranks.world import World, barrier, gather_objects, raise_together
 
 logger = logging.getLogger(__name__)
@@ -222,6 +222,7 @@ class CheckpointStore:
                 old.rename(final)
         for leftover in self.folder.glob(".step_*"):
             shutil.rmtree(leftover)
+        remove_partials(self.folder / checkpoint_folder.LATEST)
         return lock
 
     def _write_share(self, partial: Path, specs: dict, data: Iterable[Tensor], pieces: dict) -> None:

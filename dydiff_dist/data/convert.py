@@ -28,12 +28,12 @@ from dydiff_dist.data.manifest import (
     ShardEntry,
     document_bytes,
     read_document,
-    write_atomically,
 )
 from dydiff_dist.data.members import PLAIN, EncodingConfig
 from dydiff_dist.data.shard_writer import Sample, index_path, write_shard
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
+from dydiff_dist.files import remove_partials, write_bytes
 from dydiff_dist.strict_config import StrictConfig
 
 MIN_ITEMS_TO_JUDGE = 20
@@ -269,7 +269,7 @@ def _write_shard(job: ShardJob) -> ShardRecord:
         bad_items=tuple(bad_items),
         left_out=dict(left_out),
     )
-    write_atomically(_record_path(tar_path), document_bytes(record))
+    write_bytes(_record_path(tar_path), document_bytes(record))
     return record
 
 
@@ -322,7 +322,7 @@ def _write_manifests(
             },
         )
         path = out / split / MANIFEST_NAME
-        write_atomically(path, document_bytes(manifest))
+        write_bytes(path, document_bytes(manifest))
         manifests[split] = path
     return manifests
 
@@ -384,8 +384,8 @@ def _only_finisher(out: Path) -> Iterator[None]:
     """Lets parts that end at the same time write manifests one after the other, and removes what a killed one left."""
     with open(out / ".lock-manifests", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for leftover in out.glob(f"*/{MANIFEST_NAME}.*.tmp"):
-            leftover.unlink()
+        for folder in out.iterdir():
+            remove_partials(folder / MANIFEST_NAME)
         yield
 
 
@@ -394,9 +394,9 @@ def _prepare_folder(job: ShardJob) -> None:
     folder = job.out / job.task.split
     (folder / ".records").mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    stem = Path(job.task.name).stem
-    for leftover in [*folder.glob(f"{stem}.*.tmp"), *folder.glob(f".records/{stem}.*.tmp")]:
-        leftover.unlink()
+    tar_path = folder / job.task.name
+    for path in (tar_path, index_path(tar_path), _record_path(tar_path)):
+        remove_partials(path)
 
 
 def _record_path(tar_path: Path) -> Path:

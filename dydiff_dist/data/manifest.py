@@ -8,7 +8,6 @@ reading the ones before it. Plain webdataset needs neither: the tar files stand 
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -213,35 +212,3 @@ def _check_seal(data: bytes, name: str) -> None:
     if tree.get("sha256"):
         raise ValueError(f"{name} was altered: its checksum does not fit its content; restore it, or {remedy}")
     logger.warning("%s has no checksum, so a changed value in it goes unnoticed; %s", name, remedy)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either absent, the old one, or complete: temporary name, fsync, rename, fsync of the
-    folder."""
-    temporary = temporary_name(path)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    commit_file(temporary, path)
-
-
-def temporary_name(path: Path) -> Path:
-    """Name for a file in the making; it differs per process, so a process that outlived its parent disturbs nobody."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def commit_file(temporary: Path, path: Path) -> None:
-    """Renames a finished and synced temporary file into place, durably."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from dydiff_dist.files import commit_file
 from dydiff_dist.strict_config import StrictConfig
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class RemoteStore:
                 file.truncate(0)
             for piece in self._pieces(name, file.tell(), size - file.tell()):
                 file.write(piece)
-        os.replace(part, path)
+        commit_file(part, path)
 
     def _make_room(self, needed: int, wanted: Path) -> None:
         """Drops the files used longest ago until the cache can take ``needed`` bytes."""

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,11 +17,7 @@ from webdataset.tariterators import base_plus_ext
 from dydiff_dist.data.manifest import (
     ShardEntry,
     ShardIndex,
-    commit_file,
     document_bytes,
-    file_sha256,
-    temporary_name,
-    write_atomically,
 )
 from dydiff_dist.data.members import (
     ACTIONS_MEMBER,
@@ -37,6 +32,7 @@ from dydiff_dist.data.members import (
     npy_bytes,
 )
 from dydiff_dist.data.statistics import FrameMoments
+from dydiff_dist.files import atomic_file, file_sha256, write_bytes
 
 
 @dataclass
@@ -73,25 +69,33 @@ def write_shard(
     Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
     are fixed.
     """
-    temporary = temporary_name(tar_path)
-    try:
-        return _write_shard(tar_path, temporary, samples, measured_frames, encoding)
-    finally:
-        temporary.unlink(missing_ok=True)  # after an error; a finished shard has been renamed
+    moments = FrameMoments()
+    with atomic_file(tar_path) as partial:
+        index = _write_tar(partial, tar_path.name, samples, moments, measured_frames, encoding)
+        index_data = document_bytes(index)
+        entry = ShardEntry(
+            name=tar_path.name,
+            num_samples=len(index.keys),
+            bytes=partial.stat().st_size,
+            sha256=file_sha256(partial),
+            index_sha256=hashlib.sha256(index_data).hexdigest(),
+        )
+    write_bytes(index_path(tar_path), index_data)
+    return entry, moments
 
 
-def _write_shard(
-    tar_path: Path,
-    temporary: Path,
+def _write_tar(
+    partial: Path,
+    name: str,
     samples: Iterable[Sample],
+    moments: FrameMoments,
     measured_frames: Callable[[Sample], np.ndarray],
     encoding: EncodingConfig,
-) -> tuple[ShardEntry, FrameMoments]:
-    """Writes to ``temporary``, then renames."""
-    moments = FrameMoments()
+) -> ShardIndex:
+    """Writes the tar file, adds its frames to ``moments`` and returns its index."""
     keys: list[str] = []
     offsets: list[int] = []
-    with open(temporary, "wb") as file:
+    with open(partial, "w+b") as file:
         writer = webdataset.TarWriter(file, encoder=False, user="", group="", mtime=0, compress=False)
         for sample in samples:
             if "." in sample.key or not sample.key:
@@ -105,20 +109,7 @@ def _write_shard(
             moments.add(measured_frames(sample), sample.logvar)
         end = writer.tarstream.offset
         writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    with open(temporary, "rb") as file:
-        index_data = document_bytes(_build_index(tar_path.name, file, keys, offsets, end))
-    entry = ShardEntry(
-        name=tar_path.name,
-        num_samples=len(keys),
-        bytes=temporary.stat().st_size,
-        sha256=file_sha256(temporary),
-        index_sha256=hashlib.sha256(index_data).hexdigest(),
-    )
-    commit_file(temporary, tar_path)
-    write_atomically(index_path(tar_path), index_data)
-    return entry, moments
+        return _build_index(name, file, keys, offsets, end)
 
 
 def scan_shard(name: str, data: bytes) -> ShardIndex:

@@ -21,6 +21,7 @@ from dydiff_dist.evaluation.score_files import protocol_differences
 from dydiff_dist.evaluation.scored_run import SERIES_NAME, STRIPS_FOLDER, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
+from dydiff_dist.files import write_json, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
@@ -48,7 +49,7 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
             record |= {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
         records.append(record)
     path = target / STRIPS_NAME
-    path.write_text(json.dumps(records, indent=1) + "\n")
+    write_json(path, records)
     return path
 
 
@@ -67,7 +68,7 @@ def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: P
         records.append(record)
     path = folder / STRIPS_FOLDER / SERIES_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records) + "\n")
+    write_json(path, records, indent=None)
     return path
 
 
@@ -107,7 +108,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         text = text.replace(mark, content, 1)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
     return path
 
 

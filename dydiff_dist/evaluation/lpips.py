@@ -7,7 +7,6 @@ weights come with this project, and no pickle is executed.
 Letters: B frames, C channels, H W height and width, S lead times.
 """
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dydiff_dist.evaluation.suites import Suite, Terms
+from dydiff_dist.files import file_sha256
 
 
 class _Convolution(NamedTuple):
@@ -133,8 +133,7 @@ def load_lpips(path: str | Path, device: torch.device | str = "cpu") -> tuple[Lp
         raise ValueError(
             f"{path} is neither torchvision's AlexNet nor its VGG-16 (it holds {len(weights)} tensors features.*)"
         )
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     return Lpips(net, weights, _heads(_BACKBONES[net].head)).eval().to(device), sha256
 
 

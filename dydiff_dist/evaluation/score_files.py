@@ -1,7 +1,6 @@
 """Scores as people read them: a table for the terminal, a JSON file with its protocol."""
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, Evaluation
 from dydiff_dist.evaluation.table import interval_95
+from dydiff_dist.files import atomic_file, write_json
 
 _SCORES = ("crps", "mse")
 _MOST_BASELINES = 2
@@ -69,7 +69,7 @@ def write_summary(evaluation: Evaluation, path: Path) -> dict:
     """Writes ``summary`` as JSON and returns it; numbers that are undefined (a spread of one member) are null."""
     content = _without_nan(summary(evaluation))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, content, allow_nan=False)
     return content
 
 
@@ -84,7 +84,8 @@ def write_draws(evaluation: Evaluation, path: Path) -> Path:
         for score, values in evaluation.draws(name).overall.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **drawn)
+    with atomic_file(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **drawn)
     return path
 
 
@@ -95,7 +96,7 @@ def write_case_scores(evaluation: Evaluation, path: Path) -> Path:
     """
     scores = [score for suite in evaluation.suites for score in suite.scores]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with atomic_file(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["case", "key", "forecaster", *scores])
         for number, key in sorted(evaluation.keys.items()):

@@ -6,7 +6,6 @@ has arguments ``rescale``, ``resize`` and ``return_features``; another extractor
 SHA-256. Letters: N clips, M members, S frames, C channels, H W height and width, D features.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dydiff_dist.evaluation.frechet import Divisor
+from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
 CLIPS_AT_ONCE = 8
@@ -94,8 +94,7 @@ class ClipExtractor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"extractor {path} does not exist; give the TorchScript file of an I3D network")
-        data = path.read_bytes()
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.sha256 = file_sha256(path)
         if sha256 is not None and sha256.lower() != self.sha256:
             raise ValueError(f"extractor {path} has SHA-256 {self.sha256}, pinned is {sha256}; it was not loaded")
         try:

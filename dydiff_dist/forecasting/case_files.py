@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dydiff_dist.files import atomic_file
+
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
 ZARR_NAME = "forecasts.zarr"
 
@@ -52,17 +54,14 @@ class NpzFiles:
         return self.folder / f"case_{case:06d}.npz"
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """Under a temporary name first, then renamed."""
-        path = self.path(case)
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "wb") as file:
+        """Writes the case's file, which appears complete."""
+        with atomic_file(self.path(case)) as partial, open(partial, "wb") as file:
             np.savez(
                 file,
                 members=members.astype(np.float32),
                 lead_frames=_lead_frames(members.shape[1], self.frame_stride),
                 key=np.array(key),
             )
-        partial.replace(path)
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
         """(key, members) of a case."""

@@ -6,6 +6,7 @@ Large weights lie in several files, ``model-00001-of-00003.safetensors`` and so 
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
-from dydiff_dist.files import TensorSpec, file_order, file_sha256, write_json, write_tensor_file
+from dydiff_dist.files import TensorSpec, atomic_file, file_order, file_sha256, write_json, write_tensor_file
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster, trained_on_shifts
 from dydiff_dist.models import VideoTransformerConfig, build_network
@@ -149,16 +150,13 @@ def _write_weights(
     """Writes the files, all of them or none, and returns their SHA-256 by name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sums = {
-            name: write_tensor_file(folder / f".{name}.partial", part, map(read, file_order(part))).sha256
-            for name, part in files.items()
-        }
+        sums = {}
+        with ExitStack() as partials:  # the files get their names together, when the last one is written
+            for name, part in files.items():
+                partial = partials.enter_context(atomic_file(folder / name))
+                sums[name] = write_tensor_file(partial, part, map(read, file_order(part))).sha256
     except OSError as error:
-        for partial in folder.glob(".model*.partial"):
-            partial.unlink()
         raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
-    for name in files:
-        (folder / f".{name}.partial").replace(folder / name)
     return sums
 
 
@@ -175,8 +173,8 @@ def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, Te
 
 
 def _remove_older(folder: Path, written: set[str]) -> None:
-    """Deletes the weights of an older model that lay in other files."""
-    for path in (*folder.glob("model*.safetensors"), folder / INDEX_NAME):
+    """Deletes the weights of an older model that lay in other files, and of one whose export was killed."""
+    for path in (*folder.glob("model*.safetensors"), *folder.glob(".model*.partial"), folder / INDEX_NAME):
         if path.name not in written:
             path.unlink(missing_ok=True)
 

@@ -3,8 +3,6 @@
 A folder never mixes two requests. Letters: M members, S lead times, C channels, H W height and width.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.files import write_json
 from dydiff_dist.forecasting.case_files import CaseFiles, NpzFiles, ZarrFiles
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
@@ -93,10 +92,8 @@ class ForecastStore:
                 )
             return cls(folder, request, num_cases)
         folder.mkdir(parents=True, exist_ok=True)
-        # several processes may create the folder at once: each writes its own file, and the contents are the same
-        partial = folder / f".{REQUEST_NAME}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(request.model_dump(mode="json"), indent=1) + "\n")
-        partial.replace(path)
+        # several processes may create the folder at once; what they write is the same
+        write_json(path, request.model_dump(mode="json"))
         return cls(folder, request, num_cases)
 
     @classmethod

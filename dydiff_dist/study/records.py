@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
+from dydiff_dist.files import atomic_file
 from dydiff_dist.study.kept_scores import SCORES
 
 CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
@@ -107,9 +108,7 @@ def read_run_rows(path: Path) -> list[dict[str, str]]:
 
 def _write(path: Path, header: list[str], rows: Iterable[list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="") as file:
+    with atomic_file(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    partial.replace(path)

@@ -5,7 +5,6 @@ and scores are the functions behind tools/forecast.py and tools/evaluate.py.
 """
 
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -23,6 +22,7 @@ import dydiff_dist
 from dydiff_dist.errors import USER_ERRORS
 from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
 from dydiff_dist.evaluation.random_walk import RandomWalk
+from dydiff_dist.files import write_json
 from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
@@ -251,13 +251,6 @@ def commit() -> str:
         return ""
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE).stdout.strip()
     return head.stdout.strip() + ("-dirty" if changed else "")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a small record; it appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 def read_json(path: Path) -> dict:

@@ -15,6 +15,7 @@ import torch
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.deepspeed.gradients import gradients_are_finite
 from dydiff_dist.errors import SharedError
+from dydiff_dist.files import write_json
 from dydiff_dist.ranks.world import World, gather_objects
 from dydiff_dist.training.config import NonFiniteConfig
 from dydiff_dist.training.task import MicroLoss
@@ -103,9 +104,7 @@ class NonFiniteGuard:
         """Notes beside the bad batches where the data went on, for a start from the same checkpoint."""
         if self.world.is_main:
             note = {"checkpoint_step": loaded.step, "next_batch": batches}
-            partial = self._rollback_path.with_suffix(".partial")
-            partial.write_text(json.dumps(note) + "\n")
-            partial.replace(self._rollback_path)
+            write_json(self._rollback_path, note, indent=None)
 
     def after_rollback(self, loaded: RunPosition) -> RunPosition:
         """The position to go on from after a start: past what a rollback to this very checkpoint went past."""
@@ -129,7 +128,7 @@ class NonFiniteGuard:
         if self.world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             report = {"after_step": position.step, "batch": position.batches, "ranks": ranks}
-            path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+            write_json(path, report, allow_nan=False)
         return path
 
 

@@ -60,7 +60,7 @@ def check_visible(out: Path, whole: Path) -> None:
     """Whatever stands under a final name is complete, also right after a kill."""
     finished = files(whole)
     for path, data in files(out).items():
-        assert path.suffix == ".tmp" or data == finished[path], path
+        assert path.suffix == ".partial" or data == finished[path], path
 
 
 def main() -> None:

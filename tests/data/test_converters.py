@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.data.convert import LeftOut, convert
-from dydiff_dist.data.manifest import Manifest, file_sha256, read_document
+from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
 from dydiff_dist.data.sources.sevir_values import vil_to_kg_per_m2
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig
+from dydiff_dist.files import file_sha256
 
 
 def tar_members(folder):

@@ -63,7 +63,7 @@ def test_ctrl_c_ends_at_once_in_one_line(tmp_path):
         arguments, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("*/*.tmp"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("*/.*.partial"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=20)
@@ -75,6 +75,6 @@ def test_a_manifest_that_was_left_half_written_is_removed(make_shards):
     """As a conversion leaves it that is killed between a manifest's first byte and its last."""
     train = make_shards()
     whole = files(train)
-    (train / "manifest.json.12345.tmp").write_bytes(whole[Path("manifest.json")][:100])
+    (train / ".manifest.json.0123abcd.partial").write_bytes(whole[Path("manifest.json")][:100])
     (train / "manifest.json").unlink()
     assert files(make_shards()) == whole

@@ -18,9 +18,10 @@ from PIL import Image
 from pydantic import Field
 
 from dydiff_dist.data.convert import BadItem, LeftOut, ShardTask, Source
-from dydiff_dist.data.manifest import FrameSchema, file_sha256
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.members import decode_video
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
 Mismatch = Literal["reject", "pad", "cut", "pad_or_cut"]

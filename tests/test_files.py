@@ -1,0 +1,82 @@
+"""Files appear whole or not at all."""
+
+import doctest
+import hashlib
+import json
+import multiprocessing
+
+import pytest
+
+from dydiff_dist import files
+from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_example_in_the_docstring_runs():
+    assert doctest.testmod(files).failed == 0
+
+
+def test_an_old_file_stands_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "scores.csv"
+    write_text(path, "old\n")
+    with atomic_file(path) as partial:
+        partial.write_text("half")
+        assert path.read_text() == "old\n"
+        assert partial.parent == tmp_path and partial.name.startswith(".scores.csv.") and partial.suffix == ".partial"
+        partial.write_text("new\n")
+    assert path.read_text() == "new\n" and names(tmp_path) == ["scores.csv"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "scores.csv"
+    write_text(path, "old\n")
+    with pytest.raises(error), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old\n" and names(tmp_path) == ["scores.csv"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "scores.csv"):
+        pass
+    assert names(tmp_path) == []
+
+
+def _write_often(path, letter):
+    for _ in range(50):
+        write_bytes(path, letter * 100_000)
+
+
+def test_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "shared"
+    _write_often(path, b"a")
+    writers = [multiprocessing.Process(target=_write_often, args=(path, letter)) for letter in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        data = path.read_bytes()
+        assert len(data) == 100_000 and len(set(data)) == 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert names(tmp_path) == ["shared"]
+
+
+def test_what_a_killed_writer_left_can_be_removed(tmp_path):
+    path = tmp_path / "a[1].json"
+    for name in (".a[1].json.0123abcd.partial", ".a1.json.0123abcd.partial"):
+        (tmp_path / name).write_text("half")
+    write_json(path, {})
+    remove_partials(path)
+    assert names(tmp_path) == [".a1.json.0123abcd.partial", "a[1].json"]
+
+
+def test_json_and_hash(tmp_path):
+    path = tmp_path / "facts.json"
+    write_json(path, {"a": [1, "ä"]}, indent=None)
+    assert json.loads(path.read_text()) == {"a": [1, "ä"]}
+    assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, float("nan"), allow_nan=False)
