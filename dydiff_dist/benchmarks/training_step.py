@@ -11,7 +11,7 @@ import torch
 from dydiff_dist.autoencoders import AutoencoderConfig
 from dydiff_dist.benchmarks.turns import Seconds, in_turn, timed
 from dydiff_dist.data.stream import TrainStream
-from dydiff_dist.engine.optimizer import build_optimizer
+from dydiff_dist.engine.optimizer import torch_adamw
 from dydiff_dist.ranks.world import World, read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
@@ -93,7 +93,7 @@ def training_steps(config: RunConfig, world: World, *, same_batch: bool = False)
     task = DiffusionTask(plan)
     torch.manual_seed(config.seed)
     network = task.build_networks()["model"].to(world.device, plan.network_dtype)
-    optimizer = build_optimizer(network, config.training)
+    optimizer = torch_adamw(network, config.training)
     size = config.training.micro_batch_per_gpu
     batches = iter(TrainStream(plan.train_shards, config.data, config.seed, size, size))
     if same_batch:
