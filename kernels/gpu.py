@@ -4,6 +4,8 @@ A program owns BLOCK elements of a frame of one sample and walks the frames, so 
 in registers and every element is read and written once. Offsets are 64-bit.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,28 @@ from dydiff_kernels.counter import NoiseCounter
 
 MAX_BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One specialisation of a kernel to compile ahead of time (``aot.py``).
+
+    Args:
+        name: the row's name in the table.
+        kernel: the jitted function.
+        reads, writes: pointers to tensors that are present. Other arguments named ``*_ptr`` are None.
+        scalars: further pointers, to float32 numbers, or to int64 where they are named ``*_index_ptr``.
+        constants: compile-time constants.
+        floats: numbers that are float32; other numbers are int32.
+    """
+
+    name: str
+    kernel: Any
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    scalars: tuple[str, ...] = ("table_ptr",)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    floats: tuple[str, ...] = ()
 
 
 def block_size(inner: int) -> int:
@@ -27,6 +51,31 @@ def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     block = block_size(inner)
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
+
+
+def launch(kernel: Any, shape_of: torch.Tensor, writes: Mapping[str, torch.Tensor | None], **arguments: Any) -> None:
+    """Launches ``kernel`` over ``shape_of`` (B, S, *rest).
+
+    Kernels use one offset for all operands: what is not contiguous goes through contiguous memory.
+
+    Args:
+        kernel: the jitted function; it takes S, R and BLOCK.
+        shape_of: a tensor of the operands' shape.
+        writes: the results to write, by the names of their pointers.
+        arguments: all others; tensors may have any strides.
+    """
+    if not shape_of.numel():
+        return
+    grid, sizes = launch_shape(shape_of)
+    written = {
+        name: out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        for name, out in writes.items()
+    }
+    read = {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    kernel[grid](**read, **written, **sizes)
+    for result, out in zip(written.values(), writes.values(), strict=True):
+        if out is not None and result is not None and result is not out:
+            out.copy_(result)
 
 
 @triton.jit
@@ -44,22 +93,6 @@ def offset_in_sample(s, R, start):
     return s * tl.cast(R, tl.int64) + start
 
 
-def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    """``x`` contiguous; the kernels use one offset for all operands."""
-    return None if x is None else x.contiguous()
-
-
-def contiguous_room(out: torch.Tensor | None) -> torch.Tensor | None:
-    """Contiguous memory for a result: ``out`` itself where it is contiguous."""
-    return out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-
-
-def deliver(room: torch.Tensor | None, out: torch.Tensor | None) -> None:
-    """Copies a result to ``out`` where ``contiguous_room`` could not use it."""
-    if out is not None and room is not out:
-        out.copy_(room)
-
-
 def coefficient_table(columns: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on ``device``."""
     return torch.stack(columns, dim=1).to(device, torch.float32).contiguous()
@@ -74,7 +107,7 @@ def noise_arguments(
     noise: torch.Tensor | NoiseCounter | None, device: torch.device, prefix: str = "noise"
 ) -> dict[str, Any]:
     """Kernel arguments for noise: a pointer where it is given, counter words where it is to be drawn."""
-    given = contiguous(noise) if isinstance(noise, torch.Tensor) else None
+    given = noise if isinstance(noise, torch.Tensor) else None
     arguments = {f"{prefix}_ptr": given, f"{prefix}_index_ptr": None, f"{prefix}_stream": 0}
     words = dict(zip((f"{prefix}_key0", f"{prefix}_key1", f"{prefix}_step"), (0, 0, 0), strict=True))
     if isinstance(noise, NoiseCounter):

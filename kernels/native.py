@@ -1,7 +1,7 @@
-"""The border to the C++ extension: tensors become (pointer, dtype, batch and frame strides), counters become integers.
+"""The border to the C++ extension: tensors become pointers and strides, counters become integers.
 
-The extension accepts any batch and frame strides but wants the rest of a frame contiguous; a tensor is copied only where
-that does not hold, so slices of frames or samples are read in place.
+The extension accepts any batch and frame strides but wants the rest of a frame contiguous; a tensor is copied only
+where that does not hold, so slices of frames or samples are read in place.
 """
 
 from types import ModuleType

@@ -121,7 +121,7 @@ def register_op(
         triton: the same for GPUs. As ``"module:function"`` it is imported when it is first chosen, so that machines
             without Triton can import the op.
         differentiable: whether the kernels pass gradients on. If not, inputs that require one go to the reference.
-        aot_cases: ``"module:NAME"`` of a list of ``gpu.AotCase`` to compile ahead of time (``python -m dydiff_kernels.aot``).
+        aot_cases: ``"module:NAME"`` of a list of ``gpu.AotCase``, what ``dydiff_kernels.aot`` compiles ahead of time.
         benchmarks: ``"module:NAME"`` of a list of ``benchmark.cases.BenchmarkCase`` for ``tools/bench_kernels.py``.
 
     Returns:

@@ -8,10 +8,13 @@ one, else on the CPU. It prints a table and writes CSV rows (with hardware, vers
 import argparse
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,58 +47,58 @@ class Row:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", choices=cases.OPS, action="append", help="only this op (may be repeated)")
+    parser.add_argument("--op", action="append", help="only this op (may be repeated)")
     parser.add_argument("--size", choices=cases.SIZES, action="append", help="only this size (may be repeated)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="storage type (default: float32)")
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of up to 25, and no torch.compile")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for kernels.csv and kernels.png")
+    parser.add_argument("--module", action="append", default=[], help="import this first: it registers ops of its own")
     return parser.parse_args()
 
 
-def measure_size(ops: list[str], size: str, dtype: torch.dtype, device: torch.device, quick: bool) -> list[Row]:
-    """Rows of every op and variant at one size; ops of one shape share their inputs."""
+def chosen_cases(names: list[str] | None) -> list[cases.BenchmarkCase]:
+    """The cases named, or all.
+
+    Raises:
+        ValueError: a name that no op has registered.
+    """
+    known = cases.all_cases()
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"--op is {name!r}; expected one of {', '.join(known)}, or --module to import another")
+    return [known[name] for name in names or known]
+
+
+def measure_size(
+    chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool
+) -> list[Row]:
+    """Rows of every case and variant at one size; cases of one shape share their inputs."""
     backend = available_backends(device)[0]
-    by_shape: dict[tuple[int, ...], list[str]] = {}
-    for op in ops:
-        by_shape.setdefault(cases.OPS[op].sizes[size], []).append(op)
+    by_shape: dict[tuple[int, ...], list[cases.BenchmarkCase]] = {}
+    for case in chosen:
+        by_shape.setdefault(case.sizes[size], []).append(case)
     rows = []
     for shape, alike in by_shape.items():
-        for op in alike:
-            cases.check(op, shape, dtype, device, backend)
-        rows += measure_shape(alike, size, shape, dtype, device, backend, quick)
-    return rows
-
-
-def measure_shape(
-    ops: list[str],
-    size: str,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    backend: str,
-    quick: bool,
-) -> list[Row]:
-    """Rows of ops that take tensors of this shape; the inputs are made once."""
-    tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
-    num_sets = measure.num_sets(4 * tensor_bytes)
-    inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
-    levels = cases.make_levels(shape, dtype, device)
-    rows = []
-    for op in ops:
-        calls = variants(op, inputs, levels, backend, quick)
-        timings = measure.time_in_turn(calls, device, rounds=5 if quick else 25, budget_sec=BUDGET_SEC)
-        copy_rate = 2 * tensor_bytes / timings["copy"].median
-        for variant, timing in timings.items():
-            moved = tensor_bytes * (2 if variant == "copy" else cases.OPS[op].tensors_moved)
-            peak = measure.peak_bytes(calls[variant], device)
-            rows.append(make_row(op, size, dtype, variant, timing, moved, copy_rate, peak))
+        for case in alike:
+            cases.check(case, shape, dtype, device, backend)
+        tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
+        num_sets = measure.num_sets(4 * tensor_bytes)
+        inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
+        for case in alike:
+            calls = variants(case, inputs, case.parameters(shape, dtype, device), backend, quick)
+            timings = measure.time_in_turn(calls, device, rounds=5 if quick else 25, budget_sec=BUDGET_SEC)
+            copy_rate = 2 * tensor_bytes / timings["copy"].median
+            for variant, timing in timings.items():
+                moved = tensor_bytes * (2 if variant == "copy" else case.tensors_moved)
+                peak = measure.peak_bytes(calls[variant], device)
+                rows.append(make_row(case, size, dtype, variant, timing, moved, copy_rate, peak))
     return rows
 
 
 def make_row(
-    op: str,
+    case: cases.BenchmarkCase,
     size: str,
     dtype: torch.dtype,
     variant: str,
@@ -107,9 +110,9 @@ def make_row(
     """A row from a timing (ms), the bytes moved at least, and the rate of the copy (bytes/ms)."""
     rate = moved / timing.median
     return Row(
-        op=op,
+        op=case.name,
         size=size,
-        shape="x".join(map(str, cases.OPS[op].sizes[size])),
+        shape="x".join(map(str, case.sizes[size])),
         dtype=str(dtype).removeprefix("torch."),
         variant=variant,
         ms_median=round(timing.median, 3),
@@ -121,23 +124,25 @@ def make_row(
     )
 
 
-def variants(op: str, inputs: list[cases.Inputs], levels: cases.Levels, backend: str, quick: bool) -> dict:
+def variants(
+    case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, backend: str, quick: bool
+) -> dict[str, Callable[[int], object]]:
     """Calls to time, by name; each takes the round's number."""
-    spec = cases.OPS[op]
 
     def chosen(round_number: int) -> cases.Inputs:
         return inputs[round_number % len(inputs)]
 
-    calls = {
-        "copy": lambda n: chosen(n).room.copy_(chosen(n).x),
-        "eager": lambda n: spec.eager(chosen(n), levels),
+    calls: dict[str, Callable[[int], object]] = {
+        "copy": lambda n: chosen(n).out.copy_(chosen(n).x),
+        "eager": lambda n: case.eager(chosen(n), parameters),
     }
     if not quick:
-        compiled = torch.compile(spec.eager, dynamic=False)
-        calls["compile"] = lambda n: compiled(chosen(n), levels)
-    calls["ours (new memory)"] = lambda n: spec.ours_fresh(chosen(n), levels, backend)
-    if spec.ours is not spec.ours_fresh:
-        calls["ours"] = lambda n: spec.ours(chosen(n), levels, backend)
+        compiled = torch.compile(case.eager, dynamic=False)
+        calls["compile"] = lambda n: compiled(chosen(n), parameters)
+    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, backend)
+    reusing = case.reusing
+    if reusing is not None:
+        calls["ours"] = lambda n: reusing(chosen(n), parameters, backend)
     return calls
 
 
@@ -203,11 +208,14 @@ def main() -> None:
         raise ValueError(f"--threads is {arguments.threads}; expected at least 1")
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ops, sizes = arguments.op or list(cases.OPS), arguments.size or list(cases.SIZES)
+    for module in arguments.module:
+        importlib.import_module(module)
+    chosen = chosen_cases(arguments.op)
     rows = []
-    for size in sizes:
-        print(f"{size}: checking, then timing {', '.join(ops)}", file=sys.stderr, flush=True)
-        rows += measure_size(ops, size, DTYPES[arguments.dtype], device, arguments.quick)
+    for size in arguments.size or list(cases.SIZES):
+        names = ", ".join(case.name for case in chosen)
+        print(f"{size}: checking, then timing {names}", file=sys.stderr, flush=True)
+        rows += measure_size(chosen, size, DTYPES[arguments.dtype], device, arguments.quick)
     machine = measure.machine(device)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "kernels.csv", rows, machine)

@@ -1,28 +1,17 @@
-"""``add_noise`` in Triton (formulas in ``reference.py`` and csrc/add_noise.h)."""
+"""``add_noise`` in Triton (formulas in ``reference.py``)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame
-from dydiff_kernels.gpu import (
-    coefficient_table,
-    contiguous,
-    contiguous_room,
-    deliver,
-    launch_shape,
-    noise_arguments,
-    offset_in_sample,
-    program_block,
-)
+from dydiff_kernels.gpu import AotCase, coefficient_table, launch, noise_arguments, offset_in_sample, program_block
+from dydiff_kernels.levels import Levels
 from dydiff_kernels.noise.triton_kernel import noise_block
 
-if TYPE_CHECKING:
-    from dydiff_kernels.add_noise import AddNoiseRequest, NoisedLatents
-
-EPS, V, X0 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-PREDICTION_CODES = {"eps": 0, "v": 1, "x0": 2}
 _WORDS = [f"{prefix}_{word}" for prefix in ("noise", "posterior") for word in ("key0", "key1", "step", "stream")]
 
 
@@ -49,16 +38,16 @@ def _add_noise_kernel(
     x0_ptr,
     S,
     R,
-    PREDICTION: tl.constexpr,
+    MIXES_TARGET: tl.constexpr,
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """One block of one sample, frame by frame: (posterior sample), μ, ε̃, z, target."""
+    """One block of one sample, frame by frame: (posterior sample), A x, B ε, z, target."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
-    row = table_ptr + 6 * b
-    signal, spread, keep, carry = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5)
+    row = table_ptr + 8 * b
+    signal, spread, target_noise, target_signal = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    keep, carry, noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     mean = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK], tl.float32)
     for s in range(S):
@@ -80,37 +69,51 @@ def _add_noise_kernel(
         z = signal * mean + spread * mixed
         tl.store(z_ptr + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
         if target_ptr is not None:
-            if PREDICTION == EPS:
-                target = mixed
-            elif PREDICTION == V:
-                target = signal * mixed - spread * mean
+            if MIXES_TARGET:
+                target = target_noise * mixed + target_signal * mean
             else:
-                target = x
+                target = target_noise * noise + target_signal * x
             tl.store(target_ptr + offset, target.to(target_ptr.dtype.element_ty), mask=mask)
         if x0_ptr is not None:
             tl.store(x0_ptr + offset, x.to(x0_ptr.dtype.element_ty), mask=mask)
 
 
-def add_noise(request: "AddNoiseRequest", results: "NoisedLatents") -> None:
-    """Fills ``results`` on the latents' device."""
-    x = request.latents
-    if not x.numel():
-        return
-    written = [None if result is x else result for result in results]
-    rooms = [contiguous_room(result) for result in written]
-    grid, sizes = launch_shape(x)
-    posterior = noise_arguments(request.posterior_noise, x.device, "posterior")
-    _add_noise_kernel[grid](
-        x_ptr=contiguous(x),
-        logvar_ptr=contiguous(request.logvar),
-        scale=request.scale,
-        table_ptr=coefficient_table(request.coefficients(), x.device),
-        **dict(zip(("z_ptr", "target_ptr", "x0_ptr"), rooms, strict=True)),
-        PREDICTION=PREDICTION_CODES[request.prediction],
+def add_noise(
+    x: Tensor,
+    logvar: Tensor | None,
+    posterior_noise: Tensor | NoiseCounter | None,
+    scale: float,
+    levels: Levels,
+    noise: Tensor | NoiseCounter,
+    mixes_target: bool,
+    out: Sequence[Tensor | None],
+) -> None:
+    """Writes ``out``, which is z, target and x or None for each that is not wanted."""
+    launch(
+        _add_noise_kernel,
+        x,
+        dict(zip(("z_ptr", "target_ptr", "x0_ptr"), out, strict=True)),
+        x_ptr=x,
+        logvar_ptr=logvar,
+        scale=scale,
+        table_ptr=coefficient_table(levels.columns(), x.device),
+        MIXES_TARGET=mixes_target,
         ALIGNED=x.shape[2:].numel() % 4 == 0,
-        **posterior,
-        **noise_arguments(request.noise, x.device),
-        **sizes,
+        **noise_arguments(posterior_noise, x.device, "posterior"),
+        **noise_arguments(noise, x.device),
     )
-    for room, result in zip(rooms, written, strict=True):
-        deliver(room, result)
+
+
+def _case(name: str, reads: tuple[str, ...], writes: tuple[str, ...], scalars: tuple[str, ...], mixes=True) -> AotCase:
+    constants = dict(MIXES_TARGET=mixes, ALIGNED=True)
+    return AotCase(name, _add_noise_kernel, reads, writes, ("table_ptr", *scalars), constants, floats=("scale",))
+
+
+_Z_TARGET = ("z_ptr", "target_ptr")
+_DRAWN = ("noise_index_ptr",)
+AOT_CASES = [
+    _case("add_noise", ("x_ptr",), _Z_TARGET, _DRAWN),
+    _case("add_noise_unmixed", ("x_ptr",), _Z_TARGET, _DRAWN, mixes=False),
+    _case("add_noise_given", ("x_ptr", "noise_ptr"), _Z_TARGET, ()),
+    _case("add_noise_posterior", ("x_ptr", "logvar_ptr"), (*_Z_TARGET, "x0_ptr"), (*_DRAWN, "posterior_index_ptr")),
+]

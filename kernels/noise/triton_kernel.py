@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
-from dydiff_kernels.gpu import launch_shape, noise_arguments, program_block
+from dydiff_kernels.gpu import AotCase, launch, noise_arguments, program_block
 
 
 @triton.jit
@@ -138,7 +138,9 @@ def normal(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: to
     """Normals of ``shape`` (B, *sample_shape) on the counter's device."""
     device = counter.sample_index.device
     out = torch.empty(shape, dtype=dtype, device=device)
-    if out.numel():
-        grid, sizes = launch_shape(out.view(shape[0], 1, -1))
-        _normal_kernel[grid](out, ALIGNED=True, **noise_arguments(counter, device), **sizes)
+    samples = out.view(shape[0], 1, torch.Size(shape[1:]).numel())
+    launch(_normal_kernel, samples, dict(out_ptr=samples), ALIGNED=True, **noise_arguments(counter, device))
     return out
+
+
+AOT_CASES = [AotCase("normal", _normal_kernel, (), ("out_ptr",), ("noise_index_ptr",), dict(ALIGNED=True))]
