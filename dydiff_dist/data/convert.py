@@ -80,6 +80,47 @@ class ConversionReport:
     left_out: Counter[str]
     """Inputs that the options leave out, by reason."""
 
+    def describe(self) -> list[str]:
+        """What was done, line by line, without the bad items."""
+        lines = [f"left out {count}: {reason}" for reason, count in self.left_out.items()]
+        if self.num_reused:
+            lines.append(f"reused {self.num_reused} shards that stood complete, wrote {self.num_written}")
+        if self.num_elsewhere:
+            lines.append(
+                f"{self.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests"
+            )
+        return lines + [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
+
+
+def _in_words(manifest: Manifest) -> str:
+    """A split in one line."""
+    frames, covariance = manifest.frames, manifest.statistics.frame_autocovariance
+    shape = "×".join(map(str, (frames.num_frames, *frames.shape)))
+    actions = f", {frames.num_actions} actions" if frames.num_actions else ""
+    lags = sorted({1, frames.num_frames - 1} - {0}) if frames.num_frames > 1 else []
+    memory = ", ".join(f"{covariance[lag] / covariance[0]:.3f} at lag {lag}" for lag in lags)
+    size = sum(shard.bytes for shard in manifest.shards)
+    return (
+        f"{manifest.split}: {manifest.num_samples} samples {shape} {frames.dtype}{actions}, {len(manifest.shards)} "
+        f"shards, {size / 1e6:,.1f} MB; {f'frame autocorrelation {memory}' if memory else 'one frame'}"
+    )
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """A part of a conversion, ``i/n``, as two numbers.
+
+    Raises:
+        ValueError: not of this form.
+
+    Example:
+        >>> parse_part("0/8")
+        (0, 8)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--part is {text!r}; write i/n, for example 0/8 for the first of eight jobs")
+    return int(number), int(count)
+
 
 def convert(
     source: Source[Any],
