@@ -7,6 +7,7 @@ The safetensors library's own writer takes all tensors at once. ``write_tensor_f
 file's SHA-256 when its last byte is written. Reading is the library's: nothing that runs when it is read.
 """
 
+import fcntl
 import glob
 import hashlib
 import itertools
@@ -82,6 +83,26 @@ def remove_partials(path: Path) -> None:
     """Removes what killed writers of ``path`` left behind; for a caller who knows that nobody writes it now."""
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_lock(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds a lock file, made where needed, for the length of the block. The system drops the lock when the process
+    ends, however it ends; the empty file stays.
+
+    Args:
+        path: of the lock file; its folder must exist.
+        busy: what to say where another process holds the lock; None waits for it.
+
+    Raises:
+        ValueError: ``busy``.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ValueError(busy) from None
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -27,9 +27,10 @@ from tqdm import tqdm
 from dydiff_dist.autoencoders import encode
 from dydiff_dist.autoencoders.verify import picture_path, verify_latents
 from dydiff_dist.benchmarks.training_step import ONLINE, PRE_ENCODED, measure_speed_up
-from dydiff_dist.data.convert import ConversionReport, ShardTask
+from dydiff_dist.data.convert import ConversionReport
 from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.source import ShardTask
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction

@@ -17,24 +17,10 @@ def main() -> int:
     if arguments.pictures:
         save_pictures(shards, Path(arguments.pictures), arguments.num_samples, seed=arguments.seed)
         print(f"pictures of {min(arguments.num_samples, len(shards))} random samples -> {arguments.pictures}")
-    return run_audit(shards, *arguments.audit) if arguments.audit else 0
-
-
-def run_audit(shards: ShardSet, world_size: int, num_workers: int) -> int:
-    """Audits two epochs; the exit status is 1 if a sample is missing or comes twice."""
-    if world_size < 1 or num_workers < 0:
-        raise ValueError(f"--audit {world_size} {num_workers}: give at least 1 rank and at least 0 workers")
-    status = 0
-    for epoch in (0, 1):
-        result = audit(shards, world_size, num_workers, epoch)
-        verdict = "exact" if result.exact else "NOT EXACT"
-        print(
-            f"audit    epoch {epoch}, {world_size} ranks x {num_workers} workers: {result.seen_once} of "
-            f"{result.num_samples} samples seen exactly once, {len(result.seen_more)} more than once, {result.missing} "
-            f"never; {min(result.steps_per_rank)} to {max(result.steps_per_rank)} steps per rank: {verdict}"
-        )
-        status |= not result.exact
-    return status
+    results = [audit(shards, *arguments.audit, epoch=epoch) for epoch in (0, 1)] if arguments.audit else []
+    for epoch, result in enumerate(results):
+        print("audit    epoch {}, {} ranks x {} workers: {}".format(epoch, *arguments.audit, result))
+    return 0 if all(result.exact for result in results) else 1
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """Turns a source into shards: python tools/make_shards.py SOURCE --out DIR ...
 
 Shards are tar files that plain webdataset reads, under DIR/train, DIR/valid and DIR/test, each with a manifest. A run
-that was stopped goes on when the same command is given again; a finished one is recognised.
+that was stopped goes on when the same command is given again; a finished one is recognised. --import MODULE, before
+SOURCE, brings sources of your own (see dydiff_dist.data.source.register_source).
 """
 
 import argparse
@@ -11,15 +12,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dydiff_dist.data.convert import ConversionReport, ShardTask, convert
-from dydiff_dist.data.manifest import Manifest, read_document
+import dydiff_dist.data.sources  # noqa: F401 - registers them
+from dydiff_dist.data.convert import convert, parse_part
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.options import add_options, read_options
-from dydiff_dist.data.sources import SOURCES
+from dydiff_dist.data.source import SOURCES, ShardTask
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option, import_extensions
 
 
 def main() -> None:
+    import_extensions()
     arguments = parse_arguments()
     kind = SOURCES[arguments.source]
     source = kind.source(read_options(arguments, kind.config))
@@ -40,7 +43,9 @@ def main() -> None:
             arguments.cluster,
             read_options(arguments, EncodingConfig),
         )
-    print_report(report)
+    for item in report.bad_items:
+        print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
+    print("\n".join(report.describe()))
 
 
 class ShardProgress:
@@ -62,44 +67,13 @@ class ShardProgress:
         self.bar.close()
 
 
-def print_report(report: ConversionReport) -> None:
-    if report.num_reused:
-        print(f"reused {report.num_reused} shards that stood complete, wrote {report.num_written}")
-    if report.num_elsewhere:
-        print(f"{report.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests")
-    for reason, count in report.left_out.items():
-        print(f"left out {count}: {reason}")
-    for item in report.bad_items:
-        print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
-    for split, path in report.manifests.items():
-        manifest = read_document(path, Manifest)
-        size = sum(shard.bytes for shard in manifest.shards)
-        frames = manifest.frames
-        shape = "×".join(map(str, (frames.num_frames, *frames.shape)))
-        actions = f", {frames.num_actions} actions" if frames.num_actions else ""
-        covariance = manifest.statistics.frame_autocovariance
-        last = len(covariance) - 1
-        memory = f"frame autocorrelation {covariance[min(1, last)] / covariance[0]:.3f} at lag 1, " if last else ""
-        memory += f"{covariance[last] / covariance[0]:.3f} at lag {last}" if last else "one frame"
-        print(
-            f"{split}: {manifest.num_samples} samples {shape} {frames.dtype}{actions}, {len(manifest.shards)} shards, "
-            f"{size / 1e6:,.1f} MB; {memory} -> {path}"
-        )
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """``i/n`` as two numbers."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit()):
-        raise ValueError(f"--part is {text!r}; write i/n, for example 0/8 for the first of eight jobs")
-    return int(number), int(count)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     for name, kind in SOURCES.items():
         command = commands.add_parser(name, help=kind.summary, description=kind.summary)
+        add_import_option(command)
         command.add_argument("--out", required=True, metavar="DIR", help="Folder for the shards; made if absent.")
         command.add_argument(
             "--processes",

@@ -18,10 +18,11 @@ from dydiff_dist.autoencoders.description import (
 )
 from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
 from dydiff_dist.autoencoders.files import copy_autoencoder, load_autoencoder
-from dydiff_dist.data.convert import ConversionReport, ShardTask, convert
+from dydiff_dist.data.convert import ConversionReport, convert
 from dydiff_dist.data.manifest import MANIFEST_NAME
 from dydiff_dist.data.remote import RemoteConfig
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.source import ShardTask
 
 SPLITS = ("train", "valid", "test")
 AUTOENCODER_FOLDER = "autoencoder"

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder, LatentGaussian
 from dydiff_dist.data.augment import mirror
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema, LatentsSchema, manifest_identity
 from dydiff_dist.data.shard_set import DamagedSampleError, SampleAddress, ShardSet
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source, schema_of
 from dydiff_dist.strict_config import StrictConfig
 from dydiff_kernels import NoiseCounter, Stream, normal
 
@@ -58,7 +58,7 @@ class EncodeSourceConfig(StrictConfig):
     """A damaged sample stops the encoding, or is left out and named."""
 
 
-class EncodeSource(Source):
+class EncodeSource(Source[EncodeSourceConfig]):
     """Latents of the splits of a set of pixel shards."""
 
     name = "latents"
@@ -82,7 +82,8 @@ class EncodeSource(Source):
         Raises:
             ValueError: the shards don't fit the autoencoder or the options.
         """
-        self.splits, self.autoencoder, self.config = splits, autoencoder, config
+        super().__init__(config)
+        self.splits, self.autoencoder = splits, autoencoder
         self.on_frames = on_frames
         for shards in splits.values():
             check_shards(shards, autoencoder, config)
@@ -138,15 +139,11 @@ class EncodeSource(Source):
         shifts = self.autoencoder.description.periodic and all(
             "periodic_shift" in shards.schema.allowed_augmentations for shards in self.splits.values()
         )
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype="float16",
-            num_actions=0 if sample.actions is None else sample.actions.shape[1],
+        return schema_of(
+            sample,
             channels=tuple(f"latent_{channel}" for channel in range(sample.frames.shape[1])),
             units="of the autoencoder",
             allowed_augmentations=("periodic_shift",) if shifts else (),
-            has_logvar=sample.logvar is not None,
         )
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,18 +1,15 @@
 """Turning a source into shards: planning, parallel writing, restarting, statistics, manifest.
 
-A source splits its work into shard tasks. Each finished shard leaves a record (its entry, moments and rejected
-items), so a conversion that was killed goes on with the shards that are missing, and the result is the same bytes.
-The manifest of a split is written last, when all its shards stand.
+A source (``source.py``) splits its work into shard tasks. Each finished shard leaves a record (its entry, moments and
+rejected items), so a conversion that was killed goes on with the shards that are missing, and the result is the same
+bytes. The manifest of a split is written last, when all its shards stand.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from dydiff_dist import __version__
 from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
     FrameSchema,
-    LatentsSchema,
     Manifest,
     ShardEntry,
     document_bytes,
@@ -31,83 +27,14 @@ from dydiff_dist.data.manifest import (
 )
 from dydiff_dist.data.members import PLAIN, EncodingConfig
 from dydiff_dist.data.shard_writer import Sample, index_path, write_shard
+from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
-from dydiff_dist.files import remove_partials, write_bytes
+from dydiff_dist.files import hold_lock, remove_partials, write_bytes
 from dydiff_dist.strict_config import StrictConfig
 
 MIN_ITEMS_TO_JUDGE = 20
 """Items seen before the rate of bad ones may stop a conversion."""
-
-
-@dataclass(frozen=True)
-class BadItem:
-    """An input that could not be converted, by name, with the reason."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """An input that the options leave out: no fault of its own. Counted by reason."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """The input of one shard; ``items`` are plain JSON values that the source understands."""
-
-    split: str
-    name: str
-    items: tuple[Any, ...]
-    estimated_bytes: int
-
-
-class Source(ABC):
-    """What a converter provides. Instances are picklable: shards are written in other processes."""
-
-    name: str
-    """As on the command line."""
-    config: StrictConfig
-    """The options, for the fingerprint and the manifest."""
-
-    @abstractmethod
-    def plan(self) -> list[ShardTask]:
-        """All shards of all splits, in a fixed order."""
-
-    @abstractmethod
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
-        """The samples of one shard, in a fixed order."""
-
-    @abstractmethod
-    def schema(self, sample: Sample) -> FrameSchema:
-        """The schema of the data set, given any of its samples."""
-
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Fixed (shift, scale) per channel, or None to take mean and standard deviation of the training split."""
-        return None
-
-    def latents(self, split: str) -> LatentsSchema | None:
-        """What the manifest of ``split`` says of an autoencoder; None where frames are the data themselves."""
-        return None
-
-    def expect(self, tasks: list[ShardTask]) -> None:  # noqa: B027 - most sources have nothing to do here
-        """Hears which shards this process is about to read, in order, so that a source may read ahead."""
-
-    def measured_frames(self, sample: Sample) -> np.ndarray:
-        """What the statistics are taken of, in place of the stored frames: those of data with ``sample_scaling``
-        divided by the sample's scale."""
-        return sample.frames
-
-    def details(self) -> dict[str, Any]:
-        """Facts for the manifest beyond the options."""
-        return {}
-
-    def summary(self, tasks: list[ShardTask]) -> list[str]:
-        """What the plan comes to, line by line, for the user to check before the work starts."""
-        return []
 
 
 class ShardRecord(StrictConfig):
@@ -128,7 +55,7 @@ class ShardRecord(StrictConfig):
 class ShardJob:
     """A shard to be written. Picklable: it may be written by another process or machine."""
 
-    source: Source
+    source: Source[Any]
     task: ShardTask
     out: Path
     fingerprint: str
@@ -153,9 +80,50 @@ class ConversionReport:
     left_out: Counter[str]
     """Inputs that the options leave out, by reason."""
 
+    def describe(self) -> list[str]:
+        """What was done, line by line, without the bad items."""
+        lines = [f"left out {count}: {reason}" for reason, count in self.left_out.items()]
+        if self.num_reused:
+            lines.append(f"reused {self.num_reused} shards that stood complete, wrote {self.num_written}")
+        if self.num_elsewhere:
+            lines.append(
+                f"{self.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests"
+            )
+        return lines + [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
+
+
+def _in_words(manifest: Manifest) -> str:
+    """A split in one line."""
+    frames, covariance = manifest.frames, manifest.statistics.frame_autocovariance
+    shape = "×".join(map(str, (frames.num_frames, *frames.shape)))
+    actions = f", {frames.num_actions} actions" if frames.num_actions else ""
+    lags = sorted({1, frames.num_frames - 1} - {0}) if frames.num_frames > 1 else []
+    memory = ", ".join(f"{covariance[lag] / covariance[0]:.3f} at lag {lag}" for lag in lags)
+    size = sum(shard.bytes for shard in manifest.shards)
+    return (
+        f"{manifest.split}: {manifest.num_samples} samples {shape} {frames.dtype}{actions}, {len(manifest.shards)} "
+        f"shards, {size / 1e6:,.1f} MB; {f'frame autocorrelation {memory}' if memory else 'one frame'}"
+    )
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """A part of a conversion, ``i/n``, as two numbers.
+
+    Raises:
+        ValueError: not of this form.
+
+    Example:
+        >>> parse_part("0/8")
+        (0, 8)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--part is {text!r}; write i/n, for example 0/8 for the first of eight jobs")
+    return int(number), int(count)
+
 
 def convert(
-    source: Source,
+    source: Source[Any],
     out: Path,
     num_processes: int = 1,
     max_bad_rate: float = 0.05,
@@ -185,14 +153,17 @@ def convert(
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
     plan = source.plan()
-    with _only_writer(out, part):
+    out.mkdir(parents=True, exist_ok=True)
+    busy = f"another conversion is writing to {out}; wait for it or give another --out"
+    with hold_lock(out / f".lock-{number}-of-{count}", busy):
         jobs = [ShardJob(source, task, out, _fingerprint(source, task, encoding), encoding) for task in plan]
         own_jobs = jobs[number::count]
         records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
         finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
         manifests = {}
         if len(finished) == len(jobs):
-            with _only_finisher(out):
+            # parts that end at the same time write the manifests one after the other
+            with hold_lock(out / ".lock-manifests"):
                 manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
     return ConversionReport(
         manifests,
@@ -282,9 +253,9 @@ def _check_sample(sample: Sample, schema: FrameSchema) -> None:
 
 
 def _write_manifests(
-    source: Source, out: Path, encoding: EncodingConfig, finished: list[tuple[ShardTask, ShardRecord]]
+    source: Source[Any], out: Path, encoding: EncodingConfig, finished: list[tuple[ShardTask, ShardRecord]]
 ) -> dict[str, Path]:
-    """Merges the records into one manifest per split. All splits are normalised by the training split's statistics."""
+    """Merges the records into one manifest per split, normalised alike, by the training split's statistics."""
     by_split: dict[str, list[ShardRecord]] = {}
     for task, record in finished:
         by_split.setdefault(task.split, []).append(record)
@@ -321,9 +292,9 @@ def _write_manifests(
                 **source.details(),
             },
         )
-        path = out / split / MANIFEST_NAME
-        write_bytes(path, document_bytes(manifest))
-        manifests[split] = path
+        manifests[split] = out / split / MANIFEST_NAME
+        remove_partials(manifests[split])
+        write_bytes(manifests[split], document_bytes(manifest))
     return manifests
 
 
@@ -340,7 +311,7 @@ def _standardisation(moments: FrameMoments) -> tuple[tuple[float, ...], tuple[fl
     return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
 
-def _fingerprint(source: Source, task: ShardTask, encoding: EncodingConfig) -> str:
+def _fingerprint(source: Source[Any], task: ShardTask, encoding: EncodingConfig) -> str:
     """Identifies the content that a shard must have: source, options, inputs, and an encoding other than the plain."""
     content = [source.name, source.config.model_dump(mode="json"), task.split, task.name, task.items]
     if encoding != PLAIN:
@@ -365,28 +336,6 @@ def _standing_records(jobs: list[ShardJob]) -> dict[ShardTask, ShardRecord]:
         if stands:
             records[job.task] = record
     return records
-
-
-@contextmanager
-def _only_writer(out: Path, part: tuple[int, int]) -> Iterator[None]:
-    """Holds a lock on a part of ``out``; the system drops it when the process ends, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / f".lock-{part[0]}-of-{part[1]}", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another conversion is writing to {out}; wait for it or give another --out") from None
-        yield
-
-
-@contextmanager
-def _only_finisher(out: Path) -> Iterator[None]:
-    """Lets parts that end at the same time write manifests one after the other, and removes what a killed one left."""
-    with open(out / ".lock-manifests", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for folder in out.iterdir():
-            remove_partials(folder / MANIFEST_NAME)
-        yield
 
 
 def _prepare_folder(job: ShardJob) -> None:

@@ -68,13 +68,25 @@ class AuditResult:
         """Every sample once, and the same number of steps on every rank."""
         return self.seen_once == self.num_samples and len(set(self.steps_per_rank)) == 1
 
+    def __str__(self) -> str:
+        return (
+            f"{self.seen_once} of {self.num_samples} samples seen exactly once, {len(self.seen_more)} more than once, "
+            f"{self.missing} never; {min(self.steps_per_rank)} to {max(self.steps_per_rank)} steps per rank: "
+            f"{'exact' if self.exact else 'NOT EXACT'}"
+        )
+
 
 def audit(shards: ShardSet, world_size: int, num_workers: int, epoch: int = 0, seed: int = 0) -> AuditResult:
     """Reads one epoch as ``world_size`` ranks with ``num_workers`` workers each would, and counts every key.
 
     The global batch is one sample per rank. The epoch's end seldom falls on a batch's end: the batches that hold its
     first and last samples are read whole, and positions of the neighbouring epochs are left out of the count.
+
+    Raises:
+        ValueError: there is no such number of ranks or workers.
     """
+    if world_size < 1 or num_workers < 0:
+        raise ValueError(f"--audit {world_size} {num_workers}: give at least 1 rank and at least 0 workers")
     total = len(shards)
     config = DataConfig(
         train=str(shards.folder),

@@ -1,16 +1,32 @@
-"""Command-line options made from a config class: one option per field, its docstring as help, its default shown."""
+"""Command-line options made from a config class: one option per field, its docstring as help, its default shown.
+
+pydantic-settings and jsonargparse do as much and more, each with rules and messages of its own; here an option is
+checked by the config class that the Python interface has, and an error is the same line.
+"""
 
 import argparse
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
+Config = TypeVar("Config", bound=StrictConfig)
 
-def add_options(parser: argparse.ArgumentParser, config: type[StrictConfig]) -> None:
-    """Adds an option ``--field-name`` for each field of ``config`` and of the configs inside it."""
+
+def add_options(parser: argparse._ActionsContainer, config: type[StrictConfig]) -> None:
+    """Adds an option ``--field-name`` to a parser or a group of one, for each field of ``config`` and of the configs
+    inside it.
+
+    Example:
+        >>> class Waves(StrictConfig):
+        ...     num_waves: int = 3
+        >>> parser = argparse.ArgumentParser()
+        >>> add_options(parser, Waves)
+        >>> read_options(parser.parse_args(["--num-waves", "5"]), Waves)
+        Waves(num_waves=5)
+    """
     for name, field in config.model_fields.items():
         if _is_config(field.annotation):
             add_options(parser, field.annotation)
@@ -18,19 +34,17 @@ def add_options(parser: argparse.ArgumentParser, config: type[StrictConfig]) -> 
         text = (field.description or "").replace("%", "%%").replace("\n", " ")
         if not field.is_required() and field.default not in (None, "", ()):
             text += f" Default: {_shown(field.default)}."
-        option = "--" + name.replace("_", "-")
         # A default of SUPPRESS leaves absent options out, so that the config's own default applies.
-        settings: dict[str, Any] = {
-            "dest": name,
-            "help": text,
-            "required": field.is_required(),
-            "default": argparse.SUPPRESS,
-        }
-        parser.add_argument(option, **settings, **_value_settings(field.annotation))
+        settings = {"dest": name, "help": text, "required": field.is_required(), "default": argparse.SUPPRESS}
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings, **_value_settings(field.annotation))
 
 
-def read_options(arguments: argparse.Namespace, config: type[StrictConfig]) -> StrictConfig:
-    """The config that the parsed options describe; a bad value is a one-line ``ValueError`` naming the option."""
+def read_options(arguments: argparse.Namespace, config: type[Config]) -> Config:
+    """The config that the parsed options describe.
+
+    Raises:
+        ValueError: a bad value; one line that names the option.
+    """
     try:
         return config.model_validate(_values(vars(arguments), config))
     except ValidationError as error:
@@ -45,12 +59,11 @@ def _values(given: dict[str, Any], config: type[StrictConfig]) -> dict[str, Any]
         if _is_config(field.annotation):
             values[name] = _values(given, field.annotation)
         elif name in given:
-            is_list = isinstance(given[name], list)
-            values[name] = tuple(given[name]) if is_list else given[name]
+            values[name] = tuple(given[name]) if isinstance(given[name], list) else given[name]
     return values
 
 
-def _is_config(annotation: Any) -> bool:
+def _is_config(annotation: Any) -> TypeGuard[type[StrictConfig]]:
     return isinstance(annotation, type) and issubclass(annotation, StrictConfig)
 
 
@@ -62,12 +75,10 @@ def _value_settings(annotation: Any) -> dict[str, Any]:
         return {"choices": get_args(annotation)}
     if get_origin(annotation) is tuple:
         kinds = get_args(annotation)
-        inner = _value_settings(kinds[0])
-        return {**inner, "nargs": "+" if kinds[-1] is Ellipsis else len(kinds)}
+        return {**_value_settings(kinds[0]), "nargs": "+" if kinds[-1] is Ellipsis else len(kinds)}
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
-    metavar = {int: "N", float: "X", str: "TEXT"}[annotation]
-    return {"type": annotation, "metavar": metavar}
+    return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
 
 
 def _shown(default: Any) -> str:

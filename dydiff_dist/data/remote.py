@@ -6,7 +6,6 @@ manifest.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from dydiff_dist.files import commit_file
+from dydiff_dist.files import commit_file, hold_lock
 from dydiff_dist.strict_config import StrictConfig
 
 logger = logging.getLogger(__name__)
@@ -163,7 +162,7 @@ class RemoteStore:
         """The file in the cache, fetched first if it is not there. One process fetches, the others wait for it."""
         path = self._cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(path.name + ".lock")):
+        with hold_lock(path.with_name(path.name + ".lock")):
             if not path.exists():
                 self._download(name, path)
             os.utime(path)
@@ -183,7 +182,7 @@ class RemoteStore:
 
     def _make_room(self, needed: int, wanted: Path) -> None:
         """Drops the files used longest ago until the cache can take ``needed`` bytes."""
-        with _lock(Path(self.config.cache_dir) / ".lock"):
+        with hold_lock(Path(self.config.cache_dir) / ".lock"):
             kept = []
             for file in Path(self.config.cache_dir).glob("*/*.tar"):
                 with contextlib.suppress(FileNotFoundError):
@@ -274,14 +273,6 @@ def _as_network_error() -> Iterator[None]:
         raise
     except Exception as error:
         raise NetworkError(_reason(error)) from None
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock file; the system drops the lock when the process ends, however it ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _reason(error: Exception) -> str:

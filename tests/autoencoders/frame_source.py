@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-from dydiff_dist.data.convert import ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import ShardTask, Source
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -25,13 +25,10 @@ class FrameSourceConfig(StrictConfig):
     augmentations: tuple[str, ...] = ("periodic_shift", "flip")
 
 
-class FrameSource(Source):
+class FrameSource(Source[FrameSourceConfig]):
     """Sample n of a split holds noise seeded by n."""
 
     name = "frames"
-
-    def __init__(self, config: FrameSourceConfig):
-        self.config = config
 
     def plan(self):
         tasks = []

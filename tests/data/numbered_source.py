@@ -6,9 +6,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -25,13 +25,10 @@ class NumberedSourceConfig(StrictConfig):
     """What the manifest allows."""
 
 
-class NumberedSource(Source):
+class NumberedSource(Source[NumberedSourceConfig]):
     """Sample n holds n in pixel (0, 0) of frame 0 and s in pixel (0, 1) of frame s; the rest is noise."""
 
     name = "numbered"
-
-    def __init__(self, config: NumberedSourceConfig):
-        self.config = config
 
     def plan(self) -> list[ShardTask]:
         firsts = np.concatenate([[0], np.cumsum(self.config.counts)])

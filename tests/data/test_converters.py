@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.data.convert import LeftOut, convert
+from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.source import LeftOut
 from dydiff_dist.data.sources.robonet import RobonetSource, RobonetSourceConfig
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
 from dydiff_dist.data.sources.sevir_values import vil_to_kg_per_m2
@@ -410,7 +411,7 @@ def test_a_restarted_conversion_reuses_shards_and_gives_the_same_bytes(tmp_path)
     convert(TurbulenceSource(TINY_FLOW), tmp_path / "b")
     (tmp_path / "b" / "train" / "train-000001.tar").unlink()
     (tmp_path / "b" / "train" / "manifest.json").unlink()
-    (tmp_path / "b" / "train" / "train-000001.tar.tmp").write_bytes(b"half a shard")
+    (tmp_path / "b" / "train" / ".train-000001.tar.0123abcd.partial").write_bytes(b"half a shard")
     report = convert(TurbulenceSource(TINY_FLOW), tmp_path / "b")
     assert (report.num_written, report.num_reused) == (1, 3)
     files = {

@@ -12,11 +12,12 @@ import webdataset
 from numbered_source import NumberedSource, NumberedSourceConfig
 from PIL import Image
 
-from dydiff_dist.data.convert import BadItem, convert
+from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.members import EncodingConfig, MemberError, decode_frames, encode_frames
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem
 
 S, H, W = 6, 21, 32
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.convert import ShardTask, Source, convert
+from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema, LatentsSchema
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import ShardTask, Source
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.strict_config import StrictConfig
@@ -20,7 +21,6 @@ class GaussianSource(Source):
     """Eight samples of float16 means and log-variances."""
 
     name = "gaussian"
-    config = StrictConfig()
 
     def plan(self):
         return [ShardTask("train", "train-000000.tar", (8,), 100_000)]
@@ -48,7 +48,7 @@ def gaussian(number):
 
 @pytest.fixture
 def folder(tmp_path):
-    convert(GaussianSource(), tmp_path)
+    convert(GaussianSource(StrictConfig()), tmp_path)
     return tmp_path / "train"
 
 

@@ -12,9 +12,10 @@ from run_commands import ROOT, run
 from safetensors.torch import save_file
 
 from dydiff_dist.autoencoders.description import read_description
-from dydiff_dist.data.convert import ShardTask, Source, convert
+from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import ShardTask, Source
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.strict_config import StrictConfig
@@ -31,7 +32,6 @@ class DiscSource(Source):
     """Grey frames of a bright disc that moves to the right."""
 
     name = "discs"
-    config = StrictConfig()
 
     def plan(self):
         return [ShardTask(split, f"{split}-000000.tar", (count,), 1) for split, count in (("train", 8), ("valid", 3))]
@@ -63,7 +63,7 @@ def backbone(tmp_path_factory) -> Path:
 @pytest.fixture
 def tree(backbone, tmp_path):
     """Six steps on grey frames of 16x16, the perceptual loss five times as heavy as the pixels' error."""
-    convert(DiscSource(), tmp_path / "shards")
+    convert(DiscSource(StrictConfig()), tmp_path / "shards")
     return {
         "output_dir": str(tmp_path / "vae"),
         "data": {

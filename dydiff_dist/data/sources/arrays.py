@@ -10,7 +10,6 @@ Trajectories are cut into windows of ``num_frames``. Folders train/, valid/ and 
 splits; without them, a hash of file name and trajectory number decides, so all windows of a trajectory stay together.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +20,9 @@ import h5py
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import Augmentation, FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks, split_of
 from dydiff_dist.strict_config import StrictConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -59,14 +58,9 @@ class ArraysSourceConfig(StrictConfig):
     """Trajectories whose samples make one shard."""
 
 
-class ArraysSource(Source):
+@register_source("arrays", ArraysSourceConfig, "Your own data: npy, npz, HDF5, zarr or video files.")
+class ArraysSource(Source[ArraysSourceConfig]):
     """Reads trajectories from array files."""
-
-    name = "arrays"
-
-    def __init__(self, config: ArraysSourceConfig):
-        self.config = config
-        self._step = config.window_step or config.num_frames
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone)."""
@@ -78,17 +72,19 @@ class ArraysSource(Source):
         files = [path for path in files if not any(parent.suffix == ".zarr" for parent in path.parents)]
         if not files:
             raise FileNotFoundError(f"{root} holds no {', '.join(ARRAY_SUFFIXES)} or video file; give another --root")
+        fractions = (self.config.valid_fraction, self.config.test_fraction)
         by_folder = any((root / split).is_dir() for split in SPLITS)
         by_split: dict[str, list[tuple[tuple[str, int], int]]] = {split: [] for split in SPLITS}
         for path in files:
             name = path.relative_to(root).as_posix()
             for number, size in self._trajectories(path):
-                split = name.split("/")[0] if by_folder else self._split(name, number)
+                split = name.split("/")[0] if by_folder else split_of(f"{name}/{number}", *fractions)
                 if split in by_split:
                     by_split[split].append(((name, number), size))
         if not by_split["train"]:
             raise ValueError(f"no trajectory under {root} is left for training; lower the fractions or fill train/")
-        return [task for split, items in by_split.items() for task in self._plan_split(split, items)]
+        per_shard = self.config.trajectories_per_shard
+        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """The windows of the shard's trajectories."""
@@ -109,11 +105,8 @@ class ArraysSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """As the arrays are and as the options say."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype=str(sample.frames.dtype),
-            num_actions=0 if sample.actions is None else sample.actions.shape[1],
+        return schema_of(
+            sample,
             channels=self.config.channels,
             units=self.config.units,
             allowed_augmentations=self.config.allow,
@@ -136,21 +129,6 @@ class ArraysSource(Source):
                     yield -1, int(np.prod(frames.shape)) * 4
         except (OSError, KeyError, ValueError, IndexError, av.FFmpegError):
             yield -1, 0
-
-    def _split(self, name: str, number: int) -> str:
-        digest = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
-        if place < self.config.test_fraction:
-            return "test"
-        return "valid" if place < self.config.test_fraction + self.config.valid_fraction else "train"
-
-    def _plan_split(self, split: str, items: list[tuple[tuple[str, int], int]]) -> list[ShardTask]:
-        step = self.config.trajectories_per_shard
-        groups = [items[first : first + step] for first in range(0, len(items), step)]
-        return [
-            ShardTask(split, f"{split}-{shard:06d}.tar", tuple(i for i, _ in group), sum(size for _, size in group))
-            for shard, group in enumerate(groups)
-        ]
 
     def _read_trajectory(self, path: Path, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(S, C, H, W) frames and (S, A) actions or None."""
@@ -175,7 +153,8 @@ class ArraysSource(Source):
     def _windows(self, name: str, number: int, frames: np.ndarray, actions: np.ndarray | None) -> Iterator[Sample]:
         stem = Path(name).with_suffix("").as_posix().replace(".", "_").replace("/", "-")
         trajectory = stem if number < 0 else f"{stem}-{number:05d}"
-        for start in range(0, len(frames) - self.config.num_frames + 1, self._step):
+        step = self.config.window_step or self.config.num_frames
+        for start in range(0, len(frames) - self.config.num_frames + 1, step):
             cut = slice(start, start + self.config.num_frames)
             window_actions = None
             if actions is not None:

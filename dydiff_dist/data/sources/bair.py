@@ -4,7 +4,6 @@ A record is one trajectory: for t = 0..29 the frames ``t/image_main/encoded`` an
 bytes), ``t/action`` (4) and ``t/endeffector_pos`` (3). The action of time t leads to frame t + 1.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks, split_of
 from dydiff_dist.data.tfrecord import FeatureValue, Record, read_example, scan_records
 from dydiff_dist.strict_config import StrictConfig
 
@@ -39,17 +38,14 @@ class BairSourceConfig(StrictConfig):
     """Trajectories of one shard."""
 
 
-class BairSource(Source):
+@register_source("bair", BairSourceConfig, "BAIR robot pushing: TFRecord files, read without TensorFlow.")
+class BairSource(Source[BairSourceConfig]):
     """Reads trajectories from records."""
-
-    name = "bair"
-
-    def __init__(self, config: BairSourceConfig):
-        self.config = config
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, record number, first byte, bytes)."""
-        by_split: dict[str, list[tuple]] = {"train": [], "valid": [], "test": []}
+        by_split: dict[str, list[tuple[tuple, int]]] = {"train": [], "valid": [], "test": []}
+        sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
         for folder in ("train", "test"):
             files = sorted((Path(self.config.root) / folder).glob("*.tfrecords"))
             if not files:
@@ -59,9 +55,10 @@ class BairSource(Source):
             for file in files:
                 name = f"{folder}/{file.name}"
                 for number, record in enumerate(scan_records(file)):
-                    split = "valid" if folder == "train" and self._is_valid(name, number) else folder
-                    by_split[split].append((name, number, record.offset, record.size))
-        return [task for split, items in by_split.items() for task in self._plan_split(split, items)]
+                    split = folder if folder == "test" else split_of(f"{name}/{number}", self.config.valid_fraction)
+                    by_split[split].append(((name, number, record.offset, record.size), sample_bytes))
+        per_shard = self.config.trajectories_per_shard
+        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """The trajectories of the shard."""
@@ -75,14 +72,7 @@ class BairSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames with actions, so no augmentation."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype="uint8",
-            num_actions=NUM_ACTIONS,
-            channels=("red", "green", "blue"),
-            units="8-bit colour",
-        )
+        return schema_of(sample, channels=("red", "green", "blue"), units="8-bit colour")
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
@@ -93,19 +83,6 @@ class BairSource(Source):
         if self.config.valid_fraction == 0 or any(task.split == "valid" for task in tasks):
             return []
         return [f"no validation split: --valid-fraction {self.config.valid_fraction} chose no trajectory; give more"]
-
-    def _is_valid(self, name: str, number: int) -> bool:
-        digest = hashlib.blake2b(f"{name}/{number}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64 < self.config.valid_fraction
-
-    def _plan_split(self, split: str, items: list[tuple]) -> list[ShardTask]:
-        step = self.config.trajectories_per_shard
-        sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
-        groups = [tuple(items[first : first + step]) for first in range(0, len(items), step)]
-        return [
-            ShardTask(split, f"{split}-{shard:06d}.tar", group, len(group) * sample_bytes)
-            for shard, group in enumerate(groups)
-        ]
 
     def _sample(self, example: dict[str, FeatureValue], name: str, number: int) -> Sample:
         times = range(self.config.num_frames)

@@ -4,10 +4,9 @@
 ``policy/actions`` the T - 1 actions between T frames, and ``metadata`` the robot's name and more as attributes.
 """
 
-import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,14 +16,25 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.members import decode_video
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import (
+    BadItem,
+    LeftOut,
+    ShardTask,
+    Source,
+    register_source,
+    schema_of,
+    shard_tasks,
+    split_of,
+)
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
 Mismatch = Literal["reject", "pad", "cut", "pad_or_cut"]
+Metadata = dict[str, str | int]
+"""What a trajectory can be filtered by, see ``read_metadata``."""
 
 
 class RobonetSourceConfig(StrictConfig):
@@ -69,14 +79,14 @@ class RobonetSourceConfig(StrictConfig):
     """Trajectories whose samples make one shard."""
 
 
-class RobonetSource(Source):
+@register_source("robonet", RobonetSourceConfig, "Robot trajectories with actions in RoboNet's HDF5 layout.")
+class RobonetSource(Source[RobonetSourceConfig]):
     """Reads trajectories."""
 
-    name = "robonet"
-
     def __init__(self, config: RobonetSourceConfig):
-        self.config = config
-        self._conditions = [_parse_condition(text) for text in config.where]
+        super().__init__(config)
+        for text in config.where:
+            _parse_condition(text)
         self._hashes = None if config.hashes is None else read_hashes(Path(config.hashes))
 
     def plan(self) -> list[ShardTask]:
@@ -88,12 +98,15 @@ class RobonetSource(Source):
         if not files:
             raise FileNotFoundError(f"{root} holds no .hdf5 file; give another --root")
         test_names = self._test_names(files)
-        by_split: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+        height, width = self.config.size
+        file_bytes = (self.config.num_frames * 3 * height * width + 4096) * len(self.config.cameras)
+        by_split: dict[str, list[tuple[str, int]]] = {"train": [], "valid": [], "test": []}
         for file in files:
-            by_split[self._split(file, test_names)].append(file)
+            by_split[self._split(file, test_names)].append((file, file_bytes))
         if not by_split["train"]:
             raise ValueError(f"no trajectory of {len(files)} is left for training; lower the fractions")
-        return [task for split, names in by_split.items() for task in self._plan_split(split, names)]
+        per_shard = self.config.trajectories_per_shard
+        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
         """The samples of the shard's trajectories."""
@@ -105,28 +118,11 @@ class RobonetSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames. No augmentation: mirroring would contradict the actions."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype="uint8",
-            num_actions=self.config.num_actions,
-            channels=("red", "green", "blue"),
-            units="8-bit colour",
-        )
+        return schema_of(sample, channels=("red", "green", "blue"), units="8-bit colour")
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
         return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
-
-    def _plan_split(self, split: str, files: list[str]) -> list[ShardTask]:
-        height, width = self.config.size
-        per_file = (self.config.num_frames * 3 * height * width + 4096) * len(self.config.cameras)
-        step = self.config.trajectories_per_shard
-        groups = [tuple(files[first : first + step]) for first in range(0, len(files), step)]
-        return [
-            ShardTask(split, f"{split}-{shard:06d}.tar", group, len(group) * per_file)
-            for shard, group in enumerate(groups)
-        ]
 
     def _test_names(self, files: list[str]) -> set[str] | None:
         if self.config.test_list is None:
@@ -143,16 +139,9 @@ class RobonetSource(Source):
 
     def _split(self, file: str, test_names: set[str] | None) -> str:
         name = Path(file).name
-        # A hash, not an index: the split of a file stays when others are added.
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
-        if test_names is not None:
-            if name in test_names:
-                return "test"
-            return "valid" if place < self.config.valid_fraction else "train"
-        if place < self.config.test_fraction:
-            return "test"
-        return "valid" if place < self.config.test_fraction + self.config.valid_fraction else "train"
+        if test_names is None:
+            return split_of(name, self.config.valid_fraction, self.config.test_fraction)
+        return "test" if name in test_names else split_of(name, self.config.valid_fraction)
 
     def _read_trajectory(self, file: str) -> Iterator[Sample | LeftOut]:
         """The samples of a trajectory, camera after camera."""
@@ -161,10 +150,10 @@ class RobonetSource(Source):
             self._check_hash(path)
         with h5py.File(path, "r") as data:
             metadata = read_metadata(data)
-            unmet = next((text for text, test in self._conditions if not test(metadata)), None)
-            if unmet is not None:
-                yield LeftOut(f"not {unmet}")
-                return
+            for text in self.config.where:
+                if not _is_met(text, metadata):
+                    yield LeftOut(f"not {text}")
+                    return
             actions = self._actions(data, str(metadata.get("primitives", "")))
             states = data["env/state"][()].astype(np.float32)
             if self.config.num_states is not None:
@@ -183,7 +172,7 @@ class RobonetSource(Source):
         frames: list[np.ndarray],
         actions: np.ndarray,
         states: np.ndarray,
-        metadata: dict[str, str | int],
+        metadata: Metadata,
     ) -> Iterator[Sample]:
         """Stretches of ``num_frames`` of what one camera saw."""
         if not len(frames) == len(actions) + 1 == len(states):
@@ -229,9 +218,9 @@ class RobonetSource(Source):
         return frame_HWC.transpose(2, 0, 1)
 
 
-def read_metadata(data: h5py.File) -> dict[str, str | int]:
+def read_metadata(data: h5py.File) -> Metadata:
     """What can be filtered by: the file's metadata attributes, and the sizes that RoboNet's own loader derives."""
-    metadata: dict[str, str | int] = {}
+    metadata: Metadata = {}
     for name, value in data["metadata"].attrs.items():
         value = value.decode() if isinstance(value, bytes) else value
         metadata[name] = value if isinstance(value, str | int) else str(value)
@@ -261,19 +250,19 @@ def _fit(values_TN: np.ndarray, wanted: int, mismatch: Mismatch, kind: str) -> n
     return values_TN
 
 
-def _parse_condition(text: str) -> tuple[str, Callable[[dict[str, str | int]], bool]]:
-    """(the text, whether metadata meet it) of NAME=VALUE,VALUE."""
-    name, equals, values = text.partition("=")
-    if not (name and equals and values):
+def _parse_condition(text: str) -> tuple[str, list[str]]:
+    """(name, allowed values) of NAME=VALUE,VALUE."""
+    name, _, values = text.partition("=")
+    if not (name and values):
         raise ValueError(f"--where {text!r} must have the form NAME=VALUE or NAME=VALUE,VALUE, for example adim=4")
-    allowed = values.split(",")
+    return name, values.split(",")
 
-    def test(metadata: dict[str, str | int]) -> bool:
-        if name not in metadata:
-            raise ValueError(f"--where {text}: its metadata have no {name!r}, only {', '.join(sorted(metadata))}")
-        return str(metadata[name]) in allowed
 
-    return text, test
+def _is_met(text: str, metadata: Metadata) -> bool:
+    name, allowed = _parse_condition(text)
+    if name not in metadata:
+        raise ValueError(f"--where {text}: its metadata have no {name!r}, only {', '.join(sorted(metadata))}")
+    return str(metadata[name]) in allowed
 
 
 def read_hashes(path: Path) -> dict[str, str]:

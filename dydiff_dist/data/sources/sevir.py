@@ -17,9 +17,9 @@ import h5py
 import numpy as np
 from pydantic import Field, model_validator
 
-from dydiff_dist.data.convert import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, register_source, schema_of, shard_tasks
 from dydiff_dist.data.sources.sevir_values import (
     IMAGE_TYPES,
     LIGHTNING_SIDE,
@@ -137,29 +137,27 @@ class SevirEvent:
     """Pixels along H and W."""
 
 
-class SevirSource(Source):
+@register_source("sevir", SevirSourceConfig, "Weather events in SEVIR's layout: CATALOG.csv and HDF5 files.")
+class SevirSource(Source[SevirSourceConfig]):
     """Reads windows of events."""
-
-    name = "sevir"
-
-    def __init__(self, config: SevirSourceConfig):
-        self.config = config
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split in order of time; an item is (event, HDF5 file, row, first frames of its windows)."""
         events = read_catalogue(Path(self.config.root), self.config.image_type, self.config.max_pct_missing)
-        tasks = []
+        tasks: list[ShardTask] = []
         for split, _ in self.config.split_starts():
             cut = [(event, self._window_starts(event, split)) for event in events]
-            items = [(event, starts) for event, starts in cut if starts]
+            items = [
+                ((event.event, event.file, event.row, starts), len(starts) * self._window_bytes(event))
+                for event, starts in cut
+                if starts
+            ]
             if not items:
                 raise ValueError(
                     f"no window of {self.config.window_frames} frames lies wholly in the split {split!r}; the events "
                     f"span {_span(events)}: move --valid-start or --test-start, or shorten --window-frames"
                 )
-            per_shard = self.config.events_per_shard
-            for shard, first in enumerate(range(0, len(items), per_shard)):
-                tasks.append(self._task(split, shard, items[first : first + per_shard]))
+            tasks += shard_tasks(split, items, self.config.events_per_shard)
         return tasks
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
@@ -183,13 +181,8 @@ class SevirSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """One channel of the chosen image type. Storms have no preferred orientation that a flip would break."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype=str(sample.frames.dtype),
-            channels=(self._channel(),),
-            units=self._units(),
-            allowed_augmentations=("flip", "rotate"),
+        return schema_of(
+            sample, channels=(self._channel(),), units=self._units(), allowed_augmentations=("flip", "rotate")
         )
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -249,14 +242,11 @@ class SevirSource(Source):
                 inside.append(first)
         return tuple(inside)
 
-    def _task(self, split: str, shard: int, items: list[tuple[SevirEvent, tuple[int, ...]]]) -> ShardTask:
-        side = items[0][0].side // self.config.downsample
+    def _window_bytes(self, event: SevirEvent) -> int:
+        side = event.side // self.config.downsample
         is_float = self.config.downsample > 1 or self.config.values != "stored"
         pixel_bytes = 4 if is_float else (1 if self.config.image_type == "vil" else 2)
-        num_windows = sum(len(starts) for _, starts in items)
-        size = num_windows * (self.config.window_frames * side**2 * pixel_bytes + 2048)
-        plain = tuple((event.event, event.file, event.row, starts) for event, starts in items)
-        return ShardTask(split, f"{split}-{shard:06d}.tar", plain, size)
+        return self.config.window_frames * side**2 * pixel_bytes + 2048
 
     def _read_event(self, file: str, row: int, event: str) -> np.ndarray:
         """All frames of an event, (S, H, W) as stored."""

@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks
 from dydiff_dist.strict_config import StrictConfig
 
 PROTOCOLS = {
@@ -91,13 +91,14 @@ class WindowRange:
         return range(self.first, self.last + 1, self.step)
 
 
-class TimeseriesSource(Source):
+@register_source(
+    "timeseries", TimeseriesSourceConfig, "Multivariate series: LSTNet's text or GluonTS-style JSON lines."
+)
+class TimeseriesSource(Source[TimeseriesSourceConfig]):
     """Cuts windows."""
 
-    name = "timeseries"
-
     def __init__(self, config: TimeseriesSourceConfig):
-        self.config = config
+        super().__init__(config)
         self._window = config.resolved_context() + config.resolved_horizon()
 
     def plan(self) -> list[ShardTask]:
@@ -109,14 +110,12 @@ class TimeseriesSource(Source):
         if self.config.test_file is not None:
             groups = self._test_groups(series_TD.shape[1])
             by_split["test"] = [(number, len(group) - self._window) for number, group in enumerate(groups)]
-        step = self.config.samples_per_shard
         sample_bytes = self._window * series_TD.shape[1] * 4 + 3072
-        tasks = []
-        for split, items in by_split.items():
-            groups_of_items = [tuple(items[first : first + step]) for first in range(0, len(items), step)]
-            for shard, group in enumerate(groups_of_items):
-                tasks.append(ShardTask(split, f"{split}-{shard:06d}.tar", group, len(group) * sample_bytes))
-        return tasks
+        return [
+            task
+            for split, items in by_split.items()
+            for task in shard_tasks(split, ((item, sample_bytes) for item in items), self.config.samples_per_shard)
+        ]
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """The windows of the shard; one with a NaN is rejected."""
@@ -133,10 +132,8 @@ class TimeseriesSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """One channel per variate, one pixel."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype="float32",
+        return schema_of(
+            sample,
             channels=tuple(f"variate_{number}" for number in range(sample.frames.shape[1])),
             units="as in the file",
             sample_scaling="history_mean" if self.config.scaling == "mean" else "none",

@@ -6,9 +6,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.convert import BadItem, ShardTask, Source
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig, simulate
 from dydiff_dist.strict_config import StrictConfig
 
@@ -36,13 +36,9 @@ class TurbulenceSourceConfig(StrictConfig):
     """The flow itself."""
 
 
-class TurbulenceSource(Source):
+@register_source("turbulence", TurbulenceSourceConfig, "Two-dimensional turbulence, simulated here: nothing is read.")
+class TurbulenceSource(Source[TurbulenceSourceConfig]):
     """Simulates the runs of one shard at a time."""
-
-    name = "turbulence"
-
-    def __init__(self, config: TurbulenceSourceConfig):
-        self.config = config
 
     def plan(self) -> list[ShardTask]:
         """Shards of train, valid and test; an item is (first run, runs, trajectories to keep, first trajectory)."""
@@ -52,15 +48,13 @@ class TurbulenceSource(Source):
     def _plan_split(self, split: str, count: int) -> list[ShardTask]:
         segments = self.config.segments_per_run if split == "train" else 1
         per_shard = self.config.runs_per_shard * segments
-        flow = self.config.flow
-        sample_bytes = self.config.num_frames * 2 * flow.resolution**2 * 4 + 2048
-        tasks = []
-        for shard, first in enumerate(range(0, count, per_shard)):
+        sample_bytes = self.config.num_frames * 2 * self.config.flow.resolution**2 * 4 + 2048
+        items = []
+        for first in range(0, count, per_shard):
             keep = min(per_shard, count - first)
             num_runs = -(-keep // segments)
-            item = (shard * self.config.runs_per_shard, num_runs, segments, keep, first)
-            tasks.append(ShardTask(split, f"{split}-{shard:06d}.tar", (item,), keep * sample_bytes))
-        return tasks
+            items.append(((first // segments, num_runs, segments, keep, first), keep * sample_bytes))
+        return shard_tasks(split, items, per_shard=1)
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """Simulates the runs of the shard; yields segment after segment, run after run."""
@@ -86,10 +80,8 @@ class TurbulenceSource(Source):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """Velocity in box units; homogeneous, periodic and isotropic up to the grid, hence all augmentations."""
-        return FrameSchema(
-            num_frames=sample.frames.shape[0],
-            shape=sample.frames.shape[1:],
-            dtype="float32",
+        return schema_of(
+            sample,
             channels=("velocity_along_width", "velocity_along_height"),
             units="box side 2*pi, time from the injected power",
             allowed_augmentations=("periodic_shift", "flip", "rotate"),

@@ -1,0 +1,196 @@
+"""What a source of data provides, and how it gets a name on the command line.
+
+A source plans its shards and reads the samples of one; everything else (parallel writing, restarts, statistics,
+manifests) is ``convert.py``'s. The sources that come with the package are in ``sources/``; one of your own, in any
+module, is there for ``tools/make_shards.py --import MODULE`` once ``register_source`` has named it.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from dydiff_dist.data.manifest import FrameSchema, LatentsSchema
+from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.strict_config import StrictConfig
+
+Config = TypeVar("Config", bound=StrictConfig)
+SourceClass = TypeVar("SourceClass", bound="type[Source[Any]]")
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """An input that could not be converted, by name, with the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An input that the options leave out: no fault of its own. Counted by reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The input of one shard; ``items`` are plain JSON values that the source understands."""
+
+    split: str
+    name: str
+    items: tuple[Any, ...]
+    estimated_bytes: int
+
+
+class Source(ABC, Generic[Config]):
+    """What a converter provides; see ``register_source`` for a whole one.
+
+    Instances are picklable: shards are written in other processes.
+    """
+
+    name: str
+    """As on the command line and in manifests; ``register_source`` sets it."""
+    config: Config
+    """The options. With the items of a task they decide the bytes of its shard."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def plan(self) -> list[ShardTask]:
+        """All shards of all splits, in a fixed order; ``shard_tasks`` cuts items into shards.
+
+        Raises:
+            FileNotFoundError, ValueError: there is nothing to convert, or the options do not fit.
+        """
+
+    @abstractmethod
+    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
+        """The samples of one shard, in a fixed order."""
+
+    @abstractmethod
+    def schema(self, sample: Sample) -> FrameSchema:
+        """The schema of the data set, given any of its samples; ``schema_of`` fills in what the arrays say."""
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Fixed (shift, scale) per channel, or None to take mean and standard deviation of the training split."""
+        return None
+
+    def latents(self, split: str) -> LatentsSchema | None:
+        """What the manifest of ``split`` says of an autoencoder; None where frames are the data themselves."""
+        return None
+
+    def expect(self, tasks: list[ShardTask]) -> None:
+        """Hears which shards this process is about to read, in order, so that a source may read ahead."""
+
+    def measured_frames(self, sample: Sample) -> np.ndarray:
+        """What the statistics are taken of, (S, C, H, W), in place of the stored frames: those of data with
+        ``sample_scaling`` divided by the sample's scale."""
+        return sample.frames
+
+    def details(self) -> dict[str, Any]:
+        """Facts for the manifest beyond the options, JSON types."""
+        return {}
+
+    def summary(self, tasks: list[ShardTask]) -> list[str]:
+        """What the plan comes to, line by line, for the user to check before the work starts."""
+        return []
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A source as the command line knows it."""
+
+    source: type[Source[Any]]
+    config: type[StrictConfig]
+    """The class of the options: each field is an option, its docstring the help."""
+    summary: str
+    """One line of help."""
+
+
+SOURCES: dict[str, SourceKind] = {}
+"""All registered sources by name."""
+
+
+def register_source(name: str, config: type[StrictConfig], summary: str) -> Callable[[SourceClass], SourceClass]:
+    """Makes a source known to ``tools/make_shards.py``; decorates its class.
+
+    Args:
+        name: on the command line; also set as the class's ``name``.
+        config: the class of its options: each field is an option, its docstring the help.
+        summary: one line of help.
+
+    Raises:
+        ValueError: another source has this name.
+
+    Example:
+        >>> class WavesConfig(StrictConfig):
+        ...     num_samples: int = 8
+        >>> @register_source("waves", WavesConfig, "Travelling waves of one channel.")
+        ... class WavesSource(Source[WavesConfig]):
+        ...     def plan(self):
+        ...         return shard_tasks("train", ((number, 2048) for number in range(self.config.num_samples)), 4)
+        ...
+        ...     def read(self, task):
+        ...         for number in task.items:
+        ...             phase = np.arange(6)[:, None, None, None] + np.arange(16) + number
+        ...             yield Sample(f"wave-{number}", np.sin(phase / 4).astype(np.float32))
+        ...
+        ...     def schema(self, sample):
+        ...         return schema_of(sample, channels=("height",), units="m")
+        >>> [task.name for task in SOURCES["waves"].source(WavesConfig()).plan()]
+        ['train-000000.tar', 'train-000001.tar']
+    """
+
+    def register(source: SourceClass) -> SourceClass:
+        place = (source.__module__, source.__qualname__)
+        standing = SOURCES.get(name)
+        if standing and place != (standing.source.__module__, standing.source.__qualname__):
+            raise ValueError(f"two sources are called {name!r}; give {'.'.join(place)} another name")
+        source.name = name
+        SOURCES[name] = SourceKind(source, config, summary)
+        return source
+
+    return register
+
+
+def shard_tasks(split: str, items: Iterable[tuple[Any, int]], per_shard: int) -> list[ShardTask]:
+    """Cuts (item, estimated bytes of its samples) into tasks of ``per_shard`` items, named SPLIT-000000.tar and so on;
+    none where there are no items."""
+    listed = list(items)
+    groups = [listed[first : first + per_shard] for first in range(0, len(listed), per_shard)]
+    return [
+        ShardTask(split, f"{split}-{shard:06d}.tar", tuple(item for item, _ in group), sum(size for _, size in group))
+        for shard, group in enumerate(groups)
+    ]
+
+
+def split_of(name: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
+    """The split of an input by a hash of its name: train, valid or test.
+
+    By a hash and not by an index, so that the split of an input stays when others are added.
+    """
+    place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    if place < test_fraction:
+        return "test"
+    return "valid" if place < test_fraction + valid_fraction else "train"
+
+
+def schema_of(sample: Sample, **facts: Any) -> FrameSchema:
+    """The schema that follows from a sample's arrays, and ``facts``: further fields of ``FrameSchema``.
+
+    Raises:
+        ValueError: shards do not hold frames of this type.
+    """
+    found = {
+        "num_frames": sample.frames.shape[0],
+        "shape": sample.frames.shape[1:],
+        "dtype": str(sample.frames.dtype),
+        "num_actions": 0 if sample.actions is None else sample.actions.shape[1],
+        "has_logvar": sample.logvar is not None,
+    }
+    return FrameSchema.model_validate({**found, **facts})
