@@ -14,7 +14,7 @@ from dydiff_dist.autoencoders.config import AutoencoderConfig, AutoencoderLossCo
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
+from dydiff_dist.models import AnyDenoiserConfig, ExecutionConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_dist.training.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, TrainingConfig
 
@@ -82,7 +82,7 @@ class RunConfig(BaseRunConfig):
 
     fixed_sections = ("model", "diffusion", "data", "seed")
 
-    model: VideoTransformerConfig
+    model: AnyDenoiserConfig
     training: DiffusionTrainingConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -142,7 +142,7 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
     try:
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ValueError(f"{source}: {describe_error(error, config_type)}") from None
+        raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
