@@ -44,15 +44,26 @@ class StrictConfig(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return super().model_validate_json(json.dumps(kept), **options)
 
+    @classmethod
+    def variant(cls, tree: Mapping[str, Any]) -> type[BaseModel]:
+        """The class that a tree of this section is for; a section that comes in several kinds overrides it."""
+        return cls
 
-def describe_error(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown."""
+
+def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[str, Any] | None = None) -> str:
+    """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown.
+
+    Args:
+        error: of validating ``root``.
+        root: the outermost section.
+        tree: what was validated, where sections come in several kinds.
+    """
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
-        valid = list(_section_at(root, path[:-1]).model_fields)
+        valid = list(_section_at(root, path[:-1], tree or {}).model_fields)
         nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}; {hint}{more}"
@@ -91,8 +102,10 @@ def _sections_of(section: type[BaseModel], key: str) -> Iterator[type[BaseModel]
             yield candidate
 
 
-def _section_at(root: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The config class that stands at ``path`` below ``root``."""
+def _section_at(root: type[BaseModel], path: list[str], tree: Mapping[str, Any]) -> type[BaseModel]:
+    """The config class that stands at ``path`` below ``root``, for what ``tree`` says there."""
     for name in path:
-        root = next(_sections_of(root, name))
+        root, tree = next(_sections_of(root, name)), tree.get(name) or {}
+        if issubclass(root, StrictConfig):
+            root = root.variant(tree)
     return root

@@ -70,3 +70,7 @@ class DataConfig(StrictConfig):
     def num_frames(self) -> int:
         """S: frames of a sample as the network sees it."""
         return self.num_history_frames + self.num_future_frames
+
+    def frame_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of stored frames (C, H, W) once they are cropped."""
+        return shape if self.crop_size is None else (shape[0], *self.crop_size)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dydiff_dist.autoencoders import Autoencoder, load_autoencoder
+from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.autoencoders import read_description as read_autoencoder_description
 from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
@@ -24,8 +24,9 @@ from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.files import TensorSpec, atomic_file, file_order, file_sha256, write_json, write_tensor_file
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.forecasting.forecaster import Forecaster, trained_on_shifts
-from dydiff_dist.models import VideoTransformerConfig, build_network
+from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.forecasting.frame_space import FrameSpace, LatentFrames, PlainFrames, input_sizes
+from dydiff_dist.models import AnyDenoiserConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 WEIGHTS_NAME = "model.safetensors"
@@ -44,7 +45,7 @@ class ModelDescription(StrictConfig):
 
     format_version: int
     data: DataConfig
-    model: VideoTransformerConfig
+    model: AnyDenoiserConfig
     diffusion: DiffusionConfig
     sampling: SamplingConfig
     autoencoder_sha256: str | None = None
@@ -75,14 +76,11 @@ def save_model(
         The folder.
     """
     specs = {name: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for name, tensor in state_dict.items()}
-    return stream_model(
-        folder,
-        specs,
-        lambda name: state_dict[name].detach().cpu(),
-        run_config,
-        data_schema,
-        autoencoder=autoencoder,
-    )
+
+    def read(name: str) -> Tensor:
+        return state_dict[name].detach().cpu()
+
+    return stream_model(folder, specs, read, run_config, data_schema, autoencoder=autoencoder)
 
 
 def stream_model(
@@ -114,18 +112,13 @@ def stream_model(
     """
     folder = Path(folder)
     parts = _split(specs, max_file_bytes)
-    names = (
-        [WEIGHTS_NAME]
-        if len(parts) == 1
-        else [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
-    )
-    files = dict(zip(names, parts, strict=True))
-    sums = _write_weights(folder, files, read)
+    sums = _write_weights(folder, parts, read)
+    written = set(sums)
     if len(parts) > 1:
-        total_size = sum(spec.num_bytes for spec in specs.values())
+        written.add(INDEX_NAME)
         index = {
-            "metadata": {"total_size": total_size, "sha256": sums},
-            "weight_map": {weight: name for name, part in files.items() for weight in part},
+            "metadata": {"total_size": sum(spec.num_bytes for spec in specs.values()), "sha256": sums},
+            "weight_map": {weight: name for name, part in zip(sums, parts, strict=True) for weight in part},
         }
         write_json(folder / INDEX_NAME, index)
     identity = None
@@ -135,24 +128,24 @@ def stream_model(
     record = {
         "format_version": FORMAT_VERSION,
         "autoencoder_sha256": identity,
-        "weights_sha256": sums[WEIGHTS_NAME] if len(parts) == 1 else file_sha256(folder / INDEX_NAME),
+        "weights_sha256": file_sha256(folder / INDEX_NAME) if len(parts) > 1 else sums[WEIGHTS_NAME],
         "data_schema": data_schema,
         "run": run_config,
     }
     write_json(folder / CONFIG_NAME, record)
-    _remove_older(folder, {*names, INDEX_NAME} if len(parts) > 1 else {*names})
+    _remove_older(folder, written)
     return folder
 
 
-def _write_weights(
-    folder: Path, files: Mapping[str, Mapping[str, TensorSpec]], read: Callable[[str], Tensor]
-) -> dict[str, str]:
-    """Writes the files, all of them or none, and returns their SHA-256 by name."""
+def _write_weights(folder: Path, parts: list[dict[str, TensorSpec]], read: Callable[[str], Tensor]) -> dict[str, str]:
+    """Writes a file of each part, all of them or none, and returns their SHA-256 by file name."""
+    numbers = range(1, len(parts) + 1)
+    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in numbers]
+    sums = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sums = {}
         with ExitStack() as partials:  # the files get their names together, when the last one is written
-            for name, part in files.items():
+            for name, part in zip(names if len(parts) > 1 else [WEIGHTS_NAME], parts, strict=True):
                 partial = partials.enter_context(atomic_file(folder / name))
                 sums[name] = write_tensor_file(partial, part, map(read, file_order(part))).sha256
     except OSError as error:
@@ -162,7 +155,8 @@ def _write_weights(
 
 def _split(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[dict[str, TensorSpec]]:
     """The weights in their order, in as many parts as keep each below ``max_bytes`` where a single one allows it."""
-    parts, size = [{}], 0
+    parts: list[dict[str, TensorSpec]] = [{}]
+    size = 0
     for name, spec in specs.items():
         if parts[-1] and size + spec.num_bytes > max_bytes:
             parts.append({})
@@ -226,7 +220,7 @@ def read_description(folder: str | Path) -> tuple[ModelDescription, str]:
     try:
         return ModelDescription.model_validate_json(json.dumps(tree)), weights_sha256
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe_error(error, ModelDescription)}") from None
+        raise ValueError(f"{path}: {describe_error(error, ModelDescription, tree)}") from None
 
 
 def load_forecaster(
@@ -254,34 +248,26 @@ def load_forecaster(
     description, weights_sha256 = read_description(folder)
     weights = _load_weights(folder, weights_sha256)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    schema = description.data_schema
-    num_channels, num_actions = schema["shape"][0], schema["num_actions"]
-    autoencoder = _load_autoencoder(folder, description, device)
-    if autoencoder is not None:
-        num_channels = autoencoder.description.latent_channels
-        num_actions *= autoencoder.description.temporal_ratio
-    network = build_network(description.model, num_channels=num_channels, num_action_channels=num_actions)
+    data, schema = description.data, description.data_schema
+    frames = _frame_space(folder, description, device)
+    shape = frames.network_shape(data.frame_shape(tuple(schema["shape"])))
+    sizes = input_sizes(data, shape, schema["num_actions"] * frames.temporal_ratio)
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        return Forecaster.of_weights(
+            description.model.build(sizes),
+            weights,
+            data=data,
+            frames=frames,
+            device=device,
+            dtype=dtype,
+            diffusion=description.diffusion.build(schema.get("frame_autocovariance")),
+            sampling=sampling or description.sampling,
+            num_action_channels=sizes.num_action_channels,
+            max_batch=max_batch,
+        )
+    except RuntimeError as error:  # what torch's load_state_dict raises
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{folder / WEIGHTS_NAME} doesn't fit {CONFIG_NAME} beside it: {reason}") from None
-    return Forecaster(
-        network=network.eval().requires_grad_(False).to(device, dtype),
-        diffusion=description.diffusion.build(schema.get("frame_autocovariance")),
-        sampling=sampling or description.sampling,
-        num_history_frames=description.data.num_history_frames,
-        num_future_frames=description.data.num_future_frames,
-        shift=schema["shift"],
-        scale=schema["scale"],
-        sample_scaling=schema.get("sample_scaling", "none"),
-        num_action_channels=num_actions,
-        knows_shifts=trained_on_shifts(description.data, autoencoder),
-        device=device,
-        dtype=dtype,
-        max_batch=max_batch,
-        autoencoder=autoencoder,
-    )
 
 
 def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
@@ -292,17 +278,18 @@ def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
     return pixel_data(description.data, ratio)
 
 
-def _load_autoencoder(folder: Path, description: ModelDescription, device: torch.device) -> Autoencoder | None:
-    """The autoencoder beside a model, None for a model of frames."""
+def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
+    """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
     if description.autoencoder_sha256 is None:
-        return None
+        schema = description.data_schema
+        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"))
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(
             f"{folder} was trained on latents of autoencoder {description.autoencoder_sha256}, its "
             f"{AUTOENCODER_FOLDER}/ holds {autoencoder.description.sha256}; export the model again"
         )
-    return autoencoder
+    return LatentFrames(autoencoder)
 
 
 def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
@@ -312,7 +299,7 @@ def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
         return _load_file(single, sha256, CONFIG_NAME)
     if file_sha256(index) != sha256:
         raise ValueError(f"{index} was altered: its SHA-256 differs from {CONFIG_NAME}'s; export it again")
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, digest in json.loads(index.read_text())["metadata"]["sha256"].items():
         if name != Path(name).name or not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} lacks {name!r}, which {INDEX_NAME} lists; export it again")

@@ -1,23 +1,24 @@
 """Ensemble forecasts from a trained network.
 
 Letters: B cases, M members, S_h history frames, S_f future frames, S = S_h + S_f, C channels, H W height and width,
-A action channels. *Stored units* are those of the shards, *network units* are (stored - shift) / scale, of
-series (stored / sample scale - shift) / scale, see ``data/scaling.py``.
+A action channels; units as in ``frame_space.py``. Where the network forecasts latents, what it sees counts latent
+frames and their channels and pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.diffusion import DiffusionProcess, guided, rollout, sample, start_noise, timestep_grid
 from dydiff_dist.diffusion.sampling import Denoise
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.frame_space import FrameSpace
 from dydiff_dist.forecasting.moving_view import MovingView
+from dydiff_dist.models import Denoiser
 from dydiff_kernels import NoiseCounter, Stream, normal
 
 MEMBER_STRIDE = 2**32
@@ -27,29 +28,24 @@ MAX_MEMBERS = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class Forecaster:
-    """A trained network with its process, ready to forecast.
+    """A trained network with its process, ready to forecast; `Forecaster.of_weights` makes one of a run's parts.
 
     Noise comes from a counter named by (seed, case, member), so a member is the same whatever else is forecast with it,
     on any number of processes and in any batch (to the last digits that the network's own arithmetic leaves to the
     batch size).
     """
 
-    network: nn.Module
-    """Called as network(z, timesteps, history=…, actions=…) -> (B, S, C, H, W)."""
+    network: Denoiser
     diffusion: DiffusionProcess
     sampling: SamplingConfig
+    frames: FrameSpace
+    """What the network's frames are."""
     num_history_frames: int
-    """S_h."""
+    """S_h, as the network counts them."""
     num_future_frames: int
-    """S_f, frames the network forecasts at once; longer forecasts are rolled out."""
-    shift: Sequence[float]
-    """Per channel, stored units."""
-    scale: Sequence[float]
-    """Per channel, stored units per network unit."""
-    sample_scaling: str = "none"
-    """"history_mean": a case is first divided by the mean absolute value of its history, as in training."""
+    """S_f, network frames forecast at once; longer forecasts are rolled out."""
     num_action_channels: int = 0
-    """A; 0 where the data have no actions."""
+    """A, as the network takes them; 0 where the data have no actions."""
     knows_shifts: bool = False
     """Whether it was trained on random periodic shifts, which ``sampling.random_shifts`` needs."""
     device: torch.device | str = "cpu"
@@ -57,17 +53,52 @@ class Forecaster:
     """Storage of what the network reads and of its weights; sampling itself is done in float32."""
     max_batch: int = 32
     """Members that pass through the network together; bounds memory."""
-    autoencoder: Autoencoder | None = None
-    """Where the network forecasts latents: history is encoded and forecasts are decoded by it. ``num_history_frames``
-    and ``num_future_frames`` then count latent frames, and ``shift`` and ``scale`` are not used."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises ``ValueError`` where shifts are asked of a network that never saw any."""
         if self.sampling.random_shifts and not self.knows_shifts:
             raise ValueError(
                 "sampling.random_shifts is on, but the network was trained without data.augmentation.periodic_shift; "
                 "leave it out"
             )
+
+    @classmethod
+    def of_weights(
+        cls,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        *,
+        data: DataConfig,
+        frames: FrameSpace,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **fields: Any,
+    ) -> "Forecaster":
+        """A forecaster from a run's parts.
+
+        Args:
+            network: a `Denoiser`; it takes the weights and is moved.
+            weights: its state, by name.
+            data: the run's, for the window and whether it was trained on shifts.
+            frames: what the network's frames are.
+            device: where it is to run.
+            dtype: of its weights and activations.
+            fields: of `Forecaster`, the rest.
+
+        Raises:
+            RuntimeError: weights of another network, as `torch.nn.Module.load_state_dict` says it.
+        """
+        network.load_state_dict(weights)
+        return cls(
+            network=network.eval().requires_grad_(False).to(device, dtype),
+            frames=frames,
+            num_history_frames=data.num_history_frames,
+            num_future_frames=data.num_future_frames,
+            knows_shifts=data.augmentation.periodic_shift and frames.follows_shifts,
+            device=device,
+            dtype=dtype,
+            **fields,
+        )
 
     def forecast(
         self,
@@ -95,73 +126,21 @@ class Forecaster:
         Raises:
             ValueError: shapes, counts or indices that don't fit, or a history that is not finite.
         """
-        if self.autoencoder is not None:
-            return self._forecast_through_latents(history, actions, num_frames, case_index, num_members, seed)
-        shift, scale = self._units()
-        self._check_history(history)
-        history = history.cpu().float()
-        unit = self._sample_scale(history)
-        futures = self.forecast_normalized(
-            (history / unit - shift) / scale,
-            actions=actions,
-            case_index=case_index,
-            num_members=num_members,
-            seed=seed,
-            num_frames=num_frames,
-        )
-        return (futures.cpu() * scale + shift) * unit[:, None]
-
-    def network_frames(
-        self, history: Tensor, future: Tensor, actions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """A window as the network sees it in training: frames in network units or latents, and their actions.
-
-        Args:
-            history: (B, S_h, C, H, W) in stored units.
-            future: (B, S_f, C, H, W) in stored units.
-            actions: (B, S, A), where the data have them.
-        """
-        frames = torch.cat((history.float(), future.float()), dim=1).cpu()
-        if self.autoencoder is not None:
-            described = self.autoencoder.description
-            return self.autoencoder.history_latents(frames), None if actions is None else described.latent_actions(
-                actions
-            )
-        shift, scale = self._units()
-        return (frames / self._sample_scale(history.cpu().float()) - shift) / scale, actions
-
-    def _forecast_through_latents(
-        self,
-        history: Tensor,
-        actions: Tensor | None,
-        num_frames: int | None,
-        case_index: Tensor | Sequence[int] | None,
-        num_members: int,
-        seed: int,
-    ) -> Tensor:
-        """As ``forecast``: encodes the history (the posterior's mean), forecasts latents, decodes them."""
-        description = self.autoencoder.description
-        num_given = description.pixel_frames(self.num_history_frames)
-        _check_frames(history, num_given, description.frames.shape[0])
-        num_latent_frames = None
-        if num_frames is not None:
-            groups, rest = divmod(num_frames, description.temporal_ratio)
-            num_latent_frames = groups + (rest > 0)
-        latents = self.autoencoder.history_latents(history)
+        frames = self.frames
+        _check_frames(history, frames.stored_frames(self.num_history_frames), frames.stored_channels)
+        encoded = frames.encode(history)
+        num_future = self.num_future_frames if num_frames is None else frames.future_frames(num_frames)
         if actions is not None:
-            needed = num_given + (num_latent_frames or self.num_future_frames) * description.temporal_ratio
-            actions = description.latent_actions(actions[:, :needed])
+            actions = frames.network_actions(actions, self.num_history_frames + num_future)
         futures = self.forecast_normalized(
-            latents,
+            encoded,
             actions=actions,
             case_index=case_index,
             num_members=num_members,
             seed=seed,
-            num_frames=num_latent_frames,
+            num_frames=num_future,
         )
-        given = latents.repeat_interleave(num_members, dim=0)
-        frames = self.autoencoder.to_future_frames(futures.flatten(0, 1), given)
-        return frames.unflatten(0, (len(history), num_members))[:, :, :num_frames]
+        return frames.decode(futures, history, encoded)[:, :, :num_frames]
 
     @torch.no_grad()
     def forecast_normalized(
@@ -174,8 +153,8 @@ class Forecaster:
         seed: int = 0,
         num_frames: int | None = None,
     ) -> Tensor:
-        """As ``forecast``, with history and result in network units and the result on the forecaster's device."""
-        self._check_history(history)
+        """As ``forecast``, with history and result in network frames and the result on the forecaster's device."""
+        _check_frames(history, self.num_history_frames, self.frames.network_channels)
         num_cases = history.shape[0]
         case_index = _checked_cases(case_index, num_cases)
         num_frames = self.num_future_frames if num_frames is None else num_frames
@@ -224,7 +203,7 @@ class Forecaster:
         view = None
         if self.knows_shifts and sampling.random_shifts is not False:
             shifts = counter(window, Stream.SAMPLER_SHIFT)
-            view = MovingView.draw(shifts, grid, diffusion.num_timesteps, *shape[-2:], device=self.device)
+            view = MovingView.draw(shifts, grid, diffusion.num_timesteps, shape[-2], shape[-1], self.device)
         return sample(
             diffusion,
             self._denoise(history, actions, counter(window, Stream.CONDITIONING_DROPOUT), view),
@@ -267,20 +246,6 @@ class Forecaster:
         """S, frames of one window."""
         return self.num_history_frames + self.num_future_frames
 
-    def _units(self) -> tuple[Tensor, Tensor]:
-        """Shift and scale by channel, (C, 1, 1) each."""
-        return tuple(torch.as_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.shift, self.scale))
-
-    def _sample_scale(self, history: Tensor) -> Tensor:
-        """(B, 1, C, 1, 1), the unit of each case and channel; ones where the data are not scaled by sample."""
-        if self.sample_scaling == "none":
-            return torch.ones(len(history), 1, 1, 1, 1)
-        return torch.from_numpy(history_scale(history.numpy()))
-
-    def _check_history(self, history: Tensor) -> None:
-        num_channels = len(self.shift) if self.autoencoder is None else self.autoencoder.description.latent_channels
-        _check_frames(history, self.num_history_frames, num_channels)
-
     def _check_request(self, num_members: int, num_frames: int, actions: Tensor | None, num_cases: int) -> None:
         if not 1 <= num_members < MAX_MEMBERS:
             raise ValueError(f"num_members is {num_members}; it must lie in 1..{MAX_MEMBERS - 1}")
@@ -299,11 +264,6 @@ class Forecaster:
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)}; {num_frames} forecast frames need {expected} or longer"
             )
-
-
-def trained_on_shifts(data: DataConfig, autoencoder: Autoencoder | None) -> bool:
-    """Whether training showed a network fields, or latents of an autoencoder that wraps around, from any origin."""
-    return data.augmentation.periodic_shift and (autoencoder is None or autoencoder.description.periodic)
 
 
 def _check_frames(history: Tensor, num_frames: int, num_channels: int) -> None:

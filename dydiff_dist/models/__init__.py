@@ -1,35 +1,34 @@
-"""The denoising networks."""
+"""The denoising networks, and the registry in which ``model.network`` of a run configuration finds them."""
 
 from dydiff_dist.models.conditioning import assemble_input, drop_history, num_input_channels
-from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
-from dydiff_dist.models.transformer import VideoTransformer
-from dydiff_kernels import Backend
+from dydiff_dist.models.denoiser import (
+    AnyDenoiserConfig,
+    Denoiser,
+    DenoiserConfig,
+    ExecutionConfig,
+    InputSizes,
+    SharesFrames,
+    register_network,
+)
+from dydiff_dist.models.transformer import VideoTransformer, VideoTransformerConfig
+from dydiff_dist.models.unet import UNet, UNetConfig
 
 __all__ = [
+    "AnyDenoiserConfig",
+    "Denoiser",
+    "DenoiserConfig",
     "ExecutionConfig",
+    "InputSizes",
+    "SharesFrames",
+    "UNet",
+    "UNetConfig",
     "VideoTransformer",
     "VideoTransformerConfig",
     "assemble_input",
-    "build_network",
     "drop_history",
     "num_input_channels",
+    "register_network",
 ]
 
-
-def build_network(
-    config: VideoTransformerConfig,
-    *,
-    num_channels: int,
-    num_action_channels: int = 0,
-    execution: ExecutionConfig | None = None,
-    kernels: Backend = "auto",
-) -> VideoTransformer:
-    """The network that ``config`` describes, for data with these channels; ``execution`` and ``kernels`` say how it
-    runs."""
-    return VideoTransformer(
-        config,
-        num_channels=num_channels,
-        num_action_channels=num_action_channels,
-        execution=execution,
-        kernels=kernels,
-    )
+register_network("video_transformer", VideoTransformerConfig)
+register_network("unet", UNetConfig)

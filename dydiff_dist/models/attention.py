@@ -14,12 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dydiff_dist.models.sequence_parallel import SequenceShards
+from dydiff_dist.models.sequence_parallel import SequenceGroup
 
 logger = logging.getLogger(__name__)
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
-"""(q, k, v each (B, H, N, E), causal) -> (B, H, N, E)."""
+AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v), each (B, H, N, E) -> (B, H, N, E)."""
 
 _SDPA_KERNELS = {
     "sdpa_flash": SDPBackend.FLASH_ATTENTION,
@@ -29,32 +29,29 @@ _SDPA_KERNELS = {
 }
 
 
-def reference_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
+def reference_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     """softmax(q kᵀ / √E) v, written out in float32 or better; the specification of the other backends."""
     dtype = torch.promote_types(q_BHNE.dtype, torch.float32)
     scores = (q_BHNE.to(dtype) @ k_BHNE.to(dtype).transpose(-1, -2)) / math.sqrt(q_BHNE.shape[-1])
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
     return (scores.softmax(-1) @ v_BHNE.to(dtype)).to(v_BHNE.dtype)
 
 
-def sdpa_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
+def sdpa_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     """torch's scaled_dot_product_attention; torch picks its kernel."""
-    return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, is_causal=causal)
+    return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
 
 
-def _sdpa_with(kernel: SDPBackend, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
+def _sdpa_with(kernel: SDPBackend, q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     with sdpa_kernel(kernel):
-        return sdpa_attention(q_BHNE, k_BHNE, v_BHNE, causal)
+        return sdpa_attention(q_BHNE, k_BHNE, v_BHNE)
 
 
-def xformers_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, causal: bool) -> Tensor:
+def xformers_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     """xformers' memory_efficient_attention (GPUs only). It takes (B, N, H, E), of which E alone must be contiguous."""
-    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+    from xformers.ops import memory_efficient_attention
 
     q, k, v = (t.transpose(1, 2) for t in (q_BHNE, k_BHNE, v_BHNE))
-    return memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask() if causal else None).transpose(1, 2)
+    return memory_efficient_attention(q, k, v).transpose(1, 2)
 
 
 _BACKENDS: dict[str, AttentionFunction] = {
@@ -160,13 +157,18 @@ def _query_key_norm(name: str, head_width: int) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head self-attention with query-key normalisation (Dehghani et al. 2023) and rotary positions.
 
+    Args:
+        width: D, channels of a token.
+        num_heads: H.
+        qk_norm: of queries and keys per head: layer, rms or none.
+
     Attributes:
-        shards: how the token axis is shared between ranks; the whole axis on one rank unless set.
+        sequence: the ranks that share the token axis; this one alone unless set.
     """
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer", causal: bool = False):
+    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer"):
         super().__init__()
-        self.num_heads, self.causal, self.shards = num_heads, causal, SequenceShards()
+        self.num_heads, self.sequence = num_heads, SequenceGroup()
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm_q = _query_key_norm(qk_norm, width // num_heads)
         self.norm_k = _query_key_norm(qk_norm, width // num_heads)
@@ -182,7 +184,7 @@ class Attention(nn.Module):
         """
         q, k, v = rearrange(self.qkv(x_BND), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
         q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
-        if self.shards.size > 1:
-            q, k, v = self.shards.to_heads(torch.stack((q, k, v)))
-        y_BHNE = self.shards.to_tokens(attend(q, k, v, self.causal))
+        if self.sequence.size > 1:
+            q, k, v = self.sequence.to_heads(torch.stack((q, k, v)))
+        y_BHNE = self.sequence.to_tokens(attend(q, k, v))
         return self.project(rearrange(y_BHNE, "b h n e -> b n (h e)"))

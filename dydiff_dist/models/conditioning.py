@@ -47,3 +47,14 @@ def drop_history(history: Tensor, noise: Tensor, dropped_B: Tensor) -> Tensor:
         dropped_B: bool, which samples lose their history.
     """
     return torch.where(dropped_B[:, None, None, None, None], noise, history)
+
+
+def check_actions(actions: Tensor | None, num_action_channels: int) -> None:
+    """Refuses actions that are missing, unexpected or of another width.
+
+    Raises:
+        ValueError: both widths.
+    """
+    given = 0 if actions is None else actions.shape[-1]
+    if given != num_action_channels:
+        raise ValueError(f"the network takes {num_action_channels} action channels, the batch has {given}")

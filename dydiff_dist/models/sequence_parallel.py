@@ -13,9 +13,6 @@ over the group are exactly those of the whole sequence on one rank.
 Letters: P ranks of the group, B batch, S frames, H heads, N tokens, E channels per head.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -44,18 +41,14 @@ def exchange(pieces: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _Exchange.apply(pieces, group)
 
 
-@dataclass(frozen=True)
-class SequenceShards:
-    """This rank's share of the frames; without a group it is all of them and nothing is communicated."""
+class SequenceGroup:
+    """The ranks that share a sample's frames; without a group this rank has all of them and nothing is communicated."""
 
-    group: dist.ProcessGroup | None = None
-    _exchange: Callable[[Tensor, dist.ProcessGroup], Tensor] | None = field(init=False, default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.group is not None:
-            # A compiled block is cut here; collectives run outside of its kernels in any case. Not a decorator: that
-            # would import torch's compiler, more than a second, into every process that loads a model.
-            object.__setattr__(self, "_exchange", torch.compiler.disable(exchange))
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        self.group = group
+        # A compiled block is cut here; collectives run outside of its kernels in any case. Not a decorator: that would
+        # import torch's compiler, more than a second, into every process that loads a model.
+        self._exchange = exchange if group is None else torch.compiler.disable(exchange)
 
     @property
     def size(self) -> int:

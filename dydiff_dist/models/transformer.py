@@ -1,140 +1,213 @@
-"""The latent video diffusion transformer: patches of (1, p, p), adaLN-Zero (Peebles & Xie 2023), rotary positions.
+"""The video transformer: patches of (1, p, p), adaLN-Zero (Peebles & Xie 2023), rotary positions.
 
-Letters: B batch, S frames, C channels, H W height and width, N tokens per frame, D width, A action channels.
+Letters: B batch, S frames, C channels, H W height and width, N tokens per frame, T = S N tokens, D width, A action
+channels.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dydiff_dist.models.attention import Attention, AttentionFunction, resolve_attention, rotary_angles
-from dydiff_dist.models.conditioning import assemble_input, num_input_channels
-from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
-from dydiff_dist.models.flops import NUM_TIMESTEP_FEATURES, num_checkpointed_blocks
-from dydiff_dist.models.sequence_parallel import SequenceShards, check_sequence_parallel
-from dydiff_kernels import Backend, gated_residual, modulated_norm
+from dydiff_dist.models.attention import resolve_attention, rotary_angles
+from dydiff_dist.models.blocks import NUM_TIMESTEP_FEATURES, Block, TokenContext, timestep_embedding, timestep_features
+from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
+from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
+from dydiff_dist.models.sequence_parallel import SequenceGroup, check_sequence_parallel
+from dydiff_kernels import Backend, modulated_norm
 
-Angles = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class TokenContext:
-    """What all blocks share: how tokens attend to each other, and what runs the modulation."""
-
-    attend: AttentionFunction
-    angles: dict[str, Angles]
-    """Rotary angles of this rank's tokens, by the axis they attend over: space, time or full."""
-    kernels: Backend
-    """Backend of `modulated_norm` and `gated_residual`."""
+NAMED_SIZES = {
+    "S": {"width": 384, "depth": 12, "num_heads": 6},
+    "B": {"width": 768, "depth": 12, "num_heads": 12},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+}
+"""What ``model.size`` stands for (the table of Peebles & Xie 2023)."""
 
 
-def timestep_features(timesteps_B: Tensor) -> Tensor:
-    """Sinusoidal features of diffusion timesteps (Vaswani et al. 2017), (B, 256) float32."""
-    half = NUM_TIMESTEP_FEATURES // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
-    angles = timesteps_B.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+class VideoTransformerConfig(DenoiserConfig):
+    """Configuration of `VideoTransformer`."""
 
+    retired = {"causal_time": False}
 
-class ModulatedBranch(nn.Module):
-    """x + gate · layer(norm(x) · (1 + scale) + shift), gate zero at the start: one residual branch of adaLN-Zero."""
+    network: Literal["video_transformer"] = "video_transformer"
+    size: Literal["S", "B", "L", "XL"] | None = Field(default=None, exclude=True)
+    """Stands for width, depth and num_heads; what is stored and printed is those numbers."""
+    width: PositiveInt
+    """Channels per token, D."""
+    depth: PositiveInt
+    """Number of blocks."""
+    num_heads: PositiveInt
+    """Attention heads; width / num_heads must be a multiple of 4 (two rotary axes of cosine-sine pairs)."""
+    patch_size: PositiveInt
+    """Edge of a token's square patch, in pixels of the frames that the network sees; must divide height and width."""
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    """Hidden width of the MLP over width."""
+    attention: Literal["factorised", "full"] = "factorised"
+    """factorised: over the tokens of a frame, then over the frames of a token; full: over all tokens of all frames."""
+    patch_skip: bool = False
+    """Whether each token also scales its own patches of z and of the last history frame into the output. It helps where
+    much stands still (robot video in front of a fixed background), and wherever noise must pass through the network
+    (prediction v or eps) whose patches hold more numbers than its width (docs/study.md, turbulence)."""
+    qk_norm: Literal["layer", "rms", "none"] = "layer"
+    """Normalisation of queries and keys per head: layer norm, root mean square, or none."""
+    action_channels: bool = True
+    """Whether actions, where the data has them, are input channels of their frame, the same on all its pixels."""
+    action_embedding: bool = True
+    """Whether actions, where the data has them, modulate all layers on their frame. With both false the network ignores
+    them."""
 
-    def __init__(self, width: int, layer: nn.Module):
-        super().__init__()
-        self.modulation = nn.Linear(width, 3 * width)
-        self.layer = layer
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
 
-    def forward(
-        self, x_BSND: Tensor, condition: Tensor, apply: Callable[[nn.Module, Tensor], Tensor], kernels: Backend
-    ) -> Tensor:
-        """``condition`` (B, S or 1, 1, D) broadcasts over x; ``apply`` folds the token axes as the layer needs them."""
-        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
-        branch = apply(self.layer, modulated_norm(x_BSND, shift, scale, backend=kernels))
-        return gated_residual(x_BSND, gate, branch, backend=kernels)
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of the MLP."""
+        return int(self.width * self.mlp_ratio)
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks, one gathered after the other."""
+        return self.depth
 
-class Block(nn.Module):
-    """Attention over space and over time (or over both at once), then an MLP."""
+    def build(
+        self, sizes: InputSizes, execution: ExecutionConfig | None = None, kernels: Backend = "auto"
+    ) -> "VideoTransformer":
+        """The network; of ``sizes`` only the channels matter, it runs on other lengths, heights and widths too."""
+        return VideoTransformer(self, sizes.num_channels, sizes.num_action_channels, execution, kernels)
 
-    def __init__(self, config: VideoTransformerConfig):
-        super().__init__()
-        width, hidden = config.width, config.mlp_width
+    def describe(self) -> str:
+        """Width, depth, heads, patches."""
+        return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}"
 
-        def attention(causal: bool = False) -> ModulatedBranch:
-            return ModulatedBranch(width, Attention(width, config.num_heads, qk_norm=config.qk_norm, causal=causal))
+    def check(
+        self,
+        sizes: InputSizes,
+        execution: ExecutionConfig,
+        device_type: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """As `DenoiserConfig.check`: the attention backend, ranks that share frames, and patches."""
+        resolve_attention(execution.attention_backend, device_type, dtype, self.head_width)
+        check_sequence_parallel(execution.sequence_parallel_size, num_frames=sizes.num_frames, num_heads=self.num_heads)
+        self.check_patches(sizes.height, sizes.width)
 
-        self.factorised = config.attention == "factorised"
-        if self.factorised:
-            self.space, self.time = attention(), attention(config.causal_time)
-        else:
-            self.full = attention()
-        mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.mlp = ModulatedBranch(width, mlp)
+    def check_patches(self, height: int, width: int) -> None:
+        """The patch size must divide the frames as the network sees them.
 
-    def share_frames(self, shards: SequenceShards) -> None:
-        """From now on the frames are those of ``shards``; attention within a frame is not concerned."""
-        (self.time if self.factorised else self.full).layer.shards = shards
+        Raises:
+            ValueError: it doesn't.
+        """
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"model.patch_size {self.patch_size} does not divide frames of {height}x{width}; change it or "
+                "data.crop_size"
+            )
 
-    def forward(self, x_BSND: Tensor, condition: Tensor, context: TokenContext) -> Tensor:
-        """(B, S, N, D) -> (B, S, N, D); ``condition`` is (B, S or 1, 1, D)."""
-        B, S = x_BSND.shape[:2]
+    def num_tokens(self, sizes: InputSizes) -> int:
+        """T, patches of all frames."""
+        return sizes.num_frames * (sizes.height // self.patch_size) * (sizes.width // self.patch_size)
 
-        def over_space(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b s) n d"), context.angles["space"], context.attend)
-            return rearrange(y, "(b s) n d -> b s n d", b=B)
+    def flops_by_part(self, sizes: InputSizes) -> dict[str, int]:
+        """As `DenoiserConfig.flops_by_part`, by formula: the same numbers, and what they depend on.
 
-        def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b n) s d"), context.angles["time"], context.attend)
-            return rearrange(y, "(b n) s d -> b s n d", b=B)
+        Returns:
+            Operations of ``embedding``, ``modulation``, ``projections`` (of attention), ``attention`` (scores and
+            sums), ``mlp`` and ``head``; all but the first and the last are those of all blocks together.
+        """
+        D, S, C, A = self.width, sizes.num_frames, sizes.num_channels, sizes.num_action_channels
+        T, pixels = self.num_tokens(sizes), self.patch_size**2
+        num_inputs = num_input_channels(C, A if self.action_channels else 0) * pixels
+        num_embedded = A if self.action_embedding else 0
+        rows = S if num_embedded else 1  # of the modulation's input
+        lengths = (T // S, S) if self.attention == "factorised" else (T,)
+        embedding = 2 * T * num_inputs * D + 2 * (NUM_TIMESTEP_FEATURES + D) * D + 2 * S * num_embedded * D
+        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + (2 * T * D * 2 * C if self.patch_skip else 0)
+        return {
+            "embedding": embedding,
+            "modulation": self.depth * (len(lengths) + 1) * 2 * rows * D * 3 * D,
+            "projections": self.depth * len(lengths) * 2 * T * D * 4 * D,
+            "attention": self.depth * sum(4 * T * length * D for length in lengths),
+            "mlp": self.depth * 4 * T * D * self.mlp_width,
+            "head": head,
+        }
 
-        def over_all(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> b (s n) d"), context.angles["full"], context.attend)
-            return rearrange(y, "b (s n) d -> b s n d", s=S)
+    def recomputed_flops(self, sizes: InputSizes, checkpoint_fraction: float) -> int:
+        """Operations of the recomputed blocks' forward pass."""
+        parts = self.flops_by_part(sizes)
+        blocks = sum(parts.values()) - parts["embedding"] - parts["head"]
+        return blocks * round(checkpoint_fraction * self.depth) // self.depth
 
-        if self.factorised:
-            x_BSND = self.space(x_BSND, condition, over_space, context.kernels)
-            x_BSND = self.time(x_BSND, condition, over_time, context.kernels)
-        else:
-            x_BSND = self.full(x_BSND, condition, over_all, context.kernels)
-        return self.mlp(x_BSND, condition, lambda layer, x: layer(x), context.kernels)
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        size = tree.get("size")
+        if size is None:
+            missing = [key for key in NAMED_SIZES["S"] if key not in tree]
+            if missing:
+                raise ValueError(f"{', '.join(missing)} not given; give size ({', '.join(NAMED_SIZES)}) or all numbers")
+            return tree
+        if size not in NAMED_SIZES:
+            raise ValueError(f"size is {size!r}; it must be one of {', '.join(NAMED_SIZES)}")
+        for key, number in NAMED_SIZES[size].items():
+            if tree.get(key, number) != number:
+                raise ValueError(f"size {size!r} means {key} {number}, {key} says {tree[key]!r}; remove either")
+        return {**tree, **NAMED_SIZES[size]}
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "VideoTransformerConfig":
+        if self.width % self.num_heads or self.head_width % 4:
+            raise ValueError(
+                f"width {self.width} over num_heads {self.num_heads} must be a multiple of 4; change either"
+            )
+        return self
 
 
 class VideoTransformer(nn.Module):
-    """Denoising network: noisy latents of all frames, history and actions in; the process's prediction out.
+    """Denoising network: noisy frames, history and actions in; the process's prediction out.
 
-    The last layer starts at zero, so an untrained network predicts exactly zero. ``kernels`` is the backend of its
-    modulation.
+    The last layer starts at zero, so an untrained network predicts exactly zero.
+
+    Args:
+        config: what it computes.
+        num_channels: C.
+        num_action_channels: A; 0 where the data have no actions.
+        execution: how it runs; None is the default.
+        kernels: backend of its modulation.
     """
 
     def __init__(
         self,
         config: VideoTransformerConfig,
-        *,
         num_channels: int,
         num_action_channels: int = 0,
         execution: ExecutionConfig | None = None,
         kernels: Backend = "auto",
     ):
         super().__init__()
-        self.config, self.num_channels, self.num_action_channels = config, num_channels, num_action_channels
-        self.execution, self.shards = execution or ExecutionConfig(), SequenceShards()
+        self.config, self.num_action_channels = config, num_action_channels
+        self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         # adaLN has no Triton kernel and takes what fits; only the reference can be asked for by name
         self.kernels: Backend = "reference" if kernels == "reference" else "auto"
         width, pixels = config.width, config.patch_size**2
-        num_inputs = num_input_channels(num_channels, config.input_actions(num_action_channels))
-        num_embedded = config.embedded_actions(num_action_channels)
+        num_inputs = num_input_channels(num_channels, num_action_channels if config.action_channels else 0)
+        embeds_actions = num_action_channels > 0 and config.action_embedding
         self.embed_patch = nn.Linear(num_inputs * pixels, width)
-        self.embed_timestep = nn.Sequential(nn.Linear(NUM_TIMESTEP_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.embed_action = nn.Linear(num_embedded, width) if num_embedded else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.embed_timestep = timestep_embedding(width)
+        self.embed_action = nn.Linear(num_action_channels, width) if embeds_actions else None
+        factorised = config.attention == "factorised"
+        self.blocks = nn.ModuleList(
+            Block(width, config.mlp_width, config.num_heads, qk_norm=config.qk_norm, factorised=factorised)
+            for _ in range(config.depth)
+        )
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, num_channels * pixels)
         self.skip_scale = nn.Linear(width, 2 * num_channels) if config.patch_skip else None
@@ -151,9 +224,9 @@ class VideoTransformer(nn.Module):
         All of them must be given the same samples; each is returned the whole prediction. Parameter gradients are to be
         averaged over the group (`dydiff_dist.models.sequence_parallel`).
         """
-        self.shards = SequenceShards(group)
+        self.sequence = SequenceGroup(group)
         for block in self.blocks:
-            block.share_frames(self.shards)
+            block.share_frames(self.sequence)
 
     def forward(
         self, z_BSCHW: Tensor, timesteps_B: Tensor, *, history: Tensor, actions: Tensor | None = None
@@ -176,11 +249,11 @@ class VideoTransformer(nn.Module):
         self._check(z_BSCHW, actions)
         p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
         x = assemble_input(z_BSCHW, history, actions if self.config.action_channels else None)
-        x = self.shards.local(x, dim=1)
+        x = self.sequence.local(x, dim=1)
         x_BSND = self.embed_patch(rearrange(x, "b s c (h p) (w q) -> b s (h w) (c p q)", p=p, q=p))
         condition = self._condition(timesteps_B, actions, x_BSND.dtype)
         context = self._context(z_BSCHW.shape[1], H // p, W // p, x_BSND)
-        num_recomputed = num_checkpointed_blocks(len(self.blocks), self.execution.checkpoint_fraction)
+        num_recomputed = round(self.execution.checkpoint_fraction * len(self.blocks))
         for index, block in enumerate(self.blocks):
             if index < num_recomputed and torch.is_grad_enabled():
                 # nothing in a block draws random numbers, so there is no state of theirs to keep
@@ -191,14 +264,14 @@ class VideoTransformer(nn.Module):
         x_BSND = modulated_norm(x_BSND, shift, scale, backend=self.kernels)
         out = rearrange(self.head(x_BSND), "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
         if self.skip_scale is not None:
-            out = out + self._skip(x_BSND, self.shards.local(z_BSCHW, dim=1), history)
-        return self.shards.gather(out)
+            out = out + self._skip(self.skip_scale(x_BSND), self.sequence.local(z_BSCHW, dim=1), history)
+        return self.sequence.gather(out)
 
-    def _skip(self, x_BSND: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
+    def _skip(self, scale: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
         """Each token's patch of z and of the last history frame, times factors that the token chooses per channel."""
         B, S, C, H, W = z_BSCHW.shape
         p = self.config.patch_size
-        scale = rearrange(self.skip_scale(x_BSND), "b s (h w) (two c) -> two b s c h 1 w 1", h=H // p, two=2)
+        scale = rearrange(scale, "b s (h w) (two c) -> two b s c h 1 w 1", h=H // p, two=2)
         patches = (B, S, C, H // p, p, W // p, p)
         last = history[:, -1:].expand(z_BSCHW.shape)
         return (scale[0] * z_BSCHW.reshape(patches) + scale[1] * last.reshape(patches)).reshape(z_BSCHW.shape)
@@ -206,8 +279,8 @@ class VideoTransformer(nn.Module):
     def _condition(self, timesteps_B: Tensor, actions: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Modulation input: timestep (and the frame's action), (B, S or 1, 1, D)."""
         condition = self.embed_timestep(timestep_features(timesteps_B).to(dtype))[:, None]
-        if self.embed_action is not None:
-            condition = condition + self.embed_action(self.shards.local(actions, dim=1).to(dtype))
+        if self.embed_action is not None and actions is not None:
+            condition = condition + self.embed_action(self.sequence.local(actions, dim=1).to(dtype))
         return nn.functional.silu(condition)[:, :, None]
 
     def _context(self, num_frames: int, rows: int, columns: int, x_BSND: Tensor) -> TokenContext:
@@ -215,7 +288,7 @@ class VideoTransformer(nn.Module):
         head_width, device = self.config.head_width, x_BSND.device
         attend = resolve_attention(self.execution.attention_backend, device.type, x_BSND.dtype, head_width)
         frames, *pixels = (torch.arange(n, device=device) for n in (num_frames, rows, columns))
-        frames = self.shards.local(frames, dim=0)
+        frames = self.sequence.local(frames, dim=0)
         if self.config.attention == "full":
             angles = {"full": rotary_angles(torch.cartesian_prod(frames, *pixels), head_width)}
             return TokenContext(attend, angles, self.kernels)
@@ -226,11 +299,6 @@ class VideoTransformer(nn.Module):
         return TokenContext(attend, angles, self.kernels)
 
     def _check(self, z_BSCHW: Tensor, actions: Tensor | None) -> None:
-        p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
-        if H % p or W % p:
-            raise ValueError(f"frames of {H}x{W} are not divisible into patches of {p}; change model.patch_size")
-        if self.shards.group is not None:
-            check_sequence_parallel(self.shards.size, num_frames=z_BSCHW.shape[1], num_heads=self.config.num_heads)
-        given = 0 if actions is None else actions.shape[-1]
-        if given != self.num_action_channels:
-            raise ValueError(f"the network takes {self.num_action_channels} action channels, the batch has {given}")
+        self.config.check_patches(*z_BSCHW.shape[-2:])
+        check_sequence_parallel(self.sequence.size, num_frames=z_BSCHW.shape[1], num_heads=self.config.num_heads)
+        check_actions(actions, self.num_action_channels)

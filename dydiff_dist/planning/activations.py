@@ -14,14 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from dydiff_dist.data.manifest import FrameSchema
-from dydiff_dist.models import ExecutionConfig, build_network
+from dydiff_dist.models import ExecutionConfig, InputSizes
 from dydiff_dist.tasks.config import RunConfig
 
-_SAMPLED_DEPTHS = (4, 8)
-"""Deeper networks follow from these two: blocks are alike, so memory and traffic grow by the same with each four."""
-_MATRIX_OPS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")
-"""Operations that matrix units carry out; they are counted in operations (models/flops.py), not in traffic."""
+_MATRIX_OPS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product", "convolution")
+"""Operations that matrix units carry out; they are counted in operations (`DenoiserConfig`), not in traffic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,45 +31,31 @@ class Activations:
     """What operations other than matrix products read and write, forward and backward together, each by itself."""
 
 
-def simulate_activations(config: RunConfig, schema: FrameSchema) -> Activations:
-    """One sample of ``config`` on data of ``schema``; ranks that share a sample's frames hold equal parts of it."""
-    depth = config.model.depth
-    if depth <= _SAMPLED_DEPTHS[-1]:
-        peak, traffic = _run(config, schema, depth)
-    else:
-        low, high = _SAMPLED_DEPTHS
-        (peak, traffic), (peak_high, traffic_high) = _run(config, schema, low), _run(config, schema, high)
-        blocks = (depth - low) / (high - low)
-        peak, traffic = peak + blocks * (peak_high - peak), traffic + blocks * (traffic_high - traffic)
-    return Activations(peak_bytes=peak / config.ranks_per_sample, traffic_bytes=traffic / config.ranks_per_sample)
+def simulate_activations(config: RunConfig, sizes: InputSizes) -> Activations:
+    """One sample of ``config``; ranks that share a sample's frames hold equal parts of it.
 
-
-def _run(config: RunConfig, schema: FrameSchema, depth: int) -> tuple[float, float]:
-    """Peak and traffic of one sample through a network of ``depth`` blocks."""
+    Args:
+        config: the run; the network, its precision and how it is executed count.
+        sizes: of a sample as the network sees it.
+    """
     # every attention backend but the written-out one keeps what torch's flash attention keeps
-    backend = "reference" if config.execution.attention_backend in ("reference", "sdpa_math") else "sdpa"
-    execution = ExecutionConfig(attention_backend=backend, checkpoint_fraction=config.execution.checkpoint_fraction)
+    written_out = config.execution.attention_backend in ("reference", "sdpa_math")
+    execution = ExecutionConfig(
+        attention_backend="reference" if written_out else "sdpa",
+        checkpoint_fraction=config.execution.checkpoint_fraction,
+    )
     dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-    num_frames, num_history = config.data.num_frames, config.data.num_history_frames
-    num_actions = schema.num_actions if config.data.use_actions else 0
-    frame = (schema.shape[0], *(config.data.crop_size or schema.shape[1:]))
     with FakeTensorMode():
-        network = build_network(
-            config.model.model_copy(update={"depth": depth}),
-            num_channels=schema.shape[0],
-            num_action_channels=num_actions,
-            execution=execution,
-            kernels="reference",  # on GPUs torch's own operations run inside the network; ours on CPUs keep less
-        ).requires_grad_(False)
+        # on GPUs torch's own operations run inside the network; ours on CPUs keep less
+        network = config.model.build(sizes, execution, kernels="reference").requires_grad_(False)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_().register_post_accumulate_grad_hook(_drop_gradient)
-        z, history = (torch.empty(1, n, *frame, dtype=dtype) for n in (num_frames, num_history))
-        actions = torch.empty(1, num_frames, num_actions) if num_actions else None
-        timesteps = torch.zeros(1, dtype=torch.int64)
+        z, timesteps, history, actions = sizes.example(dtype)
         with _StorageCount([*network.parameters(), z, history, timesteps]) as count:
             network(z, timesteps, history=history, actions=actions).float().square().mean().backward()
-    return count.peak, count.traffic
+    share = config.ranks_per_sample
+    return Activations(peak_bytes=count.peak / share, traffic_bytes=count.traffic / share)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -4,6 +4,7 @@ P parameters, N ranks. Weights, gradients and optimizer follow Rajbhandari et al
 beside them was read in its source (0.19) and measured (tests/training/test_memory_estimate.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dydiff_dist.engine.config import accumulation_steps
@@ -85,17 +86,17 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    sharding: Sharding, num_params: int, largest_param: int, activation_bytes: float, batch_elements: int
+    sharding: Sharding, parameter_sizes: Sequence[int], activation_bytes: float, batch_elements: int
 ) -> MemoryEstimate:
     """The peak of a training step on one rank.
 
     Args:
         sharding: of the run.
-        num_params: P.
-        largest_param: elements of the largest single parameter.
+        parameter_sizes: elements of each parameter, P together.
         activation_bytes: peak of a micro-batch's activations on this rank.
         batch_elements: elements of a micro-batch's frames, B S C H W.
     """
+    num_params = sum(parameter_sizes)
     precision = "fp32" if sharding.storage_bytes == _SINGLE else "half"
     state = memory_per_rank_bytes(num_params, sharding.world_size, sharding.stage, precision)
     gradients = state.pop("gradients")
@@ -113,7 +114,7 @@ def estimate_memory(
         "optimizer step": {
             "gradients": gradients,
             "activations": 0,
-            "buffers": _optimizer_buffers(sharding, num_params, largest_param)
+            "buffers": _optimizer_buffers(sharding, num_params, max(parameter_sizes))
             + (gathered + buckets if sharding.stage == 3 else 0),
         },
     }

@@ -51,9 +51,9 @@ def _run_lines(estimate: RunEstimate) -> str:
         (
             f"run      {config.output_dir} on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}, "
             f"ZeRO stage {sharding.stage}, {training.precision}",
-            f"data     {sizes['num_frames']} frames of {sizes['num_channels']} x {sizes['height']} x {sizes['width']}, "
-            f"{sizes['num_action_channels']} actions{absent}",
-            f"network  {estimate.num_params / 1e6:,.1f} M parameters",
+            f"data     {sizes.num_frames} frames of {sizes.num_channels} x {sizes.height} x {sizes.width}, "
+            f"{sizes.num_action_channels} actions{absent}",
+            f"network  {config.model.describe()}: {estimate.num_params / 1e6:,.1f} M parameters",
             f"batch    {training.global_batch_size} = {training.micro_batch_per_gpu} samples x {sharding.accumulation} "
             f"accumulation x {cluster.num_gpus // config.ranks_per_sample}",
         )

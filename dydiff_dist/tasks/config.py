@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from dydiff_dist.autoencoders.config import AutoencoderConfig, AutoencoderLossConfig, AutoencoderModelConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.models.config import ExecutionConfig, VideoTransformerConfig
+from dydiff_dist.models import AnyDenoiserConfig, ExecutionConfig
 from dydiff_dist.strict_config import StrictConfig
 from dydiff_dist.training.config import BaseRunConfig, TrainingConfig
 
@@ -44,7 +44,7 @@ class RunConfig(BaseRunConfig):
 
     fixed_sections = ("model", "diffusion", "data", "seed")
 
-    model: VideoTransformerConfig
+    model: AnyDenoiserConfig
     training: DiffusionTrainingConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -4,7 +4,7 @@ Letters: B batch, S frames, C channels, H W height and width, A action channels,
 """
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from dydiff_dist.diffusion import Workspace, loss_by_timestep_bin
 from dydiff_dist.engine.protocol import Engines
 from dydiff_dist.forecasting import save_model
-from dydiff_dist.models import ExecutionConfig, VideoTransformer, build_network, drop_history
-from dydiff_dist.models.attention import resolve_attention
-from dydiff_dist.models.flops import training_flops
-from dydiff_dist.models.sequence_parallel import check_sequence_parallel
+from dydiff_dist.forecasting.frame_space import input_sizes
+from dydiff_dist.models import ExecutionConfig, SharesFrames, drop_history
 from dydiff_dist.ranks.world import sample_group
 from dydiff_dist.tasks.config import RunConfig
-from dydiff_dist.tasks.latents import check_latent_data, open_latents
+from dydiff_dist.tasks.latents import check_latent_data, open_frames
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.progress import RunLog
@@ -32,24 +30,25 @@ _ON_DEVICE = ("frames", "logvar", "actions")
 
 
 class DiffusionTask(Task[RunConfig]):
-    """Trains the network to undo the noise of `dydiff_dist.diffusion.DiffusionProcess`."""
+    """Trains the network to undo the noise of `dydiff_dist.diffusion.DiffusionProcess`.
+
+    Attributes:
+        frames: what is trained on: frames or latents.
+        sizes: of a sample as the network sees it.
+        diffusion: the process.
+    """
 
     config_type = RunConfig
 
     def __init__(self, plan: RunPlan[RunConfig]):
         super().__init__(plan)
-        model, execution = self.config.model, self.config.execution
-        resolve_attention(execution.attention_backend, plan.world.device.type, plan.network_dtype, model.head_width)
-        check_sequence_parallel(
-            execution.sequence_parallel_size, num_frames=self.config.data.num_frames, num_heads=model.num_heads
-        )
-        self.latents = open_latents(plan)
-        if self.latents is not None:
-            self.plan = plan = self.latents.plan
-        _check_patches(self.config.model.patch_size, self.frame_shape)
+        self.frames = open_frames(plan)
+        self.plan = self.frames.plan
+        data, schema = self.config.data, self.plan.train_shards.schema
+        self.sizes = input_sizes(data, self.frames.shape, schema.num_actions if data.use_actions else 0)
+        self.config.model.check(self.sizes, self.config.execution, plan.world.device.type, plan.network_dtype)
         _check_validation_cases(plan)
-        covariance = plan.frame_autocovariance if self.latents is None else self.latents.frame_autocovariance
-        self.diffusion = self.config.diffusion.build(covariance, backend=self.config.kernels.backend)
+        self.diffusion = self.config.diffusion.build(self.frames.autocovariance, backend=self.config.kernels.backend)
         self._workspace = Workspace()  # results for the last micro-batch, whose backward pass is over
 
     def check_data(self) -> None:
@@ -58,11 +57,9 @@ class DiffusionTask(Task[RunConfig]):
 
     def facts(self) -> dict[str, str]:
         """The network's sizes and the process."""
-        model, diffusion = self.config.model, self.config.diffusion
-        latents = {} if self.latents is None else {"latents": self.latents.fact()}
-        return latents | {
-            "model": f"width {model.width}, depth {model.depth}, {model.num_heads} heads, patches of "
-            f"{model.patch_size}",
+        diffusion = self.config.diffusion
+        return self.frames.facts() | {
+            "model": self.config.model.describe(),
             "process": f"gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), predicts "
             f"{diffusion.prediction}",
         }
@@ -74,36 +71,20 @@ class DiffusionTask(Task[RunConfig]):
     def join_ranks(self, networks: dict[str, nn.Module]) -> None:
         """Shares the frames of each sample between ranks, where configured."""
         if self.plan.world.ranks_per_sample > 1:
-            networks["model"].share_frames(sample_group(self.plan.world))
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the frames that the network sees."""
-        if self.latents is not None:
-            return self.latents.frame_shape
-        schema = self.plan.train_shards.schema
-        return schema.shape[0], *(self.config.data.crop_size or schema.shape[1:])
+            network = networks["model"]
+            assert isinstance(network, SharesFrames), "its configuration's check refuses ranks that share frames"
+            network.share_frames(sample_group(self.plan.world))
 
     def work(self) -> Work:
-        """By the network's formula; recomputed blocks and the autoencoder don't count."""
-        data, model = self.config.data, self.config.model
-        channels, height, width = self.frame_shape
-        flops = training_flops(
-            model,
-            num_frames=data.num_frames,
-            height=height,
-            width=width,
-            num_channels=channels,
-            num_action_channels=self.plan.train_shards.schema.num_actions,
-        )
-        return Work(flops=flops, tokens=data.num_frames * (height // model.patch_size) * (width // model.patch_size))
+        """Recomputed blocks and the autoencoder don't count."""
+        model = self.config.model
+        return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """Noising, network, loss."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
         batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
-        if self.latents is not None:
-            batch = self.latents.encoded(batch)
+        batch = self.frames.encoded(batch)
         index, actions = batch["sample_index"], batch.get("actions")
         timesteps = self.draw_timesteps(index, step).to(device)
         z, target, x0 = self._noise(batch, timesteps, step)
@@ -136,9 +117,7 @@ class DiffusionTask(Task[RunConfig]):
 
     def exported_facts(self) -> dict[str, Any]:
         """The data's schema and the autoencoder's folder, as `save_model` takes them."""
-        if self.latents is None:
-            return {"data_schema": self.plan.data_schema}
-        return {"data_schema": self.latents.data_schema, "autoencoder": self.config.autoencoder.path}
+        return self.frames.exported()
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """A model for `dydiff_dist.forecasting.load_forecaster`."""
@@ -154,17 +133,11 @@ class DiffusionTask(Task[RunConfig]):
     def _validation(self) -> Validation:
         # few passes at other shapes: compiling them would take longer than they do
         execution = self.config.execution.model_copy(update={"compile_blocks": False})
-        autoencoder = None if self.latents is None else self.latents.autoencoder
-        return Validation(self.plan, self.diffusion, lambda: self._build_network(execution), autoencoder)
+        build_network = partial(self._build_network, execution)
+        return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
 
-    def _build_network(self, execution: ExecutionConfig) -> VideoTransformer:
-        return build_network(
-            self.config.model,
-            num_channels=self.frame_shape[0],
-            num_action_channels=self.plan.train_shards.schema.num_actions,
-            execution=execution,
-            kernels=self.config.kernels.backend,
-        )
+    def _build_network(self, execution: ExecutionConfig) -> nn.Module:
+        return self.config.model.build(self.sizes, execution, self.config.kernels.backend)
 
     def _noise(self, batch: dict[str, Any], timesteps: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(z, target, clean frames); latents are drawn from their posterior in the same pass."""
@@ -190,15 +163,6 @@ class DiffusionTask(Task[RunConfig]):
         # the noise comes of another stream than the decision, so that the two are independent
         noise = normal(self._counter(sample_index, step, Stream.HISTORY_NOISE), history.shape, device=history.device)
         return drop_history(history, noise, dropped)
-
-
-def _check_patches(patch: int, frame_shape: tuple[int, int, int]) -> None:
-    """The patch size must divide the frames as the network sees them."""
-    _, height, width = frame_shape
-    if height % patch or width % patch:
-        raise ValueError(
-            f"model.patch_size {patch} does not divide frames of {height}x{width}; change it or data.crop_size"
-        )
 
 
 def _check_validation_cases(plan: RunPlan) -> None:

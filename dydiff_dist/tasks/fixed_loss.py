@@ -33,8 +33,10 @@ def fixed_losses(forecaster: Forecaster, case: Case, seed: int) -> Tensor:
         seed: the run's; noise k of case c is that of sample index k · 2³² + c.
     """
     history, actions, case_index = stack_cases([case])
-    x0, actions = forecaster.network_frames(history, torch.from_numpy(case.truth)[None], actions)
-    x0, diffusion, dtype = x0.to(forecaster.device), forecaster.diffusion, forecaster.dtype
+    x0 = forecaster.frames.encode(history, torch.from_numpy(case.truth)[None]).to(forecaster.device)
+    if actions is not None:
+        actions = forecaster.frames.network_actions(actions, forecaster.num_frames)
+    diffusion, dtype = forecaster.diffusion, forecaster.dtype
     losses, num_history = [], forecaster.num_history_frames
     numbers = torch.arange(NUM_TIMESTEPS) * MEMBER_STRIDE + case_index
     for timesteps, index in zip(

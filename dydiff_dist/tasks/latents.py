@@ -1,4 +1,4 @@
-"""Training on latents: of latent shards, or encoding frames in every step.
+"""What a run trains on: frames, latents from shards, or latents of frames that are encoded in every step.
 
 Letters: C pixel channels, c latent channels, H W frame size, h w latent size.
 """
@@ -6,65 +6,113 @@ Letters: C pixel channels, c latent channels, H W frame size, h w latent size.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dydiff_dist.autoencoders import Autoencoder, load_autoencoder
+from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.verify import check_latents
 from dydiff_dist.data.expected import check_expectation
+from dydiff_dist.forecasting.frame_space import FrameSpace, LatentFrames, PlainFrames
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
 
 
 @dataclass(frozen=True)
-class LatentInput:
-    """What a run on latents has in place of frames."""
+class TrainingFrames:
+    """The data's own frames, which the stream gives as the network sees them."""
 
     plan: RunPlan[RunConfig]
-    """The run's plan; frames that are encoded in every step come in the autoencoder's own units."""
-    autoencoder: Autoencoder | None
-    """None only in a plan whose data are absent."""
-    is_online: bool
-    """Whether frames are encoded in every step."""
+    """The run's plan, with shards whose stream is to be trained on."""
 
     @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of a latent frame."""
-        schema = self.plan.train_shards.schema
-        if not self.is_online:
-            return schema.shape
-        size = self.plan.config.data.crop_size or schema.shape[1:]
-        return self.autoencoder.description.latent_shape((schema.shape[0], *size))
+    def space(self) -> FrameSpace:
+        """How forecasts of the network come from stored frames and become such."""
+        manifest = self.plan.train_shards.manifest
+        return PlainFrames(manifest.shift, manifest.scale, manifest.frames.sample_scaling)
 
     @property
-    def frame_autocovariance(self) -> tuple[float, ...] | None:
-        """Of the latents; known of latent shards alone."""
-        return None if self.is_online else self.plan.frame_autocovariance
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) as the network sees it."""
+        return self.plan.config.data.frame_shape(self.plan.train_shards.schema.shape)
 
     @property
-    def data_schema(self) -> dict[str, Any]:
-        """What an exported model must know about the frames it forecasts; the autocovariance is the latents'."""
-        manifest, description = self.plan.train_shards.manifest, self.autoencoder.description
-        frames = manifest.frames if self.is_online else manifest.latents.source_frames
-        return {
-            **self.plan.data_schema,
-            **frames.model_dump(mode="json"),
-            "num_actions": frames.num_actions if self.plan.config.data.use_actions else 0,
-            "shift": list(description.pixel_shift),
-            "scale": list(description.pixel_scale),
-            "frame_autocovariance": None if self.is_online else list(self.plan.frame_autocovariance),
-        }
+    def autocovariance(self) -> tuple[float, ...] | None:
+        """Of the network's frames, at its lags; None where it is not known."""
+        return self.plan.frame_autocovariance
 
-    def fact(self) -> str:
-        """Of which autoencoder, and when they are made."""
-        shape, when = self.frame_shape, "encoded in every step" if self.is_online else "pre-encoded"
-        name = "absent" if self.autoencoder is None else f"{self.autoencoder.description.sha256[:12]}…"
-        return f"(c, h, w) = {shape} of autoencoder {name}, {when}"
+    def facts(self) -> dict[str, str]:
+        """Lines for the printed plan."""
+        return {}
 
     def encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with latents as ``frames``, and ``logvar`` where they are a posterior's mean."""
-        if not self.is_online:
-            return batch
-        posterior = self.autoencoder.encode(batch["frames"])
+        """The stream's batch with network frames as ``frames``, and ``logvar`` where they are a posterior's mean."""
+        return batch
+
+    def exported(self) -> dict[str, Any]:
+        """What an exported model must know, as arguments of `dydiff_dist.forecasting.save_model`."""
+        return {"data_schema": self.plan.data_schema}
+
+
+@dataclass(frozen=True)
+class StoredLatents(TrainingFrames):
+    """Latent shards."""
+
+    latents: LatentFrames | None
+    """None only in a plan whose data are absent."""
+
+    @property
+    def space(self) -> FrameSpace:
+        """The autoencoder's latents."""
+        assert self.latents is not None, "a run whose data are absent forecasts nothing"
+        return self.latents
+
+    def facts(self) -> dict[str, str]:
+        """Of which autoencoder, and when they are made."""
+        name = "absent" if self.latents is None else f"{self.latents.autoencoder.description.sha256[:12]}…"
+        return {"latents": f"(c, h, w) = {self.shape} of autoencoder {name}, {self._when}"}
+
+    def exported(self) -> dict[str, Any]:
+        """The schema is that of the frames to be forecast; the autocovariance is the latents'."""
+        assert self.latents is not None, "a run whose data are absent exports nothing"
+        config, description = self.plan.config, self.latents.autoencoder.description
+        manifest, autocovariance = self.plan.train_shards.manifest, self.autocovariance
+        frames = manifest.frames if manifest.latents is None else manifest.latents.source_frames
+        data_schema = {
+            **self.plan.data_schema,
+            **frames.model_dump(mode="json"),
+            "num_actions": frames.num_actions if config.data.use_actions else 0,
+            "shift": list(description.pixel_shift),
+            "scale": list(description.pixel_scale),
+            "frame_autocovariance": None if autocovariance is None else list(autocovariance),
+        }
+        return {"data_schema": data_schema, "autoencoder": config.autoencoder.path}
+
+    @property
+    def _when(self) -> str:
+        return "pre-encoded"
+
+
+@dataclass(frozen=True)
+class EncodedFrames(StoredLatents):
+    """Frames, in the autoencoder's own units, that are encoded in every step."""
+
+    latents: LatentFrames
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        return self.latents.network_shape(super().shape)
+
+    @property
+    def autocovariance(self) -> None:
+        """Not known before they are encoded."""
+
+    def encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """As `TrainingFrames.encoded`."""
+        posterior = self.latents.autoencoder.encode(batch["frames"])
         return {**batch, "frames": posterior.mean, "logvar": posterior.logvar}
+
+    @property
+    def _when(self) -> str:
+        return "encoded in every step"
 
 
 def check_latent_data(plan: RunPlan[RunConfig]) -> None:
@@ -92,8 +140,8 @@ def check_latent_data(plan: RunPlan[RunConfig]) -> None:
     check_validation_frames(valid, data, trained_on)
 
 
-def open_latents(plan: RunPlan[RunConfig]) -> LatentInput | None:
-    """What a run trains on if that are latents, None if it trains on frames.
+def open_frames(plan: RunPlan[RunConfig]) -> TrainingFrames:
+    """What a run trains on.
 
     Raises:
         ValueError, FileNotFoundError: latents without their autoencoder or with another one, or frames that the
@@ -107,21 +155,22 @@ def open_latents(plan: RunPlan[RunConfig]) -> LatentInput | None:
                 f"{shards.folder} holds latents of autoencoder {latents.autoencoder_sha256}; set autoencoder.path to "
                 "its folder (encode_latents leaves it beside them)"
             )
-        return None
+        return TrainingFrames(plan)
     if plan.data_is_absent and shards.schema.has_logvar:
-        return LatentInput(plan, None, is_online=False)
-    autoencoder = load_autoencoder(config.path, device=plan.world.device, max_frames=config.max_frames)
+        return StoredLatents(plan, None)
+    space = LatentFrames(load_autoencoder(config.path, device=plan.world.device, max_frames=config.max_frames))
     if latents is not None:
-        check_latents(shards, autoencoder.description.sha256)
+        check_latents(shards, space.autoencoder.description.sha256)
         _check_window(plan)
-        return LatentInput(plan, autoencoder, is_online=False)
-    return LatentInput(_in_pixel_units(plan, autoencoder), autoencoder, is_online=True)
+        return StoredLatents(plan, space)
+    return EncodedFrames(_in_pixel_units(plan, space), space)
 
 
 def _check_window(plan: RunPlan[RunConfig]) -> None:
     """Latents that compress time are those of whole samples: a part of them is not what encoding that part gives."""
     data, shards = plan.config.data, plan.train_shards
-    compresses = shards.manifest.latents.temporal_ratio > 1
+    latents = shards.manifest.latents
+    compresses = latents is not None and latents.temporal_ratio > 1
     if compresses and (data.num_frames, data.frame_stride) != (shards.schema.num_frames, 1):
         raise ValueError(
             f"{shards.folder} holds latents that compress time, {shards.schema.num_frames} per sample, to be taken "
@@ -130,16 +179,16 @@ def _check_window(plan: RunPlan[RunConfig]) -> None:
         )
 
 
-def _in_pixel_units(plan: RunPlan[RunConfig], autoencoder: Autoencoder) -> RunPlan[RunConfig]:
+def _in_pixel_units(plan: RunPlan[RunConfig], space: LatentFrames) -> RunPlan[RunConfig]:
     """A plan whose stream gives frames as the autoencoder takes them."""
-    description, shards = autoencoder.description, plan.train_shards
-    if not autoencoder.is_framewise:
+    description, shards = space.autoencoder.description, plan.train_shards
+    if space.temporal_ratio > 1:
         raise ValueError(
             f"autoencoder.path {plan.config.autoencoder.path!r} compresses time; encode the shards first, with "
             "tools/encode_latents.py"
         )
     try:
-        description.latent_shape((shards.schema.shape[0], *(plan.config.data.crop_size or shards.schema.shape[1:])))
+        space.network_shape(plan.config.data.frame_shape(shards.schema.shape))
     except ValueError as error:
         raise ValueError(f"{shards.folder}: {error}") from None
     return replace(plan, train_shards=shards.in_units(description.pixel_shift, description.pixel_scale))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.diffusion import DiffusionProcess, loss_by_timestep_bin
 from dydiff_dist.evaluation.case import ForecastCase
@@ -13,7 +12,7 @@ from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
-from dydiff_dist.forecasting.forecaster import trained_on_shifts
+from dydiff_dist.forecasting.frame_space import FrameSpace
 from dydiff_dist.ranks.world import gather_objects, sum_over_ranks
 from dydiff_dist.tasks.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 from dydiff_dist.training.progress import RunLog
@@ -36,14 +35,21 @@ class Validation:
         plan: RunPlan,
         diffusion: DiffusionProcess,
         build_network: Callable[[], nn.Module],
-        autoencoder: Autoencoder | None = None,
+        frames: FrameSpace,
+        num_action_channels: int,
     ):
-        """``plan`` has validation shards; with an ``autoencoder`` the network forecasts its latents."""
-        self.plan, self.diffusion, self.build_network, self.autoencoder = plan, diffusion, build_network, autoencoder
-        data = plan.config.data
-        if autoencoder is not None:
-            data = pixel_data(data, autoencoder.description.temporal_ratio)
-        self.cases = CaseReader(plan.valid_shards, data)
+        """
+        Args:
+            plan: has validation shards.
+            diffusion: the process.
+            build_network: a new network for the averaged weights.
+            frames: what the network's frames are.
+            num_action_channels: that the network takes.
+        """
+        self.plan, self.diffusion, self.build_network = plan, diffusion, build_network
+        self.frames, self.num_action_channels = frames, num_action_channels
+        assert plan.valid_shards is not None
+        self.cases = CaseReader(plan.valid_shards, pixel_data(plan.config.data, frames.temporal_ratio))
 
     def run(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
         """Writes the loss at fixed timesteps and noise, and CRPS and MSE over all lead times beside persistence's, with
@@ -56,8 +62,8 @@ class Validation:
             log.say(f"step {step}: validation case {case} is not scored: {reason}")
         if not log.enabled or evaluation.num_cases == 0:
             return
-        for forecaster, table in evaluation.tables.items():
-            log.scalars(step, {f"validation/{score}_{forecaster}": table.overall(score) for score in _SCORES})
+        for name, table in evaluation.tables.items():
+            log.scalars(step, {f"validation/{score}_{name}": table.overall(score) for score in _SCORES})
         log.figure(step, "forecast", forecast_figure(first[0], self.cases.style()))
         log.say(
             f"step {step}: validation CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
@@ -83,25 +89,18 @@ class Validation:
 
     def _forecaster(self, weights: dict[str, Tensor]) -> Forecaster:
         """A forecaster with these weights on this rank's device."""
-        config, manifest = self.plan.config, self.plan.train_shards.manifest
-        network = self.build_network()
-        network.load_state_dict(weights)
-        device, dtype = self.plan.world.device, self.plan.network_dtype
-        return Forecaster(
-            network=network.eval().requires_grad_(False).to(device, dtype),
+        config = self.plan.config
+        return Forecaster.of_weights(
+            self.build_network(),
+            weights,
+            data=config.data,
+            frames=self.frames,
+            device=self.plan.world.device,
+            dtype=self.plan.network_dtype,
             diffusion=self.diffusion,
             sampling=config.sampling,
-            num_history_frames=config.data.num_history_frames,
-            num_future_frames=config.data.num_future_frames,
-            shift=manifest.shift,
-            scale=manifest.scale,
-            sample_scaling=manifest.frames.sample_scaling,
-            num_action_channels=manifest.frames.num_actions,
-            knows_shifts=trained_on_shifts(config.data, self.autoencoder),
-            device=device,
-            dtype=dtype,
+            num_action_channels=self.num_action_channels,
             max_batch=config.training.micro_batch_per_gpu,
-            autoencoder=self.autoencoder,
         )
 
     def _forecasts(self, forecaster: Forecaster, first: list[ForecastCase]) -> Iterator[ForecastCase]:

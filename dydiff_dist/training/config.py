@@ -148,7 +148,7 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
     try:
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ValueError(f"{source}: {describe_error(error, config_type)}") from None
+        raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Forecaster, SamplingConfig
+from dydiff_dist.forecasting.frame_space import LatentFrames
 
 RATIO = 4
 
@@ -95,10 +96,8 @@ def test_forecasts_count_frames_and_follow_their_history(autoencoder):
         sampling=SamplingConfig(num_steps=2),
         num_history_frames=2,
         num_future_frames=1,
-        shift=(),
-        scale=(),
         num_action_channels=2 * RATIO,
-        autoencoder=autoencoder,
+        frames=LatentFrames(autoencoder),
     )
     history, actions = torch.randn(2, 5, 2, 16, 16), torch.randn(2, 9, 2)
     forecast = partial(forecaster.forecast, history, actions=actions, num_members=2)

@@ -17,6 +17,7 @@ from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.frame_space import PlainFrames
 
 
 def windows(folder):
@@ -97,9 +98,7 @@ def test_forecasts_come_out_in_the_files_units(ramps):
         sampling=SamplingConfig(num_steps=3),
         num_history_frames=3,
         num_future_frames=2,
-        shift=manifest.shift,
-        scale=manifest.scale,
-        sample_scaling=manifest.frames.sample_scaling,
+        frames=PlainFrames(manifest.shift, manifest.scale, manifest.frames.sample_scaling),
     )
     history = torch.from_numpy(windows(ramps / "train")[[0, 7], :3, :, None, None])
     forecast = forecaster.forecast(history, num_members=2)

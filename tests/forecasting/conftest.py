@@ -13,7 +13,7 @@ from dydiff_dist.data.sources.arrays import ArraysSource, ArraysSourceConfig
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 from dydiff_dist.forecasting import save_model
-from dydiff_dist.models import build_network
+from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import parse_config
 
@@ -69,7 +69,7 @@ def _random_model(shards: Path, folder: Path) -> Path:
     )
     manifest = ShardSet.open(shards / "train").manifest
     torch.manual_seed(0)
-    network = build_network(config.model, num_channels=manifest.frames.shape[0])
+    network = config.model.build(input_sizes(config.data, manifest.frames.shape, 0))
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     schema = manifest.frames.model_dump(mode="json") | {"shift": list(manifest.shift), "scale": list(manifest.scale)}

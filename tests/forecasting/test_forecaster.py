@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dydiff_dist.diffusion import build_process, sample, start_noise, timestep_grid
 from dydiff_dist.forecasting import Forecaster, SamplingConfig, load_forecaster
 from dydiff_dist.forecasting.forecaster import MEMBER_STRIDE
+from dydiff_dist.forecasting.frame_space import PlainFrames
 from dydiff_kernels import NoiseCounter, Stream
 
 NUM_HISTORY, NUM_FUTURE, FRAME_CHW = 2, 3, (1, 4, 6)
@@ -36,8 +37,7 @@ def _forecaster(**changes) -> Forecaster:
         sampling=SamplingConfig(sampler="ddim", num_steps=5, eta=0.5, spacing="uniform"),
         num_history_frames=NUM_HISTORY,
         num_future_frames=NUM_FUTURE,
-        shift=(10.0,),
-        scale=(4.0,),
+        frames=PlainFrames(shift=(10.0,), scale=(4.0,)),
     )
     return replace(forecaster, **changes)
 
@@ -106,13 +106,16 @@ def test_shift_and_scale_are_taken_off_and_put_back() -> None:
 
 
 def test_network_frames_are_those_that_the_network_is_given() -> None:
-    forecaster = _forecaster()
+    plain, scaled = PlainFrames((10.0,), (4.0,)), PlainFrames((0.0,), (1.0,), "mean")
     history, future = _history(2), _history(2, seed=1)
-    frames, actions = forecaster.network_frames(history, future[:, :1])
-    assert torch.equal(frames, (torch.cat((history, future[:, :1]), dim=1) - 10) / 4) and actions is None
-    scaled = replace(forecaster, sample_scaling="mean", shift=(0.0,), scale=(1.0,))
+    frames = plain.encode(history, future[:, :1])
+    assert torch.equal(frames, (torch.cat((history, future[:, :1]), dim=1) - 10) / 4)
+    actions = torch.zeros(2, 3, 1)
+    assert plain.network_actions(actions, 3) is actions
     unit = history.abs().mean(dim=(1, 3, 4), keepdim=True)
-    torch.testing.assert_close(scaled.network_frames(history, future)[0][:, NUM_HISTORY:], future / unit)
+    torch.testing.assert_close(scaled.encode(history, future)[:, NUM_HISTORY:], future / unit)
+    members = torch.stack((future, future), dim=1)
+    torch.testing.assert_close(scaled.decode(members, history, scaled.encode(history)), members * unit[:, None])
 
 
 def test_integer_history_is_taken_as_it_is() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Forecaster, SamplingConfig
-from dydiff_dist.forecasting.forecaster import trained_on_shifts
+from dydiff_dist.forecasting.frame_space import LatentFrames, PlainFrames
 from dydiff_dist.forecasting.moving_view import MovingView
 from dydiff_kernels import NoiseCounter, Stream, uniform
 
@@ -41,8 +42,7 @@ def forecaster(network: torch.nn.Module, *, knows_shifts: bool = True, max_batch
         sampling=SamplingConfig(spacing="uniform", **{"num_steps": 3, **sampling}),
         num_history_frames=2,
         num_future_frames=3,
-        shift=(0.0,),
-        scale=(1.0,),
+        frames=PlainFrames(shift=(0.0,), scale=(1.0,)),
         knows_shifts=knows_shifts,
         max_batch=max_batch,
     )
@@ -110,5 +110,17 @@ def test_shifts_need_a_network_that_was_trained_on_them() -> None:
 )
 def test_latents_can_be_shifted_where_their_autoencoder_wraps_around(trained, periodic, knows) -> None:
     data = DataConfig(train="x", num_history_frames=1, num_future_frames=1, augmentation={"periodic_shift": trained})
-    autoencoder = None if periodic is None else SimpleNamespace(description=SimpleNamespace(periodic=periodic))
-    assert trained_on_shifts(data, autoencoder) == knows
+    frames = PlainFrames((0.0,), (1.0,))
+    if periodic is not None:
+        description = FrameSchema(num_frames=2, shape=(1, H, W), dtype="float32")
+        facts = {"frames": description, "latent_channels": 1, "temporal_ratio": 1, "periodic": periodic}
+        frames = LatentFrames(SimpleNamespace(description=SimpleNamespace(**facts)))
+    trained = Forecaster.of_weights(
+        PointwiseNetwork(),
+        {},
+        data=data,
+        frames=frames,
+        diffusion=build_process(num_timesteps=50),
+        sampling=SamplingConfig(),
+    )
+    assert trained.knows_shifts == knows

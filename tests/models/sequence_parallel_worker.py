@@ -7,24 +7,29 @@ import json
 
 import torch
 import torch.distributed as dist
+from built_networks import build_network
 
-from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
+from dydiff_dist.models import ExecutionConfig, UNetConfig, VideoTransformerConfig
 from dydiff_dist.ranks.world import World, read_world, sample_group
 
 B, S, A = 4, 8, 3
 CASES = [
     {},
-    {"causal_time": True, "qk_norm": "rms"},
+    {"qk_norm": "rms"},
     {"attention": "full", "patch_skip": True},
     {"attention": "full", "checkpoint_fraction": 0.5},
     {"patch_skip": True, "checkpoint_fraction": 1.0},
+    {"network": "unet", "channel_multipliers": (1, 2), "checkpoint_fraction": 0.5},
 ]
 
 
 def check(case: dict, world: World, group: dist.ProcessGroup) -> None:
     execution = ExecutionConfig(checkpoint_fraction=case.get("checkpoint_fraction", 0.0))
     options = {key: value for key, value in case.items() if key != "checkpoint_fraction"}
-    config = VideoTransformerConfig(width=32, depth=2, num_heads=4, patch_size=2, **options)
+    if options.get("network") == "unet":
+        config = UNetConfig(width=32, **options)
+    else:
+        config = VideoTransformerConfig(width=32, depth=2, num_heads=4, patch_size=2, **options)
     torch.manual_seed(0)
     whole = build_network(config, num_channels=2, num_action_channels=A).double()
     for parameter in whole.parameters():

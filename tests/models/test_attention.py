@@ -23,13 +23,12 @@ def random_qkv(dtype=torch.float64, tokens=7):
     return torch.randn(3, 2, 4, tokens, 8, generator=torch.Generator().manual_seed(0), dtype=dtype).unbind(0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["sdpa", "sdpa_flash", "sdpa_math"])
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_sdpa_equals_reference_with_gradients(name, causal, tokens):
+def test_sdpa_equals_reference_with_gradients(name, tokens):
     expected, actual = ([tensor.clone().requires_grad_() for tensor in random_qkv(tokens=tokens)] for _ in range(2))
-    out = resolve_attention(name, "cpu", torch.float64)(*actual, causal)
-    truth = reference_attention(*expected, causal)
+    out = resolve_attention(name, "cpu", torch.float64)(*actual)
+    truth = reference_attention(*expected)
     torch.testing.assert_close(out, truth, atol=1e-12, rtol=1e-12)
     for tensor in (out, truth):
         tensor.square().sum().backward()
@@ -39,32 +38,26 @@ def test_sdpa_equals_reference_with_gradients(name, causal, tokens):
 
 def test_reference_is_softmax_written_out():
     q, k, v = random_qkv()
-    out = reference_attention(q, k, v, True)
-    for row in range(7):  # a query sees itself and what stands before it
-        weights = torch.exp(k[0, 1, : row + 1] @ q[0, 1, row] / 8**0.5)
-        torch.testing.assert_close(out[0, 1, row], weights @ v[0, 1, : row + 1] / weights.sum(), atol=1e-12, rtol=0)
+    out = reference_attention(q, k, v)
+    for row in range(7):
+        weights = torch.exp(k[0, 1] @ q[0, 1, row] / 8**0.5)
+        torch.testing.assert_close(out[0, 1, row], weights @ v[0, 1] / weights.sum(), atol=1e-12, rtol=0)
 
 
-class LowerTriangularMask:
-    """Stands in for xformers' mask."""
-
-
-def stand_in_for_xformers(q, k, v, attn_bias=None):
+def stand_in_for_xformers(q, k, v):
     """xformers 0.0.35's documented contract: (B, M, H, K) in and out, the last axis contiguous."""
     assert all(tensor.stride(-1) == 1 for tensor in (q, k, v))
     swapped = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return sdpa_attention(*swapped, isinstance(attn_bias, LowerTriangularMask)).transpose(1, 2).contiguous()
+    return sdpa_attention(*swapped).transpose(1, 2).contiguous()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_xformers_is_called_by_its_contract(monkeypatch, causal):
+def test_xformers_is_called_by_its_contract(monkeypatch):
     ops = types.ModuleType("xformers.ops")
-    ops.LowerTriangularMask, ops.memory_efficient_attention = LowerTriangularMask, stand_in_for_xformers
+    ops.memory_efficient_attention = stand_in_for_xformers
     monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     q, k, v = random_qkv()
-    out = xformers_attention(q, k, v, causal)
-    torch.testing.assert_close(out, reference_attention(q, k, v, causal), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(xformers_attention(q, k, v), reference_attention(q, k, v), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +130,7 @@ def test_norm_bounds_scores_whatever_the_scale_of_the_input(qk_norm):
     angles = rotary_angles(torch.arange(5)[:, None], 16)
     seen = []
     for scale in (1.0, 1e4):
-        layer(scale * torch.ones(1, 5, 32), angles, lambda q, k, v, causal: seen.append((q, k)) or v)
+        layer(scale * torch.ones(1, 5, 32), angles, lambda q, k, v: seen.append((q, k)) or v)
     for small, large in zip(*seen, strict=True):
         assert small.norm(dim=-1).max() <= 16**0.5 + 1e-4
         torch.testing.assert_close(small, large, atol=1e-4, rtol=0)

@@ -1,18 +1,18 @@
-"""Parameter and FLOP formulas against the network itself and torch's counter, on the meta device: nothing runs."""
+"""FLOP formulas against the network itself and torch's counter, on the meta device: nothing runs."""
 
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from built_networks import sizes_of
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
-from dydiff_dist.models.config import NAMED_SIZES
-from dydiff_dist.models.flops import forward_flops, parameter_count, training_flops
+from dydiff_dist.models import DenoiserConfig, ExecutionConfig, InputSizes, UNetConfig, VideoTransformerConfig
+from dydiff_dist.models.transformer import NAMED_SIZES
 
-ROBONET = {"num_frames": 12, "height": 32, "width": 32, "num_channels": 4, "num_action_channels": 4}
+ROBONET = InputSizes(num_frames=12, num_history_frames=2, num_channels=4, height=32, width=32, num_action_channels=4)
 OPTIONS = [
     {"attention": attention, "patch_skip": skip, "action_embedding": embed, "patch_size": patch, "mlp_ratio": ratio}
     for attention, skip, embed, (patch, ratio) in itertools.product(
@@ -25,14 +25,13 @@ OPTIONS = [
 ]
 
 
-def counted(config: VideoTransformerConfig, *, batch=2, num_frames, height, width, num_channels, num_action_channels):
+def counted(config: DenoiserConfig, sizes: InputSizes, batch: int = 2) -> tuple[int, float]:
     """(parameters, operations per sample) of the network itself; the reference attention is what the counter sees."""
-    sizes = {"num_channels": num_channels, "num_action_channels": num_action_channels}
-    sizes["execution"] = ExecutionConfig(attention_backend="reference")
     with torch.device("meta"):
-        network = build_network(config, **sizes)
-        z = torch.empty(batch, num_frames, num_channels, height, width)
-        actions = torch.empty(batch, num_frames, num_action_channels) if num_action_channels else None
+        network = config.build(sizes, ExecutionConfig(attention_backend="reference"))
+        z = torch.empty(batch, sizes.num_frames, sizes.num_channels, sizes.height, sizes.width)
+        num_actions = sizes.num_action_channels
+        actions = torch.empty(batch, sizes.num_frames, num_actions) if num_actions else None
         counter = FlopCounterMode(display=False)
         with counter:
             network(z, torch.zeros(batch, dtype=torch.int64), history=z[:, :1], actions=actions)
@@ -43,28 +42,49 @@ def counted(config: VideoTransformerConfig, *, batch=2, num_frames, height, widt
 @pytest.mark.parametrize("actions", [0, 4])
 def test_formulas_equal_the_network_and_the_counter(options, actions):
     config = VideoTransformerConfig(**{"width": 24, "depth": 3, "num_heads": 2, **options})
-    shape = {"num_frames": 5, "height": 4, "width": 6, "num_channels": 3, "num_action_channels": actions}
-    num_params, flops = counted(config, **shape)
-    assert parameter_count(config, num_channels=3, num_action_channels=actions) == num_params
-    assert forward_flops(config, **shape) == flops
+    sizes = sizes_of(3, actions)
+    num_params, flops = counted(config, sizes)
+    assert config.parameter_count(sizes) == num_params
+    assert config.forward_flops(sizes) == flops
 
 
 @pytest.mark.parametrize("size", ["S", "XL"])
 def test_formulas_at_named_sizes_and_the_robonet_shape(size):
     config = VideoTransformerConfig(size=size, patch_size=2)
-    num_params, flops = counted(config, batch=1, **ROBONET)
-    assert parameter_count(config, num_channels=4, num_action_channels=4) == num_params
-    assert forward_flops(config, **ROBONET) == flops
+    num_params, flops = counted(config, ROBONET, batch=1)
+    assert config.parameter_count(ROBONET) == num_params
+    assert config.forward_flops(ROBONET) == flops
 
 
 def test_training_is_three_forward_passes_and_what_is_recomputed():
     config = VideoTransformerConfig(width=16, depth=4, num_heads=2, patch_size=1)
-    shape = {"num_frames": 3, "height": 1, "width": 1, "num_channels": 2}
-    forward = forward_flops(config, **shape)
-    blocks = forward - forward_flops(config.model_copy(update={"depth": 0}), **shape)
-    assert training_flops(config, **shape) == 3 * forward
-    assert training_flops(config, **shape, checkpoint_fraction=0.5) == 3 * forward + blocks // 2
-    assert training_flops(config, **shape, checkpoint_fraction=1.0) == 3 * forward + blocks
+    sizes = InputSizes(num_frames=3, num_history_frames=1, num_channels=2, height=1, width=1)
+    forward = config.forward_flops(sizes)
+    blocks = forward - config.model_copy(update={"depth": 0}).forward_flops(sizes)
+    assert config.training_flops(sizes) == 3 * forward
+    assert config.training_flops(sizes, checkpoint_fraction=0.5) == 3 * forward + blocks // 2
+    assert config.training_flops(sizes, checkpoint_fraction=1.0) == 3 * forward + blocks
+
+
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_what_any_network_counts_is_what_the_transformers_formula_says(fraction):
+    config = VideoTransformerConfig(width=16, depth=4, num_heads=2, patch_size=2)
+    sizes = sizes_of(3)
+    assert DenoiserConfig.forward_flops(config, sizes) == config.forward_flops(sizes)
+    assert DenoiserConfig.recomputed_flops(config, sizes, fraction) == config.recomputed_flops(sizes, fraction)
+
+
+def test_a_networks_operations_are_counted_where_there_is_no_formula():
+    """A U-Net of one level and one block a way: 3x3 convolutions and the attention over time, by hand."""
+    config = UNetConfig(width=8, channel_multipliers=(1,), num_blocks_per_level=1, num_heads=2)
+    sizes, D, S, pixels = sizes_of(3), 8, 5, 4 * 6
+    convolutions = 9 * (8 * D + 4 * (D * D + D * D) + D * D + D * 3) + 2 * D * D  # up takes 2 D, and skips by 1x1
+    timestep = 256 * 4 * D + 4 * D * 4 * D + S * 4 * (4 * D * 2 * D)
+    attention = 3 * pixels * S * (4 * D * D + 2 * S * D)
+    assert config.forward_flops(sizes) == 2 * (convolutions * S * pixels + timestep + attention)
+    assert config.forward_flops(sizes) == counted(config, sizes)[1]
+    deeper = config.model_copy(update={"num_blocks_per_level": 2})
+    assert 0 < deeper.recomputed_flops(sizes, 0.5) < deeper.recomputed_flops(sizes, 1.0) < deeper.forward_flops(sizes)
 
 
 def test_named_sizes_stand_for_numbers():
@@ -98,5 +118,5 @@ def test_the_table_in_the_documentation_is_what_the_formulas_say():
     for size, width, depth, heads, attention, num_params, flops in sizes:
         config = VideoTransformerConfig(size=size, patch_size=2, attention=attention)
         assert (config.width, config.depth, config.num_heads) == (int(width), int(depth), int(heads))
-        assert f"{parameter_count(config, num_channels=4, num_action_channels=4) / 1e6:.1f}" == num_params
-        assert f"{forward_flops(config, **ROBONET) / 1e12:.3f}" == flops
+        assert f"{config.parameter_count(ROBONET) / 1e6:.1f}" == num_params
+        assert f"{config.forward_flops(ROBONET) / 1e12:.3f}" == flops

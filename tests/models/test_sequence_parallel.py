@@ -9,7 +9,7 @@ import pytest
 import torch
 from sequence_parallel_worker import CASES
 
-from dydiff_dist.models.sequence_parallel import SequenceShards, check_sequence_parallel
+from dydiff_dist.models.sequence_parallel import SequenceGroup, check_sequence_parallel
 
 WORKER = Path(__file__).with_name("sequence_parallel_worker.py")
 
@@ -26,8 +26,8 @@ def test_shared_frames_equal_all_frames_on_one_rank(num_ranks):
 
 def test_one_rank_communicates_nothing():
     x = torch.randn(2, 4, 6, 8)
-    shards = SequenceShards()
-    for same in (shards.local(x, 1), shards.gather(x), shards.to_heads(x), shards.to_tokens(x)):
+    sequence = SequenceGroup()
+    for same in (sequence.local(x, 1), sequence.gather(x), sequence.to_heads(x), sequence.to_tokens(x)):
         assert same is x
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
-from dydiff_dist.models import VideoTransformerConfig, build_network
+from dydiff_dist.models import InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
@@ -36,8 +36,9 @@ def warm_up() -> None:
     import dydiff_dist.training.trainer  # noqa: F401
 
     config = VideoTransformerConfig(width=16, depth=1, num_heads=2, patch_size=4)
-    z = torch.zeros(1, 6, 2, 16, 16)
-    build_network(config, num_channels=2)(z, torch.zeros(1, dtype=torch.int64), history=z[:, :2]).sum().backward()
+    sizes = InputSizes(num_frames=6, num_history_frames=2, num_channels=2, height=16, width=16)
+    z, timesteps, history, _ = sizes.example()
+    config.build(sizes)(z, timesteps, history=history).sum().backward()
 
 
 def train(name: str, config_path: str, overrides: list[str]) -> None:

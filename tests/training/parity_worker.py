@@ -18,7 +18,7 @@ import torch
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
-from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, build_network
+from dydiff_dist.models import ExecutionConfig, InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import agree_max, read_world, start_process_group, sum_over_ranks
 
 SAMPLES, STEPS = 4, 4
@@ -39,9 +39,8 @@ def batches(seed: int) -> dict[str, torch.Tensor]:
 def build(words: list[str], world):
     torch.manual_seed(0)
     model = VideoTransformerConfig(width=16, depth=2, num_heads=2, patch_size=2)
-    network = build_network(
-        model, num_channels=2, execution=ExecutionConfig(checkpoint_fraction=float("recompute" in words))
-    )
+    sizes = InputSizes(num_frames=3, num_history_frames=1, num_channels=2, height=4, width=4)
+    network = model.build(sizes, ExecutionConfig(checkpoint_fraction=float("recompute" in words)))
     for layer in (network.head, *(block.mlp.modulation for block in network.blocks)):
         torch.nn.init.normal_(layer.weight, std=0.1)  # zero at the start, they would hide what lies before them
     zero = {"stage": int(words[0]), "reduce_bucket_size": 500}  # smaller than the network: several buckets

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.forecasting import load_forecaster
-from dydiff_dist.models import build_network
+from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import parse_config
 
@@ -31,7 +31,7 @@ FACTS = {"config": CONFIG.model_dump(mode="json"), "exported": {"data_schema": S
 
 def network_state(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    network = build_network(CONFIG.model, num_channels=2, num_action_channels=0)
+    network = CONFIG.model.build(input_sizes(CONFIG.data, (2, 8, 8), 0))
     return {name: torch.randn_like(parameter) for name, parameter in network.named_parameters()}
 
 

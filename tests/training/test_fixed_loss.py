@@ -5,6 +5,7 @@ import torch
 
 from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Case, Forecaster, SamplingConfig
+from dydiff_dist.forecasting.frame_space import PlainFrames
 from dydiff_dist.tasks.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 
 
@@ -28,8 +29,7 @@ def forecaster(network, prediction="x0", max_batch=32) -> Forecaster:
         sampling=SamplingConfig(),
         num_history_frames=2,
         num_future_frames=3,
-        shift=(1.0,),
-        scale=(2.0,),
+        frames=PlainFrames(shift=(1.0,), scale=(2.0,)),
         max_batch=max_batch,
     )
 

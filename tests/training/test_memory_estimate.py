@@ -12,7 +12,7 @@ from run_commands import environment
 
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.deepspeed.config import memory_per_rank_bytes
-from dydiff_dist.models.flops import parameter_count
+from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.planning.activations import simulate_activations
 from dydiff_dist.planning.memory import estimate_memory, sharding_of
 from dydiff_dist.tasks.config import RunConfig
@@ -53,17 +53,19 @@ def overrides(case: tuple, world_size: int, folder: Path) -> list[str]:
     ]
 
 
+def sizes_of(config):
+    """Of a sample, from the run's shards."""
+    return input_sizes(config.data, ShardSet.open(config.data.train).schema.shape, 0)
+
+
 def estimate(config, world_size: int):
     """The estimate for processes on a CPU."""
-    schema = ShardSet.open(config.data.train).schema
-    num_params = parameter_count(config.model, num_channels=schema.shape[0])
-    micro_batch = config.training.micro_batch_per_gpu
+    sizes, micro_batch = sizes_of(config), config.training.micro_batch_per_gpu
     return estimate_memory(
         sharding_of(config, world_size, on_gpu=False),
-        num_params,
-        largest_param=4 * config.model.width**2,
-        activation_bytes=micro_batch * simulate_activations(config, schema).peak_bytes,
-        batch_elements=micro_batch * config.data.num_frames * schema.shape[0] * schema.shape[1] * schema.shape[2],
+        config.model.parameter_sizes(sizes),
+        activation_bytes=micro_batch * simulate_activations(config, sizes).peak_bytes,
+        batch_elements=micro_batch * sizes.num_elements,
     )
 
 
@@ -115,32 +117,20 @@ def test_state_follows_the_zero_stages():
 def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config):
     def peak(*changes: str) -> float:
         config = load_config(tiny_config, RunConfig, ["model.width=64", *changes])
-        return simulate_activations(config, ShardSet.open(config.data.train).schema).peak_bytes
+        return simulate_activations(config, sizes_of(config)).peak_bytes
 
     shallow, deep, deeper = (peak(f"model.depth={depth}") for depth in (4, 8, 24))
-    # three points of one straight line: the deeper network is calculated from the two others
+    # blocks are alike: three points of one straight line
     assert deeper - deep == pytest.approx(4 * (deep - shallow))
     recomputed = peak("model.depth=24", "execution.checkpoint_fraction=1.0")
     half = peak("model.depth=24", "execution.checkpoint_fraction=0.5")
     assert recomputed < 0.35 * deeper and recomputed < half < deeper
 
 
-def test_a_network_of_sampled_depth_is_not_extrapolated(tiny_config, monkeypatch):
-    from dydiff_dist.planning import activations
-
-    config = load_config(tiny_config, RunConfig, ["model.depth=8"])
-    schema = ShardSet.open(config.data.train).schema
-    whole = activations.simulate_activations(config, schema)
-    monkeypatch.setattr(activations, "_SAMPLED_DEPTHS", (2, 4))
-    extrapolated = activations.simulate_activations(config, schema)
-    assert extrapolated.peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-6)
-    assert extrapolated.traffic_bytes == pytest.approx(whole.traffic_bytes, rel=1e-6)
-
-
 def test_offloaded_state_leaves_the_gpu(tiny_config):
     config = load_config(tiny_config, RunConfig, ["training.precision=bf16"])
     kept = sharding_of(config, 2)
-    arguments = {"num_params": 10**9, "largest_param": 10**6, "activation_bytes": 1e9, "batch_elements": 10**6}
+    arguments = {"parameter_sizes": [10**6] * 1000, "activation_bytes": 1e9, "batch_elements": 10**6}
     offloaded = estimate_memory(replace(kept, optimizer_on_host=True), **arguments)
     assert offloaded.parts["optimizer"] == offloaded.parts["EMA"] == 0
     assert offloaded.host_parts == {"optimizer": 12 * 10**9 // 2, "EMA": 4 * 10**9 // 2}

@@ -40,7 +40,7 @@ def test_overrides_reach_their_fields_and_defaults_stand(config_file):
     [
         ("training.stpes=3", r"unknown key 'training.stpes'; did you mean 'training.steps'\?"),
         ("trainig.steps=3", r"unknown key 'trainig'; did you mean 'training'\?"),
-        ("model.zzz=3", "unknown key 'model.zzz'; valid keys: size, width, depth"),
+        ("model.zzz=3", "unknown key 'model.zzz'; valid keys: network, size, width, depth"),
         ("training.steps=many", "training.steps is 'many': input should be a valid integer"),
         ("training.steps=1.5", "training.steps is 1.5"),
         ("training.steps=0", "training.steps is 0: input should be greater than 0"),
