@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from dydiff_dist.extensions import import_extensions
+
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError)
 """Errors whose message is written for the user. Any other exception is a bug and keeps its traceback."""
 
@@ -17,7 +19,8 @@ SILENCE_SEC = 3.0
 
 
 def run_command(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> None:
-    """Runs a command line's ``main`` and exits: 0 or its return value, 2 on a user error, 130 on Ctrl-C.
+    """Runs a command line and exits: 0 or what ``main`` returns, 2 on a user error, 130 on Ctrl-C. Modules that
+    ``--import`` names are imported first.
 
     Args:
         main: the command.
@@ -25,6 +28,7 @@ def run_command(main: Callable[[], int | None], speaks: Callable[[], bool] = lam
             others wait a moment, because launchers end all ranks as soon as one has exited.
     """
     try:
+        import_extensions()
         status = main()
     except USER_ERRORS as error:
         if speaks():

@@ -19,6 +19,7 @@ from dydiff_dist.benchmarks.training_step import DYDIFF, STANDARD, measure_overh
 from dydiff_dist.benchmarks.turns import ratios, spread
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.study.records import read_run_rows, write_run_rows
 from dydiff_dist.study.runner import versions
@@ -99,6 +100,7 @@ def bench_overhead(arguments: argparse.Namespace) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     what = parser.add_subparsers(required=True, metavar="data|latents|overhead")
     data = what.add_parser("data", help="reading shards")
     data.set_defaults(bench=bench_data)

@@ -34,6 +34,7 @@ from dydiff_dist.data.source import ShardTask
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.world import World, read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -176,6 +177,7 @@ def _shape(sizes: tuple[int, ...]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("autoencoder", metavar="AUTOENCODER", help="run, folder, .safetensors file or hub name")
     parser.add_argument("--shards", required=True, metavar="DIR", help="shards of frames: folder or URL")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the latents; shared by all processes")

@@ -20,6 +20,7 @@ from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.score_files import format_more_scores, format_table
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
@@ -80,6 +81,7 @@ def report(verification: Verification, evaluation: Evaluation, out: Path, pictur
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("forecasts", metavar="FORECASTS", help="folder that tools/forecast.py wrote")
     parser.add_argument("--shards", metavar="DIR", help="shards of the truth (where the forecasts were made from)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all that were forecast)")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES
 
 
@@ -28,6 +29,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint after N steps; default: the newest whole one")

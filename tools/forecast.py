@@ -11,6 +11,7 @@ import os
 import torch
 
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
 
@@ -59,6 +60,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument(
         "model", metavar="RUN_OR_MODEL", help="folder of a run or an exported model, or its .safetensors"
     )

@@ -18,11 +18,10 @@ from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.options import add_options, read_options
 from dydiff_dist.data.source import SOURCES, ShardTask
 from dydiff_dist.errors import run_command
-from dydiff_dist.extensions import add_import_option, import_extensions
+from dydiff_dist.extensions import add_import_option
 
 
 def main() -> None:
-    import_extensions()
     arguments = parse_arguments()
     kind = SOURCES[arguments.source]
     source = kind.source(read_options(arguments, kind.config))

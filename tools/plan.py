@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from dydiff_dist.data.options import add_options, read_options
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.hardware import GPU_MODELS, gpu_model
 from dydiff_dist.planning.estimate import Cluster, RunEstimate
 from dydiff_dist.planning.step_time import Assumptions
@@ -24,6 +25,7 @@ from dydiff_dist.training.config import load_config
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("config", help="run configuration, a JSON file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
     parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="servers. Default: 1.")

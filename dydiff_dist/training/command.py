@@ -10,6 +10,7 @@ import torch
 
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import describe, make_plan
@@ -28,6 +29,7 @@ def run_training(task_type: type[Task], description: str) -> None:
 
 def _parse(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("config", help="run configuration, a JSON file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the configuration")
     dry_run = (
