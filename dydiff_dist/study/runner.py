@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import dydiff_dist
 from dydiff_dist.errors import USER_ERRORS
-from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
-from dydiff_dist.evaluation.random_walk import RandomWalk
+from dydiff_dist.evaluation.baselines import Baseline, RandomWalk, SeasonalNaive
 from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
@@ -123,7 +122,7 @@ class StudyRunner:
 
     def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
         verification = Verification.open(forecast.folder)
-        is_series = not verification.frames_are_images
+        is_series = verification.kind.is_series
         baselines: list[Baseline] = [verification.climatology(self.study.climatology or run.config.data.train)]
         if self.study.season_frames is not None:
             baselines.append(SeasonalNaive(self.study.season_frames))

@@ -17,12 +17,8 @@ from dydiff_dist.autoencoders.adopt import bare_autoencoder, measure_latent_unit
 from dydiff_dist.autoencoders.verify import reconstruction_scores
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.colors import FieldStyle, style_of
-from dydiff_dist.evaluation.figures import save_figure
-from dydiff_dist.evaluation.reconstruction import (
-    ReconstructionScores,
-    format_reconstruction,
-    reconstruction_figure,
-)
+from dydiff_dist.evaluation.figures import reconstruction_figure, save_figure
+from dydiff_dist.evaluation.reconstruction import ReconstructionScores, format_reconstruction
 from dydiff_dist.ranks.world import gather_objects
 from dydiff_dist.run_config import AutoencoderRunConfig
 from dydiff_dist.training.config import TrainingConfig
