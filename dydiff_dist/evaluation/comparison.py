@@ -117,6 +117,6 @@ def format_comparison(comparison: Comparison) -> str:
 
 
 def _cases_differ(one: dict, other: dict) -> str:
-    only = sorted(set(one.items()) ^ set(other.items()), key=lambda item: int(item[0]))
+    only = sorted(set(one.items()) ^ set(other.items()), key=lambda item: (int(item[0]), item[1]))
     number, key = only[0]
     return f"other cases: {len(one)} and {len(other)}, case {number} ({key}) is in one only or has another key"
