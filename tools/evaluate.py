@@ -19,7 +19,8 @@ from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
 from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.resampling import Independent
-from dydiff_dist.evaluation.score_files import format_more_scores, format_table
+from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
+from dydiff_dist.evaluation.video import FvdProtocol
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
@@ -37,8 +38,8 @@ def main() -> int:
         suites.append(verification.lpips(arguments.lpips, arguments.preset))
     fvd = None
     if arguments.fvd:
-        include_history = False if arguments.fvd_forecast_only else None
-        fvd = verification.fvd(arguments.fvd, arguments.fvd_sha256, arguments.preset, include_history)
+        protocol = FvdProtocol(include_history=not arguments.fvd_forecast_only)
+        fvd = verification.fvd(arguments.fvd, arguments.fvd_sha256, protocol)
     num_cases = len(verification.numbers[rank::world_size])
     if world_size > 1:
         dist.init_process_group("gloo")

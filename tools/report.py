@@ -12,7 +12,7 @@ from pathlib import Path
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.comparison import compare, format_comparison
 from dydiff_dist.evaluation.html_report import write_report
-from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.score_files import ScoredRun
 
 
 def main() -> None:

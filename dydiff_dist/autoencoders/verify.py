@@ -13,7 +13,8 @@ from dydiff_dist.data.order import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.evaluation.colors import style_of
-from dydiff_dist.evaluation.reconstruction import ReconstructionScores, reconstruction_figure
+from dydiff_dist.evaluation.figures import reconstruction_figure
+from dydiff_dist.evaluation.reconstruction import ReconstructionScores
 
 _NUM_PICTURED = 2
 

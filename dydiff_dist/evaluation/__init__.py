@@ -1,9 +1,10 @@
 """Evaluation on plain arrays: scores of single cases, their exact aggregation, baselines, tables and pictures."""
 
-from dydiff_dist.evaluation.baselines import Climatology, Persistence, SeasonalNaive
+from dydiff_dist.evaluation.baselines import Climatology, Persistence, RandomWalk, SeasonalNaive
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
-from dydiff_dist.evaluation.score_files import format_table, write_summary
+from dydiff_dist.evaluation.score_files import write_summary
+from dydiff_dist.evaluation.score_tables import format_table
 from dydiff_dist.evaluation.scores import case_scores, crps
 from dydiff_dist.evaluation.table import ScoreTable
 
@@ -12,6 +13,7 @@ __all__ = [
     "Evaluation",
     "ForecastCase",
     "Persistence",
+    "RandomWalk",
     "ScoreTable",
     "SeasonalNaive",
     "UnreadableCase",

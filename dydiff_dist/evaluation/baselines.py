@@ -1,11 +1,12 @@
 """Forecasts that need no training, in the shape of ours: what every model must beat.
 
-Optical flow has a module of its own. Letters: M members, S lead times, C channels, H W height and width.
+Optical flow has a module of its own. Letters: M members, S_h given and S forecast frames, C channels, H W height and
+width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
@@ -18,24 +19,33 @@ MAX_MEAN_TRAJECTORIES = 1000
 """Trajectories that the climatological mean is taken over, evenly spaced among all."""
 
 
-class Baseline(Protocol):
+class Baseline(ABC):
     """A way to forecast a case without a trained model."""
 
     name: str
     """Its key in tables and files."""
 
+    @abstractmethod
     def ensemble(self, case: ForecastCase) -> np.ndarray:
         """(M, S, C, H, W) for the lead times of ``case.truth``, from its history alone."""
 
-    def best_guess(self, case: ForecastCase) -> np.ndarray | None:
-        """(1, S, C, H, W) whose errors stand for MSE and MAE; None takes the ensemble's mean."""
-
+    @abstractmethod
     def protocol(self) -> dict:
-        """How it is made, for the record."""
+        """How it is made, as JSON types, for the record beside the scores."""
+
+    def best_guess(self, case: ForecastCase) -> np.ndarray | None:
+        """(1, S, C, H, W) whose errors stand for MSE and MAE; None, as most have it, takes the ensemble's mean."""
+        return None
 
 
-class Persistence:
-    """The last given frame at every lead time, an ensemble of one."""
+class Persistence(Baseline):
+    """The last given frame at every lead time, an ensemble of one.
+
+    Example:
+        >>> case = ForecastCase(0, "a", np.array([1.0, 2.0]).reshape(2, 1, 1, 1), np.zeros((3, 1, 1, 1)), np.zeros(0))
+        >>> Persistence().ensemble(case).ravel().tolist()
+        [2.0, 2.0, 2.0]
+    """
 
     name = "persistence"
 
@@ -43,15 +53,12 @@ class Persistence:
         """(1, S, C, H, W)."""
         return np.repeat(case.history[None, -1:], case.num_leads, axis=1)
 
-    def best_guess(self, case: ForecastCase) -> None:
-        """None: the ensemble is one forecast."""
-
     def protocol(self) -> dict:
         """What it is."""
         return {"forecast": "the last given frame at every lead time", "crps": "of one member: its absolute error"}
 
 
-class SeasonalNaive:
+class SeasonalNaive(Baseline):
     """What was observed one season earlier, the naive forecast of time series with a season; an ensemble of one.
 
     Lead time s takes the given frame a whole number of seasons before it, the latest there is.
@@ -79,15 +86,54 @@ class SeasonalNaive:
         last_season = case.history[-self.season_frames :]
         return last_season[np.arange(case.num_leads) % self.season_frames][None]
 
-    def best_guess(self, case: ForecastCase) -> None:
-        """None: the ensemble is one forecast."""
-
     def protocol(self) -> dict:
         """Its season."""
         return {"forecast": "the given frame one season before, repeated", "season_frames": self.season_frames}
 
 
-class Climatology:
+class RandomWalk(Baseline):
+    """The naive forecast with its own past errors (Hyndman & Athanasopoulos 2021, sections 5.2 and 5.5).
+
+    Each member goes on from the last given frame by steps drawn, with replacement, from the differences between
+    successive given frames; all channels and pixels take the same draw, so what they have in common stays. Step s of
+    member m of case c is named by (seed, c, m, s).
+    """
+
+    name = "random_walk"
+
+    def __init__(self, num_members: int = 100, seed: int = 0):
+        """``num_members`` is M, ``seed`` of the draws."""
+        if num_members < 1:
+            raise ValueError(f"the random walk has {num_members} members; take at least 1")
+        self.num_members, self.seed = num_members, seed
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        """(M, S, C, H, W) float64.
+
+        Raises:
+            ValueError: a history of one frame has no steps.
+        """
+        if len(case.history) < 2:
+            raise ValueError("a random walk takes its steps from the history; give at least 2 frames")
+        steps = np.diff(case.history.astype(np.float64), axis=0)
+        draws = np.stack([self._draws(case, member) for member in range(self.num_members)])
+        return case.history[-1] + np.cumsum(steps[(draws * len(steps)).astype(np.int64)], axis=1)
+
+    def _draws(self, case: ForecastCase, member: int) -> np.ndarray:
+        """(S,) uniforms in [0, 1)."""
+        counter = np.random.Philox(key=[self.seed, 1], counter=[0, member, case.number, 0])
+        return np.random.Generator(counter).random(case.num_leads)
+
+    def protocol(self) -> dict:
+        """Its members and draws."""
+        return {
+            "forecast": "the last given frame plus steps drawn with replacement from the history's differences",
+            "num_members": self.num_members,
+            "seed": self.seed,
+        }
+
+
+class Climatology(Baseline):
     """What is known without any history: the frames of the training set.
 
     * ``mean``: every pixel's mean over all training frames, the best forecast in squared error.
@@ -146,7 +192,7 @@ class Climatology:
         return np.repeat(np.stack(members)[:, None], case.num_leads, axis=1)
 
     def protocol(self) -> dict:
-        """How the baseline was made, for the record."""
+        """Where its members and its mean are from."""
         return {
             "ensemble": "members are single training frames drawn uniformly, with replacement, constant in lead time",
             "num_members": self.num_members or "as the forecast",

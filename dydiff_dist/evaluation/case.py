@@ -10,10 +10,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ForecastCase:
-    """A forecast beside what happened; all arrays in the same, stored units."""
+    """A forecast beside what happened; all arrays in the same, stored units.
+
+    Example:
+        >>> history, truth = np.zeros((2, 1, 8, 8)), np.ones((3, 1, 8, 8))
+        >>> case = ForecastCase(0, "storm-00", history, truth, members=np.zeros((4, 3, 1, 8, 8)))
+        >>> case.check()
+        >>> case.num_leads
+        3
+    """
 
     number: int
+    """Names the case's random draws; each number is scored once."""
     key: str
+    """Of its sample; what stands before the last hyphen names the event or trajectory it belongs to."""
     history: np.ndarray
     """(S_h, C, H, W)."""
     truth: np.ndarray
@@ -38,6 +48,11 @@ class ForecastCase:
             num_bad = values.size - int(np.isfinite(values).sum())
             if num_bad:
                 raise ValueError(f"{name}: {num_bad} of {values.size} values of the {what} are NaN or infinite")
+
+    def shown_futures(self, num_members: int = 2) -> dict[str, np.ndarray]:
+        """What pictures show, (S, C, H, W) by label: the truth, the mean of all members and the first members."""
+        members = {f"member {m + 1}": self.members[m] for m in range(min(num_members, len(self.members)))}
+        return {"truth": self.truth, "ensemble mean": self.members.mean(axis=0), **members}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""Which scores fit which data, and the named protocols of published numbers."""
+"""Which scores fit which data, and the named protocols of published numbers.
 
-from collections.abc import Sequence
-from typing import Any
+Letters: M members, S_h given and S forecast frames, C channels, H W height and width.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
@@ -12,88 +16,97 @@ from dydiff_dist.evaluation.video import VIDEO_PRESETS, VideoProtocol
 
 SUITES = ("ensemble", "spectrum", "flow", "rain", "image", "series")
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
+IMAGE_RANGE = 255.0
+"""Largest value of pictures, whose least is 0."""
 
 
-def choose_suites(
-    names: Sequence[str] | None,
-    *,
-    preset: str,
-    num_history_frames: int,
-    num_members: int,
-    shape_SCHW: tuple[int, int, int, int],
-    schema: dict[str, Any],
-    periodic: bool,
-) -> list[Suite]:
+@dataclass(frozen=True, kw_only=True)
+class ForecastKind:
+    """What scores must know of the forecasts."""
+
+    schema: FrameSchema
+    """Of the stored frames, for type, channels, units and vector_channels."""
+    shape: tuple[int, int, int, int]
+    """(S, C, H, W)."""
+    num_history_frames: int
+    """S_h."""
+    num_members: int
+    """M."""
+    periodic: bool
+    """Whether frames wrap around."""
+
+    @property
+    def is_series(self) -> bool:
+        """Whether frames are one pixel."""
+        return self.shape[2:] == (1, 1)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether frames are pictures: 8-bit, grey or in three colours."""
+        return self.schema.dtype == "uint8" and self.shape[1] in (1, 3)
+
+    def fitting_suites(self) -> list[str]:
+        """Names of the suites whose scores these data have."""
+        num_channels, size = self.shape[1], min(self.shape[2:])
+        fits = {
+            "ensemble": True,
+            "spectrum": not self.is_series,
+            "flow": self.schema.vector_channels is not None,
+            "rain": num_channels == 1 and looks_like_rain(self.schema.channels, self.schema.units),
+            "image": self.is_image and size >= SSIM_WINDOW,
+            "series": self.is_series,
+        }
+        return [name for name in SUITES if fits[name]]
+
+    def check_images(self, what: str) -> None:
+        """Raises a one-line ``ValueError`` if frames are no pictures, which ``what`` needs."""
+        if not self.is_image:
+            raise ValueError(
+                f"{what} needs 8-bit frames of 1 or 3 channels, these are {self.schema.dtype} of "
+                f"{self.shape[1]}; leave it out"
+            )
+
+
+def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) -> list[Suite]:
     """The suites of these names.
 
     Args:
         names: of ``SUITES``; None takes all that fit the data.
         preset: a key of ``PRESETS``.
-        num_history_frames: S_h.
-        num_members: M.
-        shape_SCHW: of the forecasts.
-        schema: dtype, channels, units and vector_channels, as the shards' manifest says.
-        periodic: whether frames wrap around.
+        kind: of the forecasts.
 
     Raises:
         ValueError: an unknown name or preset, or a suite or preset that the data don't fit.
     """
-    fits = suites_that_fit(shape_SCHW, schema)
-    wanted = [name for name in SUITES if fits[name]] if names is None else names
-    unknown = [name for name in wanted if name not in SUITES]
-    if unknown:
-        raise ValueError(f"unknown scores {unknown[0]!r}; there are {', '.join(SUITES)}")
-    vector = schema["vector_channels"]
-    if "flow" in wanted and vector is None:
-        raise ValueError("flow scores need vector_channels in the shards' manifest; leave 'flow' out")
-    if "series" in wanted and not fits["series"]:
-        raise ValueError(f"series scores are of frames of one pixel, these have {shape_SCHW[-2:]}; leave 'series' out")
+    wanted = kind.fitting_suites() if names is None else names
     protocol = find_preset(preset)
     if isinstance(protocol, VideoProtocol):
-        _check_images(schema, shape_SCHW, f"preset {preset!r}")
-        protocol.check_data(num_history_frames, shape_SCHW, num_members)
-    elif "rain" in wanted:
-        protocol.check_data(num_history_frames, shape_SCHW)
-    elif preset != "default":
+        kind.check_images(f"preset {preset!r}")
+    elif "rain" not in wanted and preset != "default":
         raise ValueError(f"preset {preset!r} is of rain scores, these data have none; take the preset 'default'")
-    make = {
+    check_preset(protocol, kind)
+    vector, num_channels, size = kind.schema.vector_channels, kind.shape[1], kind.shape[2:]
+    refused = {
+        "flow": vector is None and "flow scores need vector_channels in the shards' manifest",
+        "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
+        "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
+    }
+    make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
-        "spectrum": lambda: spectrum_suite(periodic),
-        "flow": lambda: flow_suite(*vector, periodic),
+        "spectrum": lambda: spectrum_suite(kind.periodic),
+        "flow": lambda: flow_suite(*(vector or (0, 1)), kind.periodic),
         "rain": lambda: rain_suite(protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]),
-        "image": lambda: image_suite(data_range(schema, shape_SCHW)),
+        "image": lambda: image_suite(IMAGE_RANGE),
         "series": series_suite,
     }
+    for name in wanted:
+        if name not in make:
+            raise ValueError(f"unknown scores {name!r}; there are {', '.join(SUITES)}")
+        if refused.get(name):
+            raise ValueError(f"{refused[name]}; leave {name!r} out")
+    if "image" in wanted:
+        kind.check_images("image scores")
     return [make[name]() for name in wanted]
-
-
-def suites_that_fit(shape_SCHW: tuple[int, ...], schema: dict[str, Any]) -> dict[str, bool]:
-    """By name of suite, whether these data have what it scores."""
-    num_channels, vector = shape_SCHW[1], schema["vector_channels"]
-    is_series = tuple(shape_SCHW[-2:]) == (1, 1)
-    return {
-        "ensemble": True,
-        "spectrum": not is_series,
-        "flow": vector is not None,
-        "rain": num_channels == 1 and looks_like_rain(tuple(schema["channels"]), schema["units"]),
-        "image": is_image(schema, shape_SCHW) and min(shape_SCHW[-2:]) >= SSIM_WINDOW,
-        "series": is_series,
-    }
-
-
-def is_image(schema: dict[str, Any], shape_SCHW: tuple[int, ...]) -> bool:
-    """Whether frames are pictures: 8-bit, grey or in three colours."""
-    return schema["dtype"] == "uint8" and shape_SCHW[1] in (1, 3)
-
-
-def data_range(schema: dict[str, Any], shape_SCHW: tuple[int, ...], what: str = "image scores") -> float:
-    """Largest value of pictures, whose least is 0.
-
-    Raises:
-        ValueError: frames that are no pictures; ``what`` needs them.
-    """
-    _check_images(schema, shape_SCHW, what)
-    return 255.0
 
 
 def find_preset(name: str) -> RainProtocol | VideoProtocol:
@@ -107,9 +120,20 @@ def find_preset(name: str) -> RainProtocol | VideoProtocol:
     return PRESETS[name]
 
 
-def _check_images(schema: dict[str, Any], shape_SCHW: tuple[int, ...], what: str) -> None:
-    if not is_image(schema, shape_SCHW):
-        raise ValueError(
-            f"{what}: needs 8-bit frames of 1 or 3 channels, these are {schema['dtype']} of {shape_SCHW[1]}; "
-            "leave it out"
-        )
+def check_preset(protocol: RainProtocol | VideoProtocol, kind: ForecastKind) -> None:
+    """Raises a one-line ``ValueError`` that names the first thing which the forecasts have unlike what is asked for."""
+    asked = (
+        ("frames", protocol.frames, (kind.num_history_frames, kind.shape[0])),
+        ("size", protocol.size, kind.shape[2:]),
+        ("samples per context", getattr(protocol, "num_members", None), kind.num_members),
+    )
+    for what, wanted, have in asked:
+        if wanted is not None and wanted != have:
+            raise ValueError(
+                f"preset {protocol.name!r} asks for {what} {_text(wanted)}, these forecasts have {_text(have)}; "
+                "take the preset 'default', whose numbers don't compare with published ones"
+            )
+
+
+def _text(value: tuple[int, int] | int) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -5,7 +5,7 @@ Letters: C channels, H W height and width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 
@@ -14,8 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
-if TYPE_CHECKING:
-    from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import FrameSchema
 
 BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
 """Of every picture: dark, so that one picture reads well on light and dark pages."""
@@ -47,24 +46,13 @@ naive forecast share one: no data have both."""
 _SPIN = LinearSegmentedColormap.from_list(
     "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512
 )
-_RAIN = LinearSegmentedColormap.from_list(
-    "rain",
-    [
-        (0.00, "#11161f"),
-        (0.05, "#16304d"),
-        (0.20, "#1f6fb4"),
-        (0.35, "#2bb3c0"),
-        (0.50, "#58c95a"),
-        (0.65, "#f4e04d"),
-        (0.80, "#f28c28"),
-        (0.92, "#d7263d"),
-        (1.00, "#f5a6ff"),
-    ],
-    N=512,
-)
-_ERROR = LinearSegmentedColormap.from_list(
+_RAIN_STOPS = (0.00, 0.05, 0.20, 0.35, 0.50, 0.65, 0.80, 0.92, 1.00)
+_RAIN_COLORS = ("#11161f", "#16304d", "#1f6fb4", "#2bb3c0", "#58c95a", "#f4e04d", "#f28c28", "#d7263d", "#f5a6ff")
+_RAIN = LinearSegmentedColormap.from_list("rain", list(zip(_RAIN_STOPS, _RAIN_COLORS, strict=True)), N=512)
+ERROR_COLORMAP = LinearSegmentedColormap.from_list(
     "error", ["#7ee3c4", "#2a9d8f", "#17494d", "#0f1424", "#4d2a57", "#b04a9c", "#ffb3ec"], N=512
 )
+"""Of signed errors, unlike those of the fields."""
 _RAIN_WORDS = ("vil", "rain", "precip", "radar", "reflectivity", "dbz")
 
 
@@ -75,28 +63,25 @@ class FieldStyle:
     quantity: str
     """What is shown, for captions."""
     scalar: Callable[[np.ndarray], np.ndarray] | None
-    """(..., C, H, W) -> (..., H, W), the quantity; None shows frames as RGB images."""
+    """(..., C, H, W) -> (..., H, W), the quantity; None shows 8-bit frames as RGB images."""
     colormap: Colormap
-    diverging: bool
+    diverging: bool = False
     """Whether colours run from -limit to limit rather than from the least to the largest value."""
-    value_range: tuple[float, float] | None = None
-    """Fixed limits, where the data have natural ones."""
 
     def show(self, frames: np.ndarray) -> np.ndarray:
         """The shown quantity: (..., H, W), or (..., H, W, 3) in 0..1 for images."""
         if self.scalar is not None:
             return self.scalar(frames)
-        low, high = self.value_range
-        return np.moveaxis(np.clip((frames - low) / (high - low), 0, 1), -3, -1)
+        return np.moveaxis(np.clip(frames / 255.0, 0, 1), -3, -1)
 
     def tracer(self, frames: np.ndarray) -> np.ndarray:
         """The scalar (..., H, W) whose motion the eye follows: the shown quantity, or the brightness of images."""
         return self.scalar(frames) if self.scalar is not None else frames.mean(axis=-3)
 
     def limits(self, shown: np.ndarray) -> tuple[float, float]:
-        """Colour limits for the truth ``shown``: robust to single pixels, the same for every panel."""
-        if self.value_range is not None:
-            return self.value_range
+        """Limits of the colours for the truth ``shown``: robust to single pixels, the same for every panel."""
+        if self.scalar is None:
+            return 0.0, 1.0
         if self.diverging:
             limit = float(np.quantile(np.abs(shown), 0.995)) or 1.0
             return -limit, limit
@@ -109,6 +94,10 @@ class FieldStyle:
             return np.round(shown * 255).astype(np.uint8)
         low, high = limits
         return np.round(self.colormap(np.clip((shown - low) / (high - low), 0, 1))[..., :3] * 255).astype(np.uint8)
+
+    def error(self, shown: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """The signed error (..., H, W) of a shown quantity; of images, the mean over colours."""
+        return shown - truth if self.scalar is not None else (shown - truth).mean(axis=-1)
 
 
 def field_style(
@@ -132,23 +121,27 @@ def field_style(
         dtype: stored type.
         vector_channels: channels that hold a vector along (W, H).
         periodic: whether the field wraps around.
+
+    Example:
+        >>> field_style(1, channels=("vil",)).quantity
+        'VIL'
     """
     if vector_channels is not None:
         along_w, along_h = vector_channels
         return FieldStyle("vorticity", lambda f: vorticity(f, along_w, along_h, periodic), _SPIN, diverging=True)
     if num_channels == 3 and dtype == "uint8":
-        return FieldStyle("colour", None, _SPIN, diverging=False, value_range=(0.0, 255.0))
+        return FieldStyle("colour", None, _SPIN)
     name = channels[0] if channels else "channel 0"
 
     def first_channel(frames: np.ndarray) -> np.ndarray:
         return frames[..., 0, :, :]
 
     if num_channels == 1 and looks_like_rain(channels, units):
-        return FieldStyle(name.upper() if len(name) <= 4 else name, first_channel, _RAIN, diverging=False)
-    return FieldStyle(name, first_channel, matplotlib.colormaps["magma"], diverging=False)
+        return FieldStyle(name.upper() if len(name) <= 4 else name, first_channel, _RAIN)
+    return FieldStyle(name, first_channel, matplotlib.colormaps["magma"])
 
 
-def style_of(schema: "FrameSchema", *, is_cropped: bool) -> FieldStyle:
+def style_of(schema: FrameSchema, *, is_cropped: bool) -> FieldStyle:
     """How frames of this kind are shown; a cut-out of a periodic field is not periodic."""
     return field_style(
         schema.shape[0],
@@ -163,11 +156,6 @@ def style_of(schema: "FrameSchema", *, is_cropped: bool) -> FieldStyle:
 def looks_like_rain(channels: tuple[str, ...], units: str) -> bool:
     """Whether names or units speak of rain or radar."""
     return any(word in " ".join((*channels, units)).lower() for word in _RAIN_WORDS)
-
-
-def error_colormap() -> Colormap:
-    """Colours of signed errors, unlike those of the fields."""
-    return _ERROR
 
 
 def vorticity(frames: np.ndarray, along_w: int, along_h: int, periodic: bool) -> np.ndarray:

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST
-from dydiff_dist.evaluation.score_files import protocol_differences
-from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.score_files import ScoredRun
+from dydiff_dist.evaluation.score_tables import aligned
 from dydiff_dist.evaluation.table import interval_95
 
+_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision", "sampling", "intervals")
+"""What a comparison is between, where things lie, or what follows from the rest."""
 _MOST_OBJECTIONS = 6
 """Lines of them on a terminal; the page shows all."""
 
@@ -63,20 +65,39 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
     objections = [f"protocol differs: {line}" for line in protocol_differences(one["protocol"], other["protocol"])]
     if one.get("cases") != other.get("cases"):
         objections.append(_cases_differ(one.get("cases", {}), other.get("cases", {})))
+    draws, other_draws = ({}, {}) if objections else (first.draws(FORECAST), second.draws(FORECAST))
+    if draws and not np.isfinite(draws["crps"]).all():
+        objections.append(f"no intervals: {one['protocol']['intervals']}")
     if objections:
         return Comparison(first.label, second.label, (), tuple(objections))
-    draws, other_draws = first.draws(FORECAST), second.draws(FORECAST)
-    if not np.isfinite(draws["crps"]).all():
-        objections = (f"no intervals: {one['protocol']['intervals']}",)
-        return Comparison(first.label, second.label, (), objections)
     scores = []
-    for name in draws:
-        values = [summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other)]
-        if name in other_draws and None not in values:
-            lower, upper = interval_95(other_draws[name] - draws[name])
-            if np.isfinite(lower) and np.isfinite(upper):
-                scores.append(PairedScore(name, *values, values[1] - values[0], float(lower), float(upper)))
+    for name in (name for name in draws if name in other_draws):
+        before, after = (summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other))
+        lower, upper = interval_95(other_draws[name] - draws[name])
+        if None not in (before, after) and np.isfinite(lower) and np.isfinite(upper):
+            scores.append(PairedScore(name, before, after, after - before, float(lower), float(upper)))
     return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"])
+
+
+def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[str]:
+    """What differs between the protocols of two summaries, one line each; runs may differ in model and sampling.
+
+    Two results with any difference here are not to be compared.
+
+    Example:
+        >>> protocol_differences({"num_members": 8, "model": "a"}, {"num_members": 4, "model": "b"})
+        ['num_members: 8 and 4']
+    """
+    found = []
+    for key in sorted({*first, *second}):
+        one, other = first.get(key), second.get(key)
+        if prefix + key in _NOT_PROTOCOL:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += protocol_differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append(f"{prefix}{key}: {one!r} and {other!r}")
+    return found
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -92,12 +113,10 @@ def format_comparison(comparison: Comparison) -> str:
         interval = f"[{score.lower:+.3g}, {score.upper:+.3g}]"
         mark = "significant" if score.is_significant else ""
         rows.append([score.score, *numbers, f"{score.difference:+.3g}", interval, mark])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]]) for row in rows]
-    return "\n".join(line.rstrip() for line in [*lines, f"intervals: {comparison.intervals}"])
+    return f"{aligned(rows)}\nintervals: {comparison.intervals}"
 
 
 def _cases_differ(one: dict, other: dict) -> str:
-    only = sorted(set(one.items()) ^ set(other.items()), key=lambda item: int(item[0]))
+    only = sorted(set(one.items()) ^ set(other.items()), key=lambda item: (int(item[0]), item[1]))
     number, key = only[0]
     return f"other cases: {len(one)} and {len(other)}, case {number} ({key}) is in one only or has another key"

@@ -8,20 +8,21 @@ import numpy as np
 
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
-from dydiff_dist.evaluation.frechet import FeatureTable, frechet_distance
-from dydiff_dist.evaluation.resampling import (
-    Independent,
-    choose_independent,
-    describe_resampling,
-    group_cases,
-)
+from dydiff_dist.evaluation.frechet import frechet_distance
+from dydiff_dist.evaluation.resampling import Independent, choose_independent, describe_resampling, group_cases
 from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
 from dydiff_dist.evaluation.video import Fvd
 
-FORECAST = "forecast"
+FORECAST, TRUTH = "forecast", "truth"
 FVD = "fvd"
+_COMMON_PROTOCOL = {
+    "units": "as stored in the shards",
+    "frames": "forecast frames only; history is not scored",
+    "aggregation": "mean over channels and pixels of a case, then over cases, in exact float64 sums",
+}
+"""What the numbers mean, whatever the data."""
 
 
 class Draws(NamedTuple):
@@ -35,7 +36,7 @@ class Draws(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """Scores of the forecast and its baselines over the same cases, with how they were made."""
+    """Scores of the forecast and its baselines over the same cases, with how they were made; see ``evaluate``."""
 
     tables: dict[str, ScoreTable]
     """By forecaster: forecast and each baseline."""
@@ -43,8 +44,9 @@ class Evaluation:
     suites: tuple[Suite, ...] = field(default_factory=lambda: (base_suite(),))
     keys: dict[int, str] = field(default_factory=dict)
     """Key of each scored case."""
-    clips: dict[str, FeatureTable] = field(default_factory=dict)
-    """Features of clips by forecaster, and under ``truth`` of the real ones; empty without FVD."""
+    clips: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """Features of clips, (M, D) float32 by case, by forecaster and under ``truth`` of the real ones; empty without
+    FVD. A clip takes some 2 KB: 100 samples of each of 256 contexts are 41 MB."""
     independent: Independent | None = None
     """What counts as one observation in intervals; None chooses by the keys."""
     _drawn: dict[str, Draws] = field(default_factory=dict, repr=False, compare=False)
@@ -64,6 +66,11 @@ class Evaluation:
         """Lead times, S."""
         return len(self.tables[FORECAST].by_lead("crps"))
 
+    @property
+    def scores(self) -> list[str]:
+        """Names of all scores, in the order of their suites."""
+        return [score for suite in self.suites for score in suite.scores]
+
     def skill(self, baseline: str, score: str = "crps") -> float:
         """Our score over the baseline's, both over all lead times and cases: below 1 is better than it."""
         ours, theirs = (self.tables[name].overall(score) for name in (FORECAST, baseline))
@@ -82,9 +89,13 @@ class Evaluation:
         """All scores () and profiles (K,) of one case over lead times."""
         return _over_leads(self.suites, self.tables[forecaster].cases[number], lead_axis=0)
 
+    def features(self, forecaster: str) -> np.ndarray:
+        """(N, D) of all clips, cases in order: the same to the last bit on any number of processes."""
+        return np.concatenate([features for _, features in sorted(self.clips[forecaster].items())])
+
     def fvd(self, forecaster: str) -> float:
         """Fréchet video distance of a forecaster's clips to the real ones; NaN for fewer than two of either."""
-        real, forecast = (self.clips[name].all() for name in ("truth", forecaster))
+        real, forecast = self.features(TRUTH), self.features(forecaster)
         if min(len(real), len(forecast)) < 2:
             return float("nan")
         return frechet_distance(real, forecast, self.protocol[FVD]["covariance_divisor"])
@@ -93,12 +104,10 @@ class Evaluation:
         """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""
         if forecaster not in self._drawn:
             means = self.tables[forecaster].bootstrap_means(self._groups()[0])
-            names = {name for suite in self.suites for name in suite.scores}
             by_lead = {name: values for suite in self.suites for name, values in suite.derive(means).items()}
-            overall = _over_leads(self.suites, means, lead_axis=1)
-            self._drawn[forecaster] = Draws(
-                *({name: values for name, values in found.items() if name in names} for found in (by_lead, overall))
-            )
+            found = (by_lead, _over_leads(self.suites, means, lead_axis=1))
+            names = set(self.scores)
+            self._drawn[forecaster] = Draws(*({k: v for k, v in terms.items() if k in names} for terms in found))
         return self._drawn[forecaster]
 
     def resampling(self) -> dict[str, str]:
@@ -107,6 +116,26 @@ class Evaluation:
         what = describe_resampling(groups, independent)
         text = f"95 %, percentile bootstrap over {what}, {BOOTSTRAP_DRAWS} draws, the same for every score and run"
         return {"independent": independent, "intervals": text}
+
+    def merge(self, others: Sequence["Evaluation"]) -> "Evaluation":
+        """This evaluation with the cases of others, made alike of other cases (by other processes, say).
+
+        Raises:
+            ValueError: a case is in two of them.
+        """
+        everyone = (self, *others)
+        return Evaluation(
+            tables={name: table.merge(other.tables[name] for other in others) for name, table in self.tables.items()},
+            # one without a case knows less of the protocol, so the first word counts
+            protocol={key: value for each in reversed(everyone) for key, value in each.protocol.items()},
+            suites=self.suites,
+            keys={number: key for each in everyone for number, key in each.keys.items()},
+            clips={
+                name: {number: features for each in everyone for number, features in each.clips[name].items()}
+                for name in self.clips
+            },
+            independent=self.independent,
+        )
 
     def _groups(self) -> tuple[np.ndarray, Independent]:
         """Groups of the cases in order of number, and what they are."""
@@ -151,14 +180,26 @@ def evaluate(
 
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
+
+    Example:
+        >>> truth = np.arange(3.0).reshape(3, 1, 1, 1)
+        >>> case = ForecastCase(0, "a", truth[:1], truth, members=np.stack([truth - 0.5, truth + 0.5]))
+        >>> evaluation = evaluate([case])
+        >>> float(evaluation.overall("forecast")["crps"]), evaluation.skill("persistence")
+        (0.25, 0.25)
+        >>> evaluation.by_lead("persistence")["mae"].tolist()
+        [0.0, 1.0, 2.0]
     """
     all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
     names = (FORECAST, *(baseline.name for baseline in all_baselines))
-    tables = {name: ScoreTable() for name in names}
-    evaluation = Evaluation(tables, _common_protocol(all_suites), all_suites, independent=independent)
-    evaluation.protocol["baselines"] = {baseline.name: baseline.protocol() for baseline in all_baselines}
+    protocol = {
+        **_COMMON_PROTOCOL,
+        "scores": {suite.name: suite.protocol for suite in all_suites},
+        "baselines": {baseline.name: baseline.protocol() for baseline in all_baselines},
+    }
+    evaluation = Evaluation({name: ScoreTable() for name in names}, protocol, all_suites, independent=independent)
     if fvd is not None:
-        evaluation.clips = {name: FeatureTable() for name in ("truth", *names)}
+        evaluation.clips = {name: {} for name in (TRUTH, *names)}
     for case in cases:
         if isinstance(case, UnreadableCase):
             evaluation.errors[case.number] = case.reason
@@ -187,8 +228,8 @@ def _enter(evaluation: Evaluation, case: ForecastCase, baselines: Sequence[Basel
         "num_forecast_frames": case.num_leads,
     }
     if fvd is not None:
-        for name, futures in (("truth", case.truth[None]), *ensembles.items()):
-            evaluation.clips[name].cases[case.number] = fvd.features(case.history, futures)
+        for name, futures in ((TRUTH, case.truth[None]), *ensembles.items()):
+            evaluation.clips[name][case.number] = fvd.features(case.history, futures)
         evaluation.protocol[FVD] = fvd.protocol(len(case.history), case.num_leads)
 
 
@@ -204,13 +245,3 @@ def _terms_of_guess(baseline: Baseline, case: ForecastCase) -> Terms:
     errors = case_scores(guess, case.truth)
     undefined = np.full(case.num_leads, np.nan)  # its spread belongs to the ensemble, its error to the guess
     return {"mse": errors["mse"], "mae": errors["mae"], "corrected_variance": undefined}
-
-
-def _common_protocol(suites: tuple[Suite, ...]) -> dict:
-    """What the numbers mean, whatever the data."""
-    return {
-        "units": "as stored in the shards",
-        "frames": "forecast frames only; history is not scored",
-        "aggregation": "mean over channels and pixels of a case, then over cases, in exact float64 sums",
-        "scores": {suite.name: suite.protocol for suite in suites},
-    }

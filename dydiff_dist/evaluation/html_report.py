@@ -7,48 +7,47 @@ series with their truth and quantiles.
 
 import base64
 import json
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle
-from dydiff_dist.evaluation.comparison import compare
+from dydiff_dist.evaluation.comparison import compare, protocol_differences
+from dydiff_dist.evaluation.evaluate import FORECAST
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
-from dydiff_dist.evaluation.score_files import protocol_differences
-from dydiff_dist.evaluation.scored_run import SERIES_NAME, STRIPS_FOLDER, STRIPS_NAME, ScoredRun
+from dydiff_dist.evaluation.figures import channel_name
+from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
 from dydiff_dist.files import write_json, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
-NUM_MEMBERS_SHOWN = 2
 MAX_SERIES_SHOWN = 8
-_PAGE = "report_page"
 
 
 def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> Path:
     """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``."""
-    target = folder / STRIPS_FOLDER
-    target.mkdir(parents=True, exist_ok=True)
+    path = folder / STRIPS_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     records = []
     for case in cases:
-        rows = {"truth": case.truth, "ensemble mean": case.members.mean(axis=0)}
-        rows |= {f"member {m + 1}": case.members[m] for m in range(min(NUM_MEMBERS_SHOWN, len(case.members)))}
-        shown = {label: style.show(np.concatenate([case.history, future])) for label, future in rows.items()}
+        futures = case.shown_futures().items()
+        shown = {label: style.show(np.concatenate([case.history, future])) for label, future in futures}
         limits = style.limits(shown["truth"])
-        record = {"number": case.number, "key": case.key, "num_given": len(case.history), "rows": []}
+        rows, size = [], {}
         for label, fields in shown.items():
             frames = [_shrunk(frame) for frame in style.rgb(fields, limits)]
             name = f"case_{case.number:06d}_{label.replace(' ', '_')}.png"
-            Image.fromarray(np.concatenate(frames, axis=1)).save(target / name, optimize=True)
-            record["rows"].append({"label": label, "file": name})
-            record |= {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
-        records.append(record)
-    path = target / STRIPS_NAME
+            Image.fromarray(np.concatenate(frames, axis=1)).save(path.parent / name, optimize=True)
+            rows.append({"label": label, "file": name})
+            size = {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
+        records.append(_record(case) | {"rows": rows} | size)
     write_json(path, records)
     return path
 
@@ -56,20 +55,23 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
 def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: Path) -> Path:
     """Writes the given and true values of some cases of time series (frames of one pixel) with the members' median and
     90 % band, for at most 8 channels each, to ``folder/cases``."""
+    path = folder / SERIES_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     records = []
     for case in cases:
-        record = {"number": case.number, "key": case.key, "num_given": len(case.history), "channels": []}
+        shown = []
         for channel in range(min(case.truth.shape[1], MAX_SERIES_SHOWN)):
             lower, median, upper = np.quantile(case.members[:, :, channel, 0, 0], (0.05, 0.5, 0.95), axis=0)
             actual = np.concatenate([case.history, case.truth])[:, channel, 0, 0]
             values = {"actual": actual, "median": median, "lower": lower, "upper": upper}
-            name = channels[channel] if channel < len(channels) else f"channel {channel}"
-            record["channels"].append({"name": name} | {key: x.tolist() for key, x in values.items()})
-        records.append(record)
-    path = folder / STRIPS_FOLDER / SERIES_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
+            shown.append({"name": channel_name(channels, channel)} | {key: x.tolist() for key, x in values.items()})
+        records.append(_record(case) | {"channels": shown})
     write_json(path, records, indent=None)
     return path
+
+
+def _record(case: ForecastCase) -> dict[str, Any]:
+    return {"number": case.number, "key": case.key, "num_given": len(case.history)}
 
 
 def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast report") -> Path:
@@ -96,7 +98,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         "comparisons": [compare(runs[0], run).to_json() for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
     }
-    page = files("dydiff_dist.evaluation") / _PAGE
+    page = files("dydiff_dist.evaluation") / "report_page"
     text = (page / "page.html").read_text()
     # "<" could end the script element early; as an escape it means the same to JSON
     data = json.dumps(payload, allow_nan=False).replace("<", "\\u003c")
@@ -112,49 +114,47 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
     return path
 
 
+def _shared_cases(runs: list[ScoredRun], name: str, length: Callable[[dict], int]) -> Iterator[list[dict]]:
+    """Each case that every run shows with the same length, as each run shows it."""
+    first, *others = ({(case["number"], case["key"]): case for case in run.shown_cases(name)} for run in runs)
+    for identity, case in first.items():
+        found = [case, *(cases[identity] for cases in others if identity in cases)]
+        if len(found) == len(runs) and len({length(each) for each in found}) == 1:
+            yield found
+
+
 def _merged_cases(runs: list[ScoredRun]) -> list[dict]:
     """Cases that every run has, with the truth once and each run's own rows."""
-    by_run = [{(case["number"], case["key"]): case for case in run.strips()} for run in runs]
     merged = []
-    for identity, first in by_run[0].items():
-        others = [cases.get(identity) for cases in by_run]
-        if any(other is None or other["num_frames"] != first["num_frames"] for other in others):
-            continue
-        rows = []
-        for run, case in zip(runs, others, strict=True):
+    for cases in _shared_cases(runs, STRIPS_NAME, lambda case: case["num_frames"]):
+        rows: list[dict] = []
+        for run, case in zip(runs, cases, strict=True):
             for row in case["rows"]:
-                if row["label"] == "truth" and rows:
+                is_truth = row["label"] == "truth"
+                if is_truth and rows:
                     continue
-                source = _data_uri(run.folder / STRIPS_FOLDER / Path(row["file"]).name)
-                owner = None if row["label"] == "truth" else run.label
-                rows.append({"label": row["label"], "run": owner, "src": source})
-        merged.append({**first, "rows": rows})
+                picture = ((run.folder / STRIPS_NAME).parent / Path(row["file"]).name).read_bytes()
+                source = "data:image/png;base64," + base64.b64encode(picture).decode()
+                rows.append({"label": row["label"], "run": None if is_truth else run.label, "src": source})
+        merged.append({**cases[0], "rows": rows})
     return merged
 
 
 def _merged_series(runs: list[ScoredRun]) -> list[dict]:
     """Time series that every run has, with the truth once and each run's own quantiles."""
-    by_run = [{(case["number"], case["key"]): case for case in run.series()} for run in runs]
     merged = []
-    for identity, first in by_run[0].items():
-        others = [cases.get(identity) for cases in by_run]
-        if any(other is None or len(other["channels"]) != len(first["channels"]) for other in others):
-            continue
+    for cases in _shared_cases(runs, SERIES_NAME, lambda case: len(case["channels"])):
         channels = [
-            {
-                "name": channel["name"],
-                "actual": channel["actual"],
-                "runs": [other["channels"][index] for other in others],
-            }
-            for index, channel in enumerate(first["channels"])
+            {"name": of_runs[0]["name"], "actual": of_runs[0]["actual"], "runs": list(of_runs)}
+            for of_runs in zip(*(case["channels"] for case in cases), strict=True)
         ]
-        merged.append({**first, "channels": channels})
+        merged.append({**cases[0], "channels": channels})
     return merged
 
 
 def _groups(summaries: list[dict]) -> dict[str, list[str]]:
     """Names of scores under the title of their suite, in a fixed order."""
-    present = {name for summary in summaries for name in summary["scores"]["forecast"]}
+    present = {name for summary in summaries for name in summary["scores"][FORECAST]}
     known = {
         "Ensemble": (*base_suite().scores, *ensemble_suite().scores),
         "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
@@ -163,8 +163,8 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
     }
     groups = {title: [name for name in names if name in present] for title, names in known.items()}
     named = {name for names in groups.values() for name in names}
-    rain = [name for name in summaries[0]["scores"]["forecast"] if name not in named]
-    return {title: names for title, names in (groups | {"Rain": rain}).items() if names}
+    groups["Rain"] = [name for name in summaries[0]["scores"][FORECAST] if name not in named]
+    return {title: names for title, names in groups.items() if names}
 
 
 def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:
@@ -191,7 +191,3 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
         return frame
     size = (MAX_FRAME_PIXELS, round(height * MAX_FRAME_PIXELS / width))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

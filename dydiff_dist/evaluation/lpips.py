@@ -3,7 +3,8 @@
 d(x, y) = Σ_layers mean over pixels of Σ_channels w (x̂ - ŷ)², x̂ the features of a layer over their length along
 channels. The linear weights w of version 0.1 come with torchmetrics; the backbone is torchvision's AlexNet or VGG-16
 file (``alexnet-owt-….pth``, ``vgg16-….pth``), as torch hub keeps it in its cache, or the same as safetensors. No
-weights come with this project, and no pickle is executed.
+weights come with this project, and no pickle is executed. torchmetrics' own LPIPS needs torchvision and downloads the
+backbone.
 Letters: B frames, C channels, H W height and width, S lead times.
 """
 
@@ -22,50 +23,49 @@ from dydiff_dist.evaluation.suites import Suite, Terms
 from dydiff_dist.files import file_sha256
 
 
-class _Convolution(NamedTuple):
-    key: int
-    """Its number in torchvision's ``features``."""
-    stride: int
-    padding: int
+class _Stage(NamedTuple):
+    """Convolutions, each with a ReLU, after whose last one features are taken."""
+
+    convolutions: tuple[int, ...]
+    """Their numbers in torchvision's ``features``."""
+    pools_first: bool = True
+    stride: int = 1
+    padding: int = 1
 
 
 class _Backbone(NamedTuple):
-    head: str
-    """File of the linear weights in torchmetrics."""
+    stages: tuple[_Stage, ...]
     pool: int
     """Window of the max-pooling, stride 2."""
-    stages: tuple[tuple[bool, tuple[_Convolution, ...]], ...]
-    """Each: whether pooling comes first, and its convolutions, each with a ReLU; features are taken at its end."""
     min_pixels: int
 
-
-def _plain(*keys: int) -> tuple[_Convolution, ...]:
-    return tuple(_Convolution(key, 1, 1) for key in keys)
+    def weight_names(self) -> set[str]:
+        """As torchvision calls its tensors."""
+        numbers = [number for stage in self.stages for number in stage.convolutions]
+        return {f"features.{number}.{kind}" for number in numbers for kind in ("weight", "bias")}
 
 
 _BACKBONES = {
     "alex": _Backbone(
-        "alex.pth",
-        3,
         (
-            (False, (_Convolution(0, 4, 2),)),
-            (True, (_Convolution(3, 1, 2),)),
-            (True, _plain(6)),
-            (False, _plain(8)),
-            (False, _plain(10)),
+            _Stage((0,), pools_first=False, stride=4, padding=2),
+            _Stage((3,), padding=2),
+            _Stage((6,)),
+            _Stage((8,), pools_first=False),
+            _Stage((10,), pools_first=False),
         ),
+        pool=3,
         min_pixels=31,
     ),
     "vgg": _Backbone(
-        "vgg.pth",
-        2,
         (
-            (False, _plain(0, 2)),
-            (True, _plain(5, 7)),
-            (True, _plain(10, 12, 14)),
-            (True, _plain(17, 19, 21)),
-            (True, _plain(24, 26, 28)),
+            _Stage((0, 2), pools_first=False),
+            _Stage((5, 7)),
+            _Stage((10, 12, 14)),
+            _Stage((17, 19, 21)),
+            _Stage((24, 26, 28)),
         ),
+        pool=2,
         min_pixels=16,
     ),
 }
@@ -76,6 +76,9 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 class Lpips(nn.Module):
     """The distance of two batches of images."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, net: str, weights: dict[str, Tensor], heads: list[Tensor]):
         """
         Args:
@@ -84,7 +87,8 @@ class Lpips(nn.Module):
             heads: w of each stage, (C,).
         """
         super().__init__()
-        self.net, self._spec = net, _BACKBONES[net]
+        self.net, self._backbone = net, _BACKBONES[net]
+        self.min_pixels = self._backbone.min_pixels  # smallest edge of an image that passes through the network
         for name, value in weights.items():
             self.register_buffer(name.replace(".", "_"), value.float())
         for stage, head in enumerate(heads):
@@ -92,19 +96,14 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None])
 
-    @property
-    def min_pixels(self) -> int:
-        """Smallest edge of an image that passes through the network."""
-        return self._spec.min_pixels
-
     def features(self, images: Tensor) -> list[Tensor]:
         """Unit-length features of every stage, (B, C, h, w), of images (B, 3, H, W) in -1..1."""
         x, found = (images - self.shift) / self.scale, []
-        for pooled_first, convolutions in self._spec.stages:
-            x = functional.max_pool2d(x, self._spec.pool, 2) if pooled_first else x
-            for conv in convolutions:
-                weight, bias = (self.get_buffer(f"features_{conv.key}_{kind}") for kind in ("weight", "bias"))
-                x = functional.relu(functional.conv2d(x, weight, bias, conv.stride, conv.padding))
+        for stage in self._backbone.stages:
+            x = functional.max_pool2d(x, self._backbone.pool, 2) if stage.pools_first else x
+            for number in stage.convolutions:
+                weight, bias = (self.get_buffer(f"features_{number}_{kind}") for kind in ("weight", "bias"))
+                x = functional.relu(functional.conv2d(x, weight, bias, stage.stride, stage.padding))
             found.append(x / torch.sqrt(1e-8 + x.square().sum(dim=1, keepdim=True)))
         return found
 
@@ -128,13 +127,15 @@ def load_lpips(path: str | Path, device: torch.device | str = "cpu") -> tuple[Lp
     if not path.is_file():
         raise FileNotFoundError(f"backbone {path} does not exist; give torchvision's alexnet-owt-*.pth or vgg16-*.pth")
     weights = {name: value for name, value in _read_tensors(path).items() if name.startswith("features.")}
-    net = next((name for name, spec in _BACKBONES.items() if set(weights) == _names(spec)), None)
+    net = next((name for name, backbone in _BACKBONES.items() if set(weights) == backbone.weight_names()), None)
     if net is None:
         raise ValueError(
             f"{path} is neither torchvision's AlexNet nor its VGG-16 (it holds {len(weights)} tensors features.*)"
         )
-    sha256 = file_sha256(path)
-    return Lpips(net, weights, _heads(_BACKBONES[net].head)).eval().to(device), sha256
+    with (files("torchmetrics") / "functional" / "image" / "lpips_models" / f"{net}.pth").open("rb") as file:
+        linear = torch.load(file, map_location="cpu", weights_only=True)
+    heads = [linear[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)]
+    return Lpips(net, weights, heads).eval().to(device), file_sha256(path)
 
 
 def lpips_suite(lpips: Lpips, sha256: str, data_range: float) -> Suite:
@@ -145,11 +146,10 @@ def lpips_suite(lpips: Lpips, sha256: str, data_range: float) -> Suite:
         sha256: of the backbone's file, for the record.
         data_range: largest value of the frames, whose least is 0; forecasts are clipped to it.
     """
-    device = lpips.get_buffer("shift").device
 
     def images(frames_SCHW: np.ndarray) -> Tensor:
-        values = torch.from_numpy(np.clip(frames_SCHW / data_range, 0, 1).astype(np.float32) * 2 - 1).to(device)
-        return values.expand(-1, 3, -1, -1)
+        values = np.clip(frames_SCHW / data_range, 0, 1).astype(np.float32) * 2 - 1
+        return torch.from_numpy(values).to(lpips.shift.device).expand(-1, 3, -1, -1)
 
     @torch.no_grad()
     def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
@@ -187,16 +187,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a file of tensors: {reason}") from None
     except Exception as error:  # unpickling errors have no common class; none of them may run what the file holds
         raise ValueError(f"{path} is not a plain file of tensors ({type(error).__name__})") from None
-
-
-def _names(spec: _Backbone) -> set[str]:
-    keys = [conv.key for _, convolutions in spec.stages for conv in convolutions]
-    return {f"features.{key}.{kind}" for key in keys for kind in ("weight", "bias")}
-
-
-def _heads(name: str) -> list[Tensor]:
-    """The linear weights of each stage, (C,)."""
-    path = files("torchmetrics") / "functional" / "image" / "lpips_models" / name
-    with path.open("rb") as file:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    return [stored[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)]

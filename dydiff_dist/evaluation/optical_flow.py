@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from dydiff_dist.evaluation.baselines import Baseline
 from dydiff_dist.evaluation.case import ForecastCase
 
 Tracer = Callable[[np.ndarray], np.ndarray]
@@ -21,7 +22,7 @@ MAX_MOTION_FRAMES = 4
 """Given frames that the motion is read from, the last ones."""
 
 
-class OpticalFlow:
+class OpticalFlow(Baseline):
     """Lagrangian persistence: every channel of the last given frame moves on with the motion of a tracer."""
 
     name = "optical_flow"
@@ -58,9 +59,6 @@ class OpticalFlow:
         # what comes in over the edge is not known: the last given frame stays there
         return np.where(np.isfinite(forecast), forecast, last)[None]
 
-    def best_guess(self, case: ForecastCase) -> None:
-        """None: the ensemble is one forecast."""
-
     def protocol(self) -> dict:
         """Library, method and treatment of edges."""
         return {
@@ -83,7 +81,7 @@ def _margins(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _pysteps() -> tuple[Callable, Callable]:
-    """Motion estimate and extrapolation of pysteps, which speaks on import and needs OpenCV for the first."""
+    """Motion estimate and extrapolation of pysteps, which prints on import and needs OpenCV for the first."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import cv2  # noqa: F401

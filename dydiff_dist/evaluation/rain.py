@@ -53,17 +53,9 @@ class RainProtocol(StrictConfig):
             raise ValueError(f"fss_windows {self.fss_windows} must be odd, so that a window has a centre")
         return self
 
-    def check_data(self, num_history: int, shape_SCHW: tuple[int, ...]) -> None:
-        """Raises a one-line ``ValueError`` if these forecasts are not what the protocol is for."""
-        frames, size = (num_history, shape_SCHW[0]), tuple(shape_SCHW[-2:])
-        if shape_SCHW[1] != 1:
-            raise ValueError(f"rain scores are of one channel, the forecasts have {shape_SCHW[1]}; leave 'rain' out")
-        if (self.frames or frames) != frames or (self.size or size) != size:
-            wanted = f"{self.frames[0]} -> {self.frames[1]} frames of {self.size[0]}x{self.size[1]}"
-            raise ValueError(
-                f"preset {self.name!r} is for {wanted}, these forecasts are {frames[0]} -> {frames[1]} of "
-                f"{size[0]}x{size[1]}; take the preset 'default'"
-            )
+    def events(self, values: np.ndarray, threshold: float) -> np.ndarray:
+        """Which values count as events, bool like ``values``."""
+        return values >= threshold if self.rule == ">=" else values > threshold
 
 
 RAIN_PRESETS = {
@@ -72,11 +64,11 @@ RAIN_PRESETS = {
     "cascast": RainProtocol(name="cascast", undefined="zero", frames=(13, 12), size=(384, 384)),
     "diffcast": RainProtocol(
         name="diffcast",
-        lead_times="averaged",
-        integer_range=(0, 255),
         undefined="zero",
         frames=(5, 20),
         size=(128, 128),
+        integer_range=(0, 255),
+        lead_times="averaged",
     ),
 }
 """Protocols of published numbers; docs/evaluation.md says where each comes from and what of it is certain."""
@@ -90,16 +82,13 @@ def contingency_counts(forecast: np.ndarray, truth: np.ndarray, protocol: RainPr
         truth: (S, H, W).
         protocol: gives thresholds and the rule.
     """
-    exceeds = np.greater_equal if protocol.rule == ">=" else np.greater
     counts = np.empty((len(truth), len(protocol.thresholds), 4))
     for index, threshold in enumerate(protocol.thresholds):
-        predicted, observed = exceeds(forecast, threshold), exceeds(truth, threshold)[None]
+        predicted, observed = protocol.events(forecast, threshold), protocol.events(truth, threshold)[None]
         hits = (predicted & observed).sum(axis=(0, 2, 3))
-        num_observed = observed.sum(axis=(0, 2, 3)) * len(forecast)
-        num_predicted = predicted.sum(axis=(0, 2, 3))
-        num_pixels = forecast[:, 0].size
-        misses, false_alarms = num_observed - hits, num_predicted - hits
-        negatives = num_pixels - hits - misses - false_alarms
+        misses = observed.sum(axis=(0, 2, 3)) * len(forecast) - hits
+        false_alarms = predicted.sum(axis=(0, 2, 3)) - hits
+        negatives = forecast[:, 0].size - hits - misses - false_alarms
         counts[:, index] = np.stack((hits, misses, false_alarms, negatives), axis=-1)
     return counts
 
@@ -122,11 +111,10 @@ def fss_terms(forecast: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -
     FSS = 1 - error / reference. Fractions are those of events in a window around each pixel; outside the frame there
     are none.
     """
-    exceeds = np.greater_equal if protocol.rule == ">=" else np.greater
     shape = (len(truth), len(protocol.thresholds), len(protocol.fss_windows))
     error, reference = np.empty(shape), np.empty(shape)
     for t, threshold in enumerate(protocol.thresholds):
-        predicted, observed = (exceeds(x, threshold).astype(np.float64) for x in (forecast, truth[None]))
+        predicted, observed = (protocol.events(x, threshold).astype(np.float64) for x in (forecast, truth[None]))
         for w, window in enumerate(protocol.fss_windows):
             p, o = (_fractions(x, window) for x in (predicted, observed))
             error[:, t, w] = np.square(p - o).mean(axis=(0, 2, 3))
@@ -141,8 +129,8 @@ def rain_suite(protocol: RainProtocol) -> Suite:
         forecast, observed = _fields(members, truth, protocol)
         terms = {"counts_pool1": contingency_counts(forecast, observed, protocol)}
         for pool in protocol.pools:
-            pooled = (pool_blocks(x, pool, "max") for x in (forecast, observed))
-            terms[f"counts_pool{pool}"] = contingency_counts(*pooled, protocol)
+            pooled, pooled_truth = (pool_blocks(x, pool, "max") for x in (forecast, observed))
+            terms[f"counts_pool{pool}"] = contingency_counts(pooled, pooled_truth, protocol)
         terms["fss_error"], terms["fss_reference"] = fss_terms(forecast, observed, protocol)
         terms["has_event"] = (terms["counts_pool1"][..., :2].sum(axis=-1) > 0).astype(np.float64)
         return terms
@@ -163,10 +151,8 @@ def rain_suite(protocol: RainProtocol) -> Suite:
             derived[f"share_with_event_{threshold:g}"] = terms["has_event"][..., index]
         return derived
 
-    shapes = {f"counts_pool{pool}": (1, len(protocol.thresholds), 4) for pool in (1, *protocol.pools)}
-    windows = (1, len(protocol.thresholds), len(protocol.fss_windows))
-    shapes |= {"fss_error": windows, "fss_reference": windows, "has_event": windows[:2]}
-    names = tuple(derive({name: np.zeros(shape) for name, shape in shapes.items()}))
+    nothing = np.zeros((1, 1, 1, 1, 1))
+    names = tuple(derive(measure(nothing, nothing[0])))  # what it derives does not depend on the data
     return Suite(
         "rain",
         measure,

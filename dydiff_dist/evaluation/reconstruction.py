@@ -1,15 +1,12 @@
-"""How well frames come back from an autoencoder: scores over many samples, and a picture of one.
+"""How well frames come back from an autoencoder, over many samples.
 
 Letters: S frames, C channels, H W height and width.
 """
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from dydiff_dist.evaluation import colors
-from dydiff_dist.evaluation.colors import INK, FieldStyle, looks_like_rain
+from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import SSIM_WINDOW, psnr, ssim
-from dydiff_dist.evaluation.figures import frame_grid
 from dydiff_dist.evaluation.rain import RainProtocol, contingency_counts, event_scores
 
 _RAIN = RainProtocol()
@@ -70,32 +67,3 @@ def format_reconstruction(scores: dict[str, float]) -> str:
         parts.append(f"SSIM {scores['ssim']:.4f}")
     csi = [f"{name.removeprefix('csi_')}: {value:.3f}" for name, value in scores.items() if name.startswith("csi_")]
     return ", ".join(parts + (["CSI " + ", ".join(csi)] if csi else []))
-
-
-def reconstruction_figure(
-    samples: list[tuple[str, np.ndarray, np.ndarray]], style: FieldStyle, title: str = "", num_columns: int = 6
-) -> Figure:
-    """Frames over what was decoded of them over the difference, in three rows per sample.
-
-    Args:
-        samples: (key, truth (S, C, H, W), decoded (S, C, H, W)) each, in stored units.
-        style: how the data are shown.
-        title: above all.
-        num_columns: frames shown of each sample, evenly spaced.
-    """
-    figure, axes = frame_grid(3 * len(samples), num_columns + 1, samples[0][1].shape[-2:])
-    for number, (key, truth, decoded) in enumerate(samples):
-        shown = [style.show(frames.astype(np.float32)) for frames in (truth, decoded)]
-        limits = style.limits(shown[0])
-        error = shown[1] - shown[0]
-        error = error.mean(axis=-1) if style.scalar is None else error
-        span = (limits[1] - limits[0]) / 2 if style.scalar is not None else 0.5
-        for row, label in enumerate((key, "decoded", "error")):
-            axis = axes[3 * number + row, 0]
-            axis.text(0.95, 0.5, label, transform=axis.transAxes, color=INK, fontsize=9, ha="right", va="center")
-        for column, frame in enumerate(np.linspace(0, len(truth) - 1, num_columns).round().astype(int), start=1):
-            for row, fields in enumerate(shown):
-                axes[3 * number + row, column].imshow(style.rgb(fields[frame], limits), interpolation="nearest")
-            axes[3 * number + 2, column].imshow(error[frame], cmap=colors.error_colormap(), vmin=-span, vmax=span)
-    figure.text(0.012, 0.988, title or style.quantity, color=INK, fontsize=11, va="top", ha="left")
-    return figure

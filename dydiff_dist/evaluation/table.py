@@ -64,10 +64,6 @@ class ScoreTable:
         """Mean over cases at every lead time, (S, …) float64."""
         return exact_mean(self.values(name))
 
-    def total(self, name: str) -> np.ndarray:
-        """Sum over cases, (S, …) float64; for counts."""
-        return exact_sum(self.values(name))
-
     def overall(self, name: str) -> float:
         """Mean over cases and lead times."""
         return float(exact_mean(self.values(name).reshape(-1, 1))[0])

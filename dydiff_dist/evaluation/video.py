@@ -37,8 +37,7 @@ class FvdProtocol(StrictConfig):
 class VideoProtocol(StrictConfig):
     """What published numbers of video prediction ask for."""
 
-    name: str = "default"
-    fvd: FvdProtocol = FvdProtocol()
+    name: str
     frames: tuple[int, int] | None = None
     """(history, future); None takes any."""
     size: tuple[int, int] | None = None
@@ -48,28 +47,14 @@ class VideoProtocol(StrictConfig):
     lpips_network: Literal["alex", "vgg"] | None = None
     """Backbone of LPIPS; None takes either."""
 
-    def check_data(self, num_history: int, shape_SCHW: tuple[int, ...], num_members: int) -> None:
-        """Raises a one-line ``ValueError`` that names the first thing these forecasts have otherwise."""
-        asked = {"frames": self.frames, "size": self.size, "samples per context": self.num_members}
-        have = {
-            "frames": (num_history, shape_SCHW[0]),
-            "size": tuple(shape_SCHW[-2:]),
-            "samples per context": num_members,
-        }
-        for what, wanted in asked.items():
-            if wanted is not None and wanted != have[what]:
-                raise ValueError(
-                    f"preset {self.name!r} asks for {what} {_text(wanted)}, these forecasts have {_text(have[what])}; "
-                    "take the preset 'default', whose numbers don't compare with published ones"
-                )
-
 
 VIDEO_PRESETS = {
-    "bair": VideoProtocol(name="bair", frames=(1, 15), size=(64, 64), num_members=100, lpips_network="vgg"),
-    "robonet-64": VideoProtocol(name="robonet-64", frames=(2, 10), size=(64, 64), num_members=100, lpips_network="vgg"),
-    "robonet-256": VideoProtocol(
-        name="robonet-256", frames=(2, 10), size=(256, 256), num_members=100, lpips_network="vgg"
-    ),
+    name: VideoProtocol(name=name, frames=frames, size=size, num_members=100, lpips_network="vgg")
+    for name, frames, size in (
+        ("bair", (1, 15), (64, 64)),
+        ("robonet-64", (2, 10), (64, 64)),
+        ("robonet-256", (2, 10), (256, 256)),
+    )
 }
 """Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
@@ -91,23 +76,22 @@ class ClipExtractor:
             FileNotFoundError: no such file.
             ValueError: another file than pinned, not TorchScript, or one without a clip argument.
         """
-        path = Path(path)
-        if not path.is_file():
+        self.path, self.device, self.size_pixels = Path(path), torch.device(device), size_pixels
+        if not self.path.is_file():
             raise FileNotFoundError(f"extractor {path} does not exist; give the TorchScript file of an I3D network")
-        self.sha256 = file_sha256(path)
+        self.sha256 = file_sha256(self.path)
         if sha256 is not None and sha256.lower() != self.sha256:
             raise ValueError(f"extractor {path} has SHA-256 {self.sha256}, pinned is {sha256}; it was not loaded")
         try:
             self._module = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
-            raise ValueError(f"{path} is not a TorchScript file: {_first_line(error)}") from None
+            raise ValueError(f"{path} is not a TorchScript file: {_last_line(error)}") from None
         names = [argument.name for argument in self._module.forward.schema.arguments][1:]
         if not names:
             raise ValueError(f"the network in {path} takes no argument; give one that takes clips (N, 3, S, H, W)")
         self._clip_name = names[0]
         # Called by keyword: some exported networks lose positional arguments on newer torch.
         self._flags = {name: True for name in ("rescale", "resize", "return_features") if name in names}
-        self.path, self.device, self.size_pixels = path, torch.device(device), size_pixels
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> np.ndarray:
@@ -127,12 +111,12 @@ class ClipExtractor:
                 features = self._module(**{self._clip_name: prepared}, **self._flags)
         except RuntimeError as error:
             raise ValueError(
-                f"{self.path} refuses clips of shape {tuple(prepared.shape)}: {_first_line(error)}; an I3D network "
+                f"{self.path} refuses clips of shape {tuple(prepared.shape)}: {_last_line(error)}; an I3D network "
                 "needs about 10 frames or more"
             ) from None
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(clips):
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"{self.path} returned {shape} for {len(clips)} clips; expected (N, D)")
+            what = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"{self.path} returned {what} for {len(clips)} clips; expected (N, D)")
         if not bool(torch.isfinite(features).all()):
             raise ValueError(f"{self.path} returned features that are NaN or infinite")
         return features.float().cpu().numpy()
@@ -191,9 +175,6 @@ class Fvd:
         }
 
 
-def _text(value: tuple[int, int] | int) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    """What went wrong: torch's messages begin with where."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -5,6 +5,8 @@ Letters: N cases, S frames (S_h history, S_f future), C channels, H W height and
 
 import json
 import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,17 +40,42 @@ class Case:
     """(S_h + S_f, A) float32, or longer where the forecast goes on beyond the truth."""
 
 
-class CaseReader:
-    """Reads cases by number: the first frames and the centre crop of a sample, nothing random, nothing rounded."""
+class Cases(ABC):
+    """Cases to be read by number, from 0 to ``len(cases) - 1``."""
+
+    source: str
+    """Where they come from, for messages."""
+    sha256: str
+    """Of the shards' manifest, which holds the checksums of all else, or of the array's file."""
+    schema: FrameSchema
+    """Of the stored frames."""
+    data: DataConfig
+    """How they are cut."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, number: int) -> Case:
+        """A case by its number."""
+
+    def style(self) -> FieldStyle:
+        """How these frames are shown."""
+        return style_of(self.schema, is_cropped=self.data.crop_size is not None)
+
+
+class CaseReader(Cases):
+    """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded."""
 
     def __init__(self, shards: ShardSet, data: DataConfig):
         """
         Raises:
             ValueError: the samples are too short or too small for ``data``.
         """
-        self.shards = shards
+        self.shards, self.source = shards, str(shards.folder)
+        self.schema, self.sha256 = shards.schema, manifest_identity(shards.manifest)
         self.data = data.model_copy(update={"augmentation": AugmentationConfig()})
-        check_against_schema(self.data, shards.schema, str(shards.folder))
+        check_against_schema(self.data, shards.schema, self.source)
         if shards.manifest.latents is not None:
             raise ValueError(
                 f"{shards.folder} holds latents; forecasts start from frames, so give the shards that were encoded"
@@ -65,32 +92,12 @@ class CaseReader:
         return cls.open(folder, case_data(read_description(model)[0], model))
 
     def __len__(self) -> int:
-        """Cases in the shards."""
         return len(self.shards)
-
-    @property
-    def sha256(self) -> str:
-        """Of the shards' manifest, which holds the checksums of all else."""
-        return manifest_identity(self.shards.manifest)
-
-    @property
-    def schema(self) -> FrameSchema:
-        """Of the stored frames."""
-        return self.shards.schema
-
-    @property
-    def source(self) -> str:
-        """Where the cases come from, for messages."""
-        return str(self.shards.folder)
-
-    def style(self) -> FieldStyle:
-        """How these frames are shown."""
-        return style_of(self.schema, is_cropped=self.data.crop_size is not None)
 
     def frames(self, number: int) -> np.ndarray:
         """All frames of a case, (S_h + S_f, C, H, W) float32."""
-        sample = self.shards.read(self.shards.address(number))
-        return self._cut(sample.frames)
+        case = self.read(number)
+        return np.concatenate([case.history, case.truth])
 
     def read(self, number: int) -> Case:
         """A case by its number in the shards.
@@ -115,7 +122,7 @@ class CaseReader:
         return frames[:, :, top : top + height, left : left + width].astype(np.float32)
 
 
-class ArrayCases:
+class ArrayCases(Cases):
     """Histories from a file of one's own, without truth: case n is the n-th of them.
 
     A ``.npy`` holds (N, S_h, C, H, W), or (S_h, C, H, W) for one case. A ``.npz`` holds ``history`` like that, and
@@ -133,47 +140,25 @@ class ArrayCases:
             FileNotFoundError: no such file.
             ValueError: no such array in it, or one of another shape.
         """
-        self.path = Path(path)
-        history, self._actions, self._keys = _read_arrays(self.path)
-        wanted = (data.num_history_frames, model_schema["shape"][0])
-        if history.ndim != 5 or history.shape[1:3] != wanted:
+        self.path, self.source = Path(path), str(path)
+        self._history, self._actions, self._keys = _read_arrays(self.path)
+        shape, wanted = self._history.shape, (data.num_history_frames, model_schema["shape"][0])
+        if len(shape) != 5 or shape[1:3] != wanted:
             raise ValueError(
-                f"history in {path} has shape {history.shape}, the model takes (N, {wanted[0]}, {wanted[1]}, H, W)"
+                f"history in {path} has shape {shape}, the model takes (N, {wanted[0]}, {wanted[1]}, H, W)"
             )
         for name, values in (("actions", self._actions), ("key", self._keys)):
-            if values is not None and len(values) != len(history):
-                raise ValueError(f"{path} has {len(values)} of {name} and {len(history)} histories; give one for each")
-        self._history = history
+            if values is not None and len(values) != len(self):
+                raise ValueError(f"{path} has {len(values)} of {name} and {len(self)} histories; give one for each")
+        self.sha256 = file_sha256(self.path)
         self.data = data.model_copy(update={"crop_size": None, "augmentation": AugmentationConfig()})
         known = {name: model_schema[name] for name in FrameSchema.model_fields if name in model_schema}
-        self.schema = FrameSchema.model_validate_json(
-            json.dumps(
-                known
-                | {
-                    "num_frames": data.num_history_frames,
-                    "shape": history.shape[2:],
-                    "num_actions": 0 if self._actions is None else self._actions.shape[-1],
-                }
-            )
-        )
+        num_actions = 0 if self._actions is None else self._actions.shape[-1]
+        own = {"num_frames": data.num_history_frames, "shape": shape[2:], "num_actions": num_actions}
+        self.schema = FrameSchema.model_validate_json(json.dumps(known | own))
 
     def __len__(self) -> int:
-        """Cases in the file."""
         return len(self._history)
-
-    @property
-    def source(self) -> str:
-        """The file."""
-        return str(self.path)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file."""
-        return file_sha256(self.path)
-
-    def style(self) -> FieldStyle:
-        """How these frames are shown."""
-        return style_of(self.schema, is_cropped=False)
 
     def read(self, number: int) -> Case:
         """A case by number; its truth has no frames."""
@@ -187,10 +172,11 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray 
     """(history (N, S_h, C, H, W), actions or None, keys or None); no pickled objects."""
     if not path.is_file():
         raise FileNotFoundError(f"array {path} does not exist")
+    actions = keys = None
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            history, actions, keys = loaded, None, None
+            history = loaded
         else:
             with loaded as archive:
                 if "history" not in archive:
@@ -201,18 +187,64 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray 
     return history[None] if history.ndim == 4 else history, actions, keys
 
 
-def stack_cases(
-    cases: list[Case], num_future_frames: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """(history (B, S_h, C, H, W), actions (B, S, A) or None, case_index (B,)) of a batch of cases.
+def open_cases(source: str | Path, data: DataConfig, model_schema: dict[str, Any], num_frames: int) -> Cases:
+    """The cases for a model, with a truth for as many of ``num_frames`` as the shards have.
 
-    ``num_future_frames``: frames to forecast, which actions are cut to; None is as many as have a truth.
+    Args:
+        source: a folder of shards, or a ``.npy`` or ``.npz`` file of histories.
+        data: how the model takes cases.
+        model_schema: what the model's shards held, as its config.json says.
+        num_frames: to forecast.
+
+    Raises:
+        FileNotFoundError, ValueError: none there, or data of another kind than the model was trained on.
+    """
+    cases: Cases
+    if is_array(source):
+        cases = ArrayCases(source, data, model_schema)
+    else:
+        shards = ShardSet.open(source, remote=data.remote, use_actions=data.use_actions)
+        known = (shards.schema.num_frames - 1) // data.frame_stride + 1 - data.num_history_frames
+        # without a single frame of truth the reader says what the samples lack
+        num_future = max(1, min(num_frames, known))
+        cases = CaseReader(shards, data.model_copy(update={"num_future_frames": num_future}))
+    here = (cases.schema.shape[0], cases.schema.num_actions)
+    there = (model_schema["shape"][0], model_schema["num_actions"])
+    if here != there:
+        raise ValueError(
+            f"{source} has {here[0]} channels and {here[1]} actions, the model was trained on {there[0]} and "
+            f"{there[1]}; give data of the same kind"
+        )
+    return cases
+
+
+def is_array(source: str | Path) -> bool:
+    """Whether cases come from an array of one's own rather than from shards."""
+    return Path(source).suffix in (".npy", ".npz")
+
+
+def stack_cases(
+    cases: Sequence[Case], num_future_frames: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """A batch of cases as the forecaster takes it.
+
+    Args:
+        cases: of one source.
+        num_future_frames: to forecast, which actions are cut to; None is as many as have a truth.
+
+    Returns:
+        history (B, S_h, C, H, W), actions (B, S, A) or None, case_index (B,) int64.
+
+    Example:
+        >>> cases = [Case(n, f"k{n}", np.zeros((2, 1, 8, 8)), np.zeros((3, 1, 8, 8)), None) for n in (4, 7)]
+        >>> history, actions, case_index = stack_cases(cases)
+        >>> tuple(history.shape), case_index.tolist()
+        ((2, 2, 1, 8, 8), [4, 7])
     """
     history = torch.from_numpy(np.stack([case.history for case in cases]))
-    actions = None
-    if cases[0].actions is not None:
-        num_frames = len(cases[0].history) + (num_future_frames or len(cases[0].truth))
-        actions = torch.from_numpy(np.stack([case.actions[:num_frames] for case in cases]))
+    num_frames = len(cases[0].history) + (num_future_frames or len(cases[0].truth))
+    given = [case.actions[:num_frames] for case in cases if case.actions is not None]
+    actions = torch.from_numpy(np.stack(given)) if given else None
     return history, actions, torch.tensor([case.number for case in cases])
 
 
@@ -221,6 +253,12 @@ def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, s
 
     It is the same ensemble that ``tools/forecast.py`` writes for this case, seed and number of frames. A case without
     truth is forecast as far as the model does at once.
+
+    Args:
+        forecaster: as ``load_forecaster`` gives it.
+        case: as ``CaseReader.read`` gives it.
+        num_members: M.
+        seed: key of all noise.
     """
     num_frames = len(case.truth) or forecaster.num_future_frames
     history, actions, case_index = stack_cases([case], num_frames)

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 from dydiff_dist.evaluation import figures
+from dydiff_dist.evaluation.animation import forecast_animation
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
-from dydiff_dist.evaluation.score_files import write_case_scores, write_draws, write_summary
-from dydiff_dist.evaluation.scored_run import CASE_SCORES_NAME, DRAWS_NAME, SCORES_NAME, ScoredRun
+from dydiff_dist.evaluation.score_files import (
+    CASE_SCORES_NAME,
+    DRAWS_NAME,
+    SCORES_NAME,
+    ScoredRun,
+    write_case_scores,
+    write_draws,
+    write_summary,
+)
 from dydiff_dist.forecasting.exported import MODEL_FOLDER
 from dydiff_dist.forecasting.verification import Verification
 
@@ -38,10 +46,10 @@ def write_evaluation(
     write_draws(evaluation, out / DRAWS_NAME)
     count = min(num_report_cases, len(scored))
     shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
-    if verification.frames_are_images:
-        write_strips(shown, verification.reader.style(), out)
-    else:
+    if verification.kind.is_series:
         write_series(shown, verification.reader.schema.channels, out)
+    else:
+        write_strips(shown, verification.reader.style(), out)
     label = _label(Path(verification.store.request.model).resolve())
     written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
@@ -59,11 +67,11 @@ def _label(model: Path) -> str:
 def _write_pictures(verification: Verification, case: ForecastCase, out: Path) -> list[Path]:
     """Picture and animation of one case; of time series, a picture only."""
     stem = f"forecast_{case.number:06d}"
-    if not verification.frames_are_images:
+    if verification.kind.is_series:
         channels = verification.reader.schema.channels
         return [figures.save_figure(figures.series_figure(case, channels), out / f"{stem}.png")]
     style = verification.reader.style()
     return [
         figures.save_figure(figures.forecast_figure(case, style), out / f"{stem}.png"),
-        figures.forecast_animation(case, style, out / f"{stem}.gif"),
+        forecast_animation(case, style, out / f"{stem}.gif"),
     ]

@@ -1,23 +1,31 @@
 """A folder of forecasts: ``forecast.json`` says what was asked for, beside it lie the ensembles, case by case.
 
-A folder never mixes two requests. Letters: M members, S lead times, C channels, H W height and width.
+A folder never mixes two requests. Ensembles lie in a file per case (npz) or in one zarr array of all cases that xarray
+opens; either way a case appears only when it is complete, so a stopped run can go on and several processes may write
+side by side. Letters: M members, S lead times, C channels, H W height and width.
 """
 
+import re
+import zipfile
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
-from dydiff_dist.files import write_json
-from dydiff_dist.forecasting.case_files import CaseFiles, NpzFiles, ZarrFiles
+from dydiff_dist.files import atomic_file, write_json
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 REQUEST_NAME = "forecast.json"
+ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
+_NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
+_PLACES = ("model", "shards", "data.train", "data.valid")
+"""Where things lie is no part of what they are: checksums say that."""
 
 
 class ForecastRequest(StrictConfig):
@@ -60,22 +68,21 @@ class ForecastRequest(StrictConfig):
         height, width = self.data.crop_size or self.frames.shape[1:]
         return self.num_members, self.num_leads, self.frames.shape[0], height, width
 
+    @property
+    def lead_frames(self) -> np.ndarray:
+        """(S,) int64: stored frames from the last given one to each forecast one."""
+        return np.arange(1, self.num_leads + 1, dtype=np.int64) * self.data.frame_stride
 
-class ForecastStore:
-    """Reads and writes a folder of forecasts."""
 
-    def __init__(self, folder: str | Path, request: ForecastRequest, num_cases: int = 0):
+class ForecastStore(ABC):
+    """Reads and writes a folder of forecasts; ``create`` and ``open`` find the class for its format."""
+
+    def __init__(self, folder: Path, request: ForecastRequest, num_cases: int = 0):
         """``num_cases``: room to make for so many where the format needs it made; 0 takes what is there."""
-        self.folder, self.request = Path(folder), request
-        stride = request.data.frame_stride
-        self.files: CaseFiles = (
-            NpzFiles(self.folder, stride)
-            if request.file_format == "npz"
-            else ZarrFiles(self.folder, stride, request.shape_MSCHW, num_cases)
-        )
+        self.folder, self.request = folder, request
 
-    @classmethod
-    def create(cls, folder: str | Path, request: ForecastRequest, num_cases: int) -> "ForecastStore":
+    @staticmethod
+    def create(folder: str | Path, request: ForecastRequest, num_cases: int) -> "ForecastStore":
         """Opens the folder for writing ``num_cases``, and goes on with what it holds if that was asked for alike.
 
         Raises:
@@ -90,14 +97,14 @@ class ForecastStore:
                 raise ValueError(
                     f"{folder} holds forecasts with {key} = {old!r}, now {new!r} is asked for; write to another folder"
                 )
-            return cls(folder, request, num_cases)
-        folder.mkdir(parents=True, exist_ok=True)
-        # several processes may create the folder at once; what they write is the same
-        write_json(path, request.model_dump(mode="json"))
-        return cls(folder, request, num_cases)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            # several processes may do this at once, with the same content
+            write_json(path, request.model_dump(mode="json"))
+        return _STORES[request.file_format](folder, request, num_cases)
 
-    @classmethod
-    def open(cls, folder: str | Path) -> "ForecastStore":
+    @staticmethod
+    def open(folder: str | Path) -> "ForecastStore":
         """Opens a folder of forecasts for reading.
 
         Raises:
@@ -109,28 +116,146 @@ class ForecastStore:
             raise FileNotFoundError(
                 f"no forecasts in {str(folder)!r} ({REQUEST_NAME} is missing); run tools/forecast.py"
             )
-        return cls(folder, _read_request(path))
+        request = _read_request(path)
+        return _STORES[request.file_format](Path(folder), request)
 
+    @abstractmethod
     def cases(self) -> list[int]:
         """Numbers of the cases that are there, ascending."""
-        return self.files.cases()
 
+    @abstractmethod
     def path(self, case: int) -> Path:
-        """Where a case lies."""
-        return self.files.path(case)
+        """Where a case lies, for messages."""
 
+    @abstractmethod
     def write(self, case: int, key: str, members: np.ndarray) -> None:
         """Writes a case: ``members`` (M, S, C, H, W) float32 in stored units."""
-        self.files.write(case, key, members)
 
+    @abstractmethod
     def read(self, case: int) -> tuple[str, np.ndarray]:
         """(key, members (M, S, C, H, W) float32) of a case.
 
         Raises:
             FileNotFoundError: it was not forecast.
-            ValueError: the file is damaged.
+            ValueError: it is damaged.
         """
-        return self.files.read(case)
+
+
+class NpzStore(ForecastStore):
+    """``case_000017.npz`` holds ``members`` (M, S, C, H, W) float32, ``lead_frames`` (S,) int64 and ``key``."""
+
+    def cases(self) -> list[int]:
+        """From the files' names."""
+        names = (_NPZ_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def path(self, case: int) -> Path:
+        """The case's file."""
+        return self.folder / f"case_{case:06d}.npz"
+
+    def write(self, case: int, key: str, members: np.ndarray) -> None:
+        """The case's file appears complete."""
+        lead_frames = self.request.lead_frames[: members.shape[1]]
+        with atomic_file(self.path(case)) as partial, open(partial, "wb") as file:
+            np.savez(file, members=members.astype(np.float32), lead_frames=lead_frames, key=np.array(key))
+
+    def read(self, case: int) -> tuple[str, np.ndarray]:
+        """From the case's file."""
+        path = self.path(case)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return str(archive["key"]), archive["members"]
+        except FileNotFoundError:
+            raise _missing(path) from None
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run tools/forecast.py again") from None
+
+
+class ZarrStore(ForecastStore):
+    """``forecasts.zarr``: ``members`` (case, member, lead, channel, y, x) float32, ``lead_frames`` (lead), ``key`` and
+    ``complete`` (case). A chunk holds one case, so processes never write to the same file; cases that were not forecast
+    are NaN and not complete."""
+
+    def __init__(self, folder: Path, request: ForecastRequest, num_cases: int = 0):
+        """
+        Args:
+            folder: that the array lies in.
+            request: says the shape of one case.
+            num_cases: room for so many; an array that has less is made longer, 0 leaves it.
+
+        Raises:
+            ValueError: zarr is not installed, or the array is of another shape.
+        """
+        super().__init__(folder, request, num_cases)
+        self._array_folder = folder / ZARR_NAME
+        self._group = _open_group(self._array_folder)
+        shape = request.shape_MSCHW
+        # write_empty_chunks: a forecast that is nothing but NaN is there all the same, to be named
+        members = {"dtype": "float32", "fill_value": np.nan, "config": {"write_empty_chunks": True}}
+        axes = ("case", "member", "lead", "channel", "y", "x")
+        self._members = self._array("members", (num_cases, *shape), (1, *shape), axes, **members)
+        self._key = self._array("key", (num_cases,), (1,), axes[:1], dtype=str, fill_value="")
+        self._complete = self._array("complete", (num_cases,), (1,), axes[:1], dtype="bool", fill_value=False)
+        leads = self._array("lead_frames", shape[1:2], shape[1:2], axes[2:3], dtype="int64", fill_value=0)
+        leads[:] = request.lead_frames
+        if self._members.shape[1:] != shape:
+            raise ValueError(f"{self._array_folder} holds cases of shape {self._members.shape[1:]}, expected {shape}")
+
+    def cases(self) -> list[int]:
+        """Those marked complete."""
+        return np.flatnonzero(self._complete[:]).tolist()
+
+    def path(self, case: int) -> Path:
+        """The chunk of the case."""
+        return self._array_folder / "members" / "c" / str(case)
+
+    def write(self, case: int, key: str, members: np.ndarray) -> None:
+        """The case's chunk, then the mark that it is complete."""
+        self._members[case] = members.astype(np.float32)
+        self._key[case] = key
+        self._complete[case] = True
+
+    def read(self, case: int) -> tuple[str, np.ndarray]:
+        """From the case's chunk."""
+        if case >= self._complete.shape[0] or not self._complete[case]:
+            raise _missing(self.path(case))
+        try:
+            return str(self._key[case]), np.asarray(self._members[case])
+        except Exception as error:  # zarr's codecs have no common error; whatever it is, the case can't be read
+            raise ValueError(
+                f"{self.path(case)} is damaged ({type(error).__name__}: {error}); forecast into a new folder"
+            ) from None
+
+    def _array(
+        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[str, ...], **options
+    ) -> Any:
+        """The array of this name, made where it isn't there, longer along cases where it is too short."""
+        import zarr
+
+        if name not in self._group:
+            try:
+                return self._group.create_array(name, shape=shape, chunks=chunks, dimension_names=axes, **options)
+            except zarr.errors.ContainsArrayError:  # another process was faster, with the same array
+                pass
+        array = self._group[name]
+        if axes[0] == "case" and array.shape[0] < shape[0]:
+            array.resize((shape[0], *array.shape[1:]))
+        return array
+
+
+_STORES: dict[str, type[ForecastStore]] = {"npz": NpzStore, "zarr": ZarrStore}
+
+
+def _open_group(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise ValueError("zarr is not installed; pip install 'dydiff_dist[zarr]', or write with --format npz") from None
+    return zarr.open_group(path, mode="a")
+
+
+def _missing(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{path} does not exist; run tools/forecast.py with more cases")
 
 
 def _read_request(path: Path) -> ForecastRequest:
@@ -151,7 +276,3 @@ def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, obje
         elif value != other and prefix + name not in _PLACES:
             return prefix + name, value, other
     return None
-
-
-_PLACES = ("model", "shards", "data.train", "data.valid")
-"""Where things lie is no part of what they are: checksums say that."""

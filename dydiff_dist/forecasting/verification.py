@@ -1,7 +1,7 @@
 """Scoring a folder of forecasts against the shards they were made from."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,15 +10,14 @@ import torch.distributed as dist
 from dydiff_dist.evaluation import choice
 from dydiff_dist.evaluation.baselines import Baseline, Climatology
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
+from dydiff_dist.evaluation.choice import IMAGE_RANGE, ForecastKind
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
-from dydiff_dist.evaluation.frechet import FeatureTable
 from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
 from dydiff_dist.evaluation.optical_flow import OpticalFlow
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.suites import Suite
-from dydiff_dist.evaluation.table import ScoreTable
 from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
-from dydiff_dist.forecasting.cases import CaseReader
+from dydiff_dist.forecasting.cases import CaseReader, is_array
 from dydiff_dist.forecasting.store import ForecastStore
 
 
@@ -32,7 +31,9 @@ class Verification:
     """Cases that are to be scored; one without a forecast is counted as an error."""
 
     @classmethod
-    def open(cls, forecasts: str | Path, shards: str | Path | None = None, num_cases: int | None = None):
+    def open(
+        cls, forecasts: str | Path, shards: str | Path | None = None, num_cases: int | None = None
+    ) -> "Verification":
         """Opens forecasts with their truth.
 
         Args:
@@ -46,7 +47,7 @@ class Verification:
         """
         store = ForecastStore.open(forecasts)
         request = store.request
-        if shards is None and Path(request.shards).suffix in (".npy", ".npz"):
+        if shards is None and is_array(request.shards):
             raise ValueError(
                 f"{forecasts} was made from the array {request.shards}, which holds no truth; nothing to score"
             )
@@ -79,15 +80,17 @@ class Verification:
         return ForecastCase(number, key, case.history, case.truth, members)
 
     @property
-    def frames_are_images(self) -> bool:
-        """Whether frames have an extent; those of time series are one pixel."""
-        return self.reader.schema.shape[1:] != (1, 1)
-
-    @property
-    def periodic(self) -> bool:
-        """Whether frames wrap around."""
-        data = self.reader.data
-        return "periodic_shift" in self.reader.schema.allowed_augmentations and data.crop_size is None
+    def kind(self) -> ForecastKind:
+        """What scores must know of the forecasts."""
+        schema, data = self.reader.schema, self.reader.data
+        height, width = data.crop_size or schema.shape[1:]
+        return ForecastKind(
+            schema=schema,
+            shape=(data.num_future_frames, schema.shape[0], height, width),
+            num_history_frames=data.num_history_frames,
+            num_members=self.store.request.num_members,
+            periodic="periodic_shift" in schema.allowed_augmentations and data.crop_size is None,
+        )
 
     def climatology(self, folder: str | Path, seed: int = 0, num_members: int | None = None) -> Climatology:
         """The climatology of the training shards in ``folder``, cut as the forecasts are.
@@ -114,11 +117,11 @@ class Verification:
         Raises:
             ValueError: frames of one pixel, fewer than two given ones, or pysteps is not installed.
         """
-        num_history = self.reader.data.num_history_frames
-        if not self.frames_are_images or num_history < 2:
-            what = "frames of one pixel" if not self.frames_are_images else f"{num_history} given frame"
+        kind = self.kind
+        if kind.is_series or kind.num_history_frames < 2:
+            what = "frames of one pixel" if kind.is_series else f"{kind.num_history_frames} given frame"
             raise ValueError(f"optical flow needs fields and at least 2 given ones, these have {what}; leave it out")
-        return OpticalFlow(self.reader.style().tracer, self.periodic)
+        return OpticalFlow(self.reader.style().tracer, kind.periodic)
 
     def evaluate(
         self,
@@ -166,37 +169,33 @@ class Verification:
         Raises:
             ValueError: an unknown name, or one that the data don't fit.
         """
-        return choice.choose_suites(
-            names,
-            preset=preset,
-            num_history_frames=self.reader.data.num_history_frames,
-            num_members=self.store.request.num_members,
-            shape_SCHW=self._forecast_shape,
-            schema=self._schema,
-            periodic=self.periodic,
-        )
+        return choice.choose_suites(names, preset, self.kind)
 
     def lpips(self, backbone: str | Path, preset: str = "default", device: torch.device | str | None = None) -> Suite:
         """The suite of LPIPS with a file of AlexNet or VGG-16 weights.
+
+        Args:
+            backbone: the file.
+            preset: of ``PRESETS``; one of video says which network it must be.
+            device: where it runs; None takes a GPU if there is one.
 
         Raises:
             FileNotFoundError, ValueError: no such file, not such weights, other ones than the preset's, or frames that
                 are no pictures.
         """
-        data_range = choice.data_range(self._schema, self._forecast_shape, "LPIPS")
+        self.kind.check_images("LPIPS")
         network, sha256 = load_lpips(backbone, _device(device))
         protocol = choice.find_preset(preset)
         wanted = protocol.lpips_network if isinstance(protocol, VideoProtocol) else None
         if wanted not in (None, network.net):
             raise ValueError(f"preset {preset!r} asks for LPIPS with {wanted}, {backbone} is {network.net}")
-        return lpips_suite(network, sha256, data_range)
+        return lpips_suite(network, sha256, IMAGE_RANGE)
 
     def fvd(
         self,
         extractor: str | Path,
         sha256: str | None = None,
-        preset: str = "default",
-        include_history: bool | None = None,
+        protocol: FvdProtocol | None = None,
         device: torch.device | str | None = None,
     ) -> Fvd:
         """The Fréchet video distance with a TorchScript extractor, which is loaded, that is: run.
@@ -204,31 +203,16 @@ class Verification:
         Args:
             extractor: file of the network.
             sha256: what the file must be.
-            preset: of ``PRESETS``, for its FVD protocol where it has one.
-            include_history: whether clips begin with the given frames; None is as the preset says.
+            protocol: how clips are made; None is that of published numbers.
             device: where it runs; None takes a GPU if there is one.
 
         Raises:
             FileNotFoundError, ValueError: no such file, another one than pinned, or frames that are no pictures.
         """
-        data_range = choice.data_range(self._schema, self._forecast_shape, "FVD")
-        found = choice.find_preset(preset)
-        protocol = found.fvd if isinstance(found, VideoProtocol) else FvdProtocol()
-        if include_history is not None:
-            protocol = protocol.model_copy(update={"include_history": include_history})
+        self.kind.check_images("FVD")
+        protocol = protocol or FvdProtocol()
         network = ClipExtractor(extractor, sha256=sha256, device=_device(device), size_pixels=protocol.size_pixels)
-        return Fvd(network, protocol, data_range)
-
-    @property
-    def _schema(self) -> dict:
-        return self.reader.schema.model_dump()
-
-    @property
-    def _forecast_shape(self) -> tuple[int, int, int, int]:
-        """(S, C, H, W)."""
-        schema, data = self.reader.schema, self.reader.data
-        height, width = data.crop_size or schema.shape[1:]
-        return data.num_future_frames, schema.shape[0], height, width
+        return Fvd(network, protocol, IMAGE_RANGE)
 
     def _protocol(self) -> dict:
         request = self.store.request
@@ -254,10 +238,5 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
     """The scores of all processes on each of them."""
     parts: list = [None] * world_size
-    dist.all_gather_object(parts, (evaluation.tables, evaluation.protocol, evaluation.keys, evaluation.clips))
-    tables = {name: ScoreTable().merge(tables[name] for tables, *_ in parts) for name in evaluation.tables}
-    clips = {name: FeatureTable().merge(clips[name] for *_, clips in parts) for name in evaluation.clips}
-    # a process without a case knows less of the protocol
-    protocol = {key: value for _, known, *_ in reversed(parts) for key, value in known.items()}
-    keys = {number: key for _, _, part, _ in parts for number, key in part.items()}
-    return Evaluation(tables, protocol, evaluation.suites, keys, clips, evaluation.independent)
+    dist.all_gather_object(parts, replace(evaluation, suites=()))  # suites hold functions, which can't be sent
+    return replace(parts[0].merge(parts[1:]), suites=evaluation.suites)

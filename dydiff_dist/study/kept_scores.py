@@ -13,6 +13,8 @@ import numpy as np
 class KeptScore:
     """Which terms of the evaluation make a score."""
 
+    title: str
+    """How the page calls it."""
     value: str
     """Term of the numerator, (S,) or (S, Q); the mean over Q is taken."""
     scale: str | None = None
@@ -25,12 +27,12 @@ class KeptScore:
 
 
 SCORES = {
-    "crps": KeptScore("crps"),
-    "crps_fair": KeptScore("crps_fair"),
-    "mse": KeptScore("mse"),
-    "mae": KeptScore("mae"),
-    "variance": KeptScore("corrected_variance"),
-    "crps_sum": KeptScore("quantile_loss_sum", "absolute_target_sum"),
-    "crps_quantile": KeptScore("quantile_loss", "absolute_target"),
-    "nd_sum": KeptScore("absolute_error_sum", "absolute_target_sum"),
+    "crps": KeptScore("CRPS", "crps"),
+    "crps_fair": KeptScore("fair CRPS", "crps_fair"),
+    "mse": KeptScore("MSE of the ensemble mean", "mse"),
+    "mae": KeptScore("MAE of the ensemble mean", "mae"),
+    "variance": KeptScore("ensemble variance", "corrected_variance"),
+    "crps_sum": KeptScore("CRPS-sum", "quantile_loss_sum", "absolute_target_sum"),
+    "crps_quantile": KeptScore("quantile CRPS", "quantile_loss", "absolute_target"),
+    "nd_sum": KeptScore("ND-sum", "absolute_error_sum", "absolute_target_sum"),
 }

@@ -2,16 +2,20 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from matplotlib.figure import Figure
 
 from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.files import write_text
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
+from dydiff_dist.study.curves import cost_figure, lead_figure
 from dydiff_dist.study.intervals import Difference, Scored, compare
-from dydiff_dist.study.plots import cost_figure, lead_figure
+from dydiff_dist.study.kept_scores import SCORES
 from dydiff_dist.study.records import read_case_rows, read_run_rows
 from dydiff_dist.study.scored import CaseTable
 
@@ -19,16 +23,19 @@ BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""
 OVERHEAD_NAME = "overhead.csv"
 """Rows of tools/bench.py overhead, beside the studies' tables."""
-SCORE_NAMES = {
-    "crps": "CRPS",
-    "crps_fair": "fair CRPS",
-    "mse": "MSE of the ensemble mean",
-    "mae": "MAE of the ensemble mean",
-    "variance": "ensemble variance",
-    "crps_sum": "CRPS-sum",
-    "crps_quantile": "quantile CRPS",
-    "nd_sum": "ND-sum",
-}
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A comparison as far as it was run, on one score: what its table, its curves and the summary are made of."""
+
+    reference: Scored
+    arms: dict[str, Scored]
+    """By item, in the comparison's order."""
+    differences: dict[str, Difference]
+    """Each arm's to the reference."""
+    baselines: dict[str, Scored]
+    """Those that were scored on the cases of the reference's forecast."""
 
 
 class StudySection:
@@ -39,19 +46,25 @@ class StudySection:
         self.name, self.study = name, study
         self.run_rows = read_run_rows(tables / f"{name}_runs.csv")
         self.cases = CaseTable(read_case_rows(tables / f"{name}_cases.csv"), study.independent)
+        self.score = study.scores[0]
+        self.compared = [self._compare(comparison) for comparison in study.comparisons]
+        """By comparison; None where nothing of it was run."""
         self._baselines_shown: set[str] = set()
+
+    def _compare(self, comparison: ComparisonConfig) -> _Compared | None:
+        there = [item for item in comparison.against if self._has(item)]
+        if not there or not self._has(comparison.reference):
+            return None
+        reference = self._scored(comparison.reference, self.score)
+        arms = {item: self._scored(item, self.score) for item in there}
+        differences = dict(zip(arms, compare(list(arms.values()), reference), strict=True))
+        return _Compared(reference, arms, differences, self._baselines(comparison.reference, self.score))
 
     def summary(self) -> list[str]:
         """Rows of the page's summary: the study's comparisons that belong there."""
-        score, rows = self.study.scores[0], []
-        for comparison in self.study.comparisons:
-            there = [item for item in comparison.against if self._has(item)]
-            if not comparison.summary or not there or not self._has(comparison.reference):
-                continue
-            differences = compare(
-                [self._scored(item, score) for item in there], self._scored(comparison.reference, score)
-            )
-            for item, difference in zip(there, differences, strict=True):
+        rows = []
+        for comparison, compared in zip(self.study.comparisons, self.compared, strict=True):
+            for item, difference in compared.differences.items() if comparison.summary and compared else ():
                 labels = [self.study.label(item), self.study.label(comparison.reference)]
                 rows.append(_row([self.study.title, *labels, str(difference.num_seeds), *_verdict(difference)]))
         return rows
@@ -62,61 +75,57 @@ class StudySection:
         if self.study.text:
             lines += [self.study.text, ""]
         lines += [self._budget(tables_link), ""]
-        for number, comparison in enumerate(self.study.comparisons, start=1):
-            lines += self._comparison(comparison, images, images_link, number)
+        for number, (comparison, compared) in enumerate(zip(self.study.comparisons, self.compared, strict=True), 1):
+            lines += [f"### {comparison.title}", ""]
+            if compared is None:
+                lines += ["Not run yet.", ""]
+                continue
+            lines += self._table(comparison.reference, compared)
+            if comparison.note:
+                lines += [comparison.note, ""]
+            missing = [self.study.label(item) for item in comparison.against if item not in compared.arms]
+            if missing:
+                lines += [f"Not run: {'; '.join(missing)}.", ""]
+            if comparison.curves:
+                name = f"study_{self.name}_{number}.png"
+                save_figure(self._curves(comparison, compared), images / name, dpi=110)
+                lines += [f"![{comparison.title}: curves]({images_link}/{name})", ""]
         return lines
 
-    # -- parts --------------------------------------------------------------------------------------------------------
-
-    def _comparison(self, comparison: ComparisonConfig, images: Path, link: str, number: int) -> list[str]:
-        there = [item for item in comparison.against if self._has(item)]
-        missing = [self.study.label(item) for item in comparison.against if not self._has(item)]
-        lines = [f"### {comparison.title}", ""]
-        if not self._has(comparison.reference) or not there:
-            return [*lines, "Not run yet.", ""]
-        lines += self._table(comparison, there)
-        if comparison.note:
-            lines += [comparison.note, ""]
-        if missing:
-            lines += [f"Not run: {'; '.join(missing)}.", ""]
-        if comparison.curves:
-            stem = f"study_{self.name}_{number}"
-            save_figure(self._curves(comparison, there), images / f"{stem}.png", dpi=110)
-            lines += [f"![{comparison.title}: curves]({link}/{stem}.png)", ""]
-        return lines
-
-    def _table(self, comparison: ComparisonConfig, items: Sequence[str]) -> list[str]:
-        score = self.study.scores[0]
-        reference = self._scored(comparison.reference, score)
-        baselines = self._baselines(comparison.reference, score)
-        arms = {item: self._scored(item, score) for item in items}
-        differences = dict(zip(items, compare(list(arms.values()), reference), strict=True))
-        extra = self.study.scores[1:2]
-        header = ["setting", "seeds", SCORE_NAMES[score], *(f"of {FORECASTERS[name].label}'s" for name in baselines)]
-        header += [f"{SCORE_NAMES[name]}" for name in extra]
-        header += [f"{SCORE_NAMES[score]} against {self.study.label(comparison.reference)}", ""]
+    def _table(self, reference: str, compared: _Compared) -> list[str]:
+        title, extra = SCORES[self.score].title, self.study.scores[1:2]
+        header = ["setting", "seeds", title, *(f"of {FORECASTERS[name].label}'s" for name in compared.baselines)]
+        header += [SCORES[name].title for name in extra]
+        header += [f"{title} against {self.study.label(reference)}", ""]
         lines = [_row(header), _row(["---"] * len(header))]
-        for item in (comparison.reference, *items):
-            scored = reference if item == comparison.reference else arms[item]
+        for item, scored in {reference: compared.reference, **compared.arms}.items():
             cells = [self.study.label(item), str(len(scored.seeds)), f"{scored.mean():.4g}"]
-            cells += [f"{scored.mean() / baseline.mean():.3f}" for baseline in baselines.values()]
+            cells += [f"{scored.mean() / baseline.mean():.3f}" for baseline in compared.baselines.values()]
             cells += [f"{self._scored(item, name).mean():.4g}" for name in extra]
-            cells += _verdict(differences[item]) if item in differences else ["–", ""]
+            cells += _verdict(compared.differences[item]) if item in compared.differences else ["–", ""]
             lines.append(_row(cells))
-        forecast = self.study.split_item(comparison.reference)[1]
-        for name, baseline in baselines.items() if forecast not in self._baselines_shown else ():
-            others = [f"{baseline.mean() / other.mean():.3f}" for other in baselines.values()]
-            rest = [f"{self._baselines(comparison.reference, kept)[name].mean():.4g}" for kept in extra]
-            lines.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
-        self._baselines_shown.add(forecast)
-        same_seeds = all(arm.seeds == reference.seeds for arm in arms.values())
-        return [*lines, "", self._footnote(list(differences.values()), same_seeds), ""]
+        return [*lines, *self._baseline_rows(reference, compared, extra), "", self._footnote(compared), ""]
 
-    def _footnote(self, differences: Sequence[Difference], same_seeds: bool) -> str:
+    def _baseline_rows(self, reference: str, compared: _Compared, extra: Sequence[str]) -> list[str]:
+        """A row per baseline, where those of the forecast's cases don't stand in a table above."""
+        forecast = self.study.split_item(reference)[1]
+        if forecast in self._baselines_shown:
+            return []
+        self._baselines_shown.add(forecast)
+        rows = []
+        for name, baseline in compared.baselines.items():
+            others = [f"{baseline.mean() / other.mean():.3f}" for other in compared.baselines.values()]
+            rest = [f"{self._baselines(reference, score)[name].mean():.4g}" for score in extra]
+            rows.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
+        return rows
+
+    def _footnote(self, compared: _Compared) -> str:
         """What the intervals of a table cover."""
+        differences = list(compared.differences.values())
         groups = differences[0].num_groups
         kind = "cases" if self.study.independent == "case" else "groups of cases (one event or trajectory each)"
         few = f"; {groups} are few, so take them as rough" if groups < FEW_GROUPS else ""
+        same_seeds = all(arm.seeds == compared.reference.seeds for arm in compared.arms.values())
         shared = "" if same_seeds else " Scores are over all seeds, differences over those that both have."
         if not differences[0].covers_training:
             return (
@@ -127,30 +136,25 @@ class StudySection:
         pooled = "; arms with one seed take the training luck of the others" if single else ""
         return f"Intervals: 95 %, over {groups} {kind} and over seeds{few}{pooled}.{shared}"
 
-    def _curves(self, comparison: ComparisonConfig, items: Sequence[str]):
-        score = self.study.scores[0]
+    def _curves(self, comparison: ComparisonConfig, compared: _Compared) -> Figure:
+        title, reference, label = SCORES[self.score].title, compared.reference, self.study.label
         if comparison.curves == "cost":
-            return cost_figure(SCORE_NAMES[score], self._cost_curves((comparison.reference, *items), score))
-        reference = self._scored(comparison.reference, score)
-        arms = {item: self._scored(item, score) for item in items}
-        leads = range(reference.value.shape[-1])
-        at_leads = [compare([arm.at_lead(lead) for arm in arms.values()], reference.at_lead(lead)) for lead in leads]
-        by_lead = {self.study.label(item): [at[number] for at in at_leads] for number, item in enumerate(items)}
-        return lead_figure(
-            SCORE_NAMES[score],
-            (self.study.label(comparison.reference), reference),
-            {self.study.label(item): arm for item, arm in arms.items()},
-            by_lead,
-            self._baselines(comparison.reference, score),
-        )
+            return cost_figure(title, self._cost_curves((comparison.reference, *compared.arms)))
+        arms = {label(item): arm for item, arm in compared.arms.items()}
+        at_leads = [
+            compare([arm.at_lead(lead) for arm in arms.values()], reference.at_lead(lead))
+            for lead in range(reference.value.shape[-1])
+        ]
+        by_lead = dict(zip(arms, zip(*at_leads, strict=True), strict=True))
+        return lead_figure(title, (label(comparison.reference), reference), arms, by_lead, compared.baselines)
 
-    def _cost_curves(self, items: Sequence[str], score: str) -> dict[str, list[tuple[int, float]]]:
+    def _cost_curves(self, items: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         curves: dict[str, list[tuple[int, float]]] = {}
         for item in items:
             arm, forecast = self.study.split_item(item)
             row = next(row for row in self.run_rows if (row["arm"], row["forecast"]) == (arm, forecast))
-            label = f"{self.study.arms[arm].label or arm}: {row['sampler']}"
-            curves.setdefault(label, []).append((int(row["sampler_steps"]), self._scored(item, score).mean()))
+            label = f"{self.study.label(arm)}: {row['sampler']}"
+            curves.setdefault(label, []).append((int(row["sampler_steps"]), self._scored(item, self.score).mean()))
         return {label: sorted(points) for label, points in curves.items()}
 
     def _budget(self, link: str) -> str:
@@ -181,13 +185,12 @@ class StudySection:
         return ", ".join(parts)
 
     def _has(self, item: str) -> bool:
-        return self.cases.has(*self.study.split_item(item), self.study.scores[0])
+        return self.cases.has(*self.study.split_item(item), self.score)
 
     def _scored(self, item: str, score: str) -> Scored:
         return self.cases.scored(*self.study.split_item(item), score)
 
     def _baselines(self, reference: str, score: str) -> dict[str, Scored]:
-        """The baselines that were scored on the cases of the reference's forecast."""
         forecast = self.study.split_item(reference)[1]
         there = [name for name in BASELINES if self.cases.has(name, forecast, score)]
         return {name: self.cases.scored(name, forecast, score) for name in there}

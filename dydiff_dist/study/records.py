@@ -4,14 +4,15 @@ Letters: S lead times.
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
-from dydiff_dist.files import atomic_file
+from dydiff_dist.files import write_text
 from dydiff_dist.study.kept_scores import SCORES
 
 CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
@@ -36,22 +37,21 @@ class CaseRow:
     """(S,) float64."""
 
 
-def case_rows(
-    evaluation: Evaluation, keys: Mapping[int, str], scores: Iterable[str], *, arm: str, seed: int, forecast: str
-) -> list[CaseRow]:
-    """The kept scores of an evaluation, of the forecast and of its baselines."""
-    rows = []
-    for forecaster, table in evaluation.tables.items():
-        who = {"arm": arm, "seed": seed} if forecaster == FORECAST else {"arm": forecaster, "seed": -1}
-        for case in sorted(table.cases):
-            for score in scores:
-                for part, leads in SCORES[score].terms(table.cases[case]).items():
-                    rows.append(
-                        CaseRow(
-                            **who, forecast=forecast, score=score, part=part, case=case, key=keys[case], leads=leads
-                        )
-                    )
-    return rows
+def case_rows(evaluation: Evaluation, scores: Iterable[str], *, arm: str, seed: int, forecast: str) -> list[CaseRow]:
+    """The kept scores of an evaluation, of the forecast and of its baselines.
+
+    Args:
+        evaluation: of one forecast.
+        scores: names in ``SCORES``.
+        arm, seed, forecast: what was evaluated; baselines go by their own names and seed -1.
+    """
+    return [
+        CaseRow(*((arm, seed) if forecaster == FORECAST else (forecaster, -1)), forecast, score, part, case, key, leads)
+        for forecaster, table in evaluation.tables.items()
+        for case, key in sorted(evaluation.keys.items())
+        for score in scores
+        for part, leads in SCORES[score].terms(table.cases[case]).items()
+    ]
 
 
 def write_case_rows(path: Path, rows: list[CaseRow]) -> None:
@@ -107,8 +107,9 @@ def read_run_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, header: list[str], rows: Iterable[list]) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_text(path, table.getvalue())

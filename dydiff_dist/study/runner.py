@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 import dydiff_dist
 from dydiff_dist.errors import USER_ERRORS
-from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
-from dydiff_dist.evaluation.random_walk import RandomWalk
+from dydiff_dist.evaluation.baselines import Baseline, RandomWalk, SeasonalNaive
 from dydiff_dist.files import write_json
 from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
@@ -123,7 +122,7 @@ class StudyRunner:
 
     def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
         verification = Verification.open(forecast.folder)
-        is_series = not verification.frames_are_images
+        is_series = verification.kind.is_series
         baselines: list[Baseline] = [verification.climatology(self.study.climatology or run.config.data.train)]
         if self.study.season_frames is not None:
             baselines.append(SeasonalNaive(self.study.season_frames))
@@ -133,9 +132,7 @@ class StudyRunner:
         evaluation = verification.evaluate(*baselines, suites=suites)
         if evaluation.errors:
             raise ValueError(f"{forecast.folder}: {next(iter(evaluation.errors.values()))}")
-        keys = {number: verification.store.read(number)[0] for number in verification.numbers}
-        names = {"arm": run.arm, "seed": run.seed, "forecast": forecast.name}
-        rows = case_rows(evaluation, keys, self.study.scores, **names)
+        rows = case_rows(evaluation, self.study.scores, arm=run.arm, seed=run.seed, forecast=forecast.name)
         overall = evaluation.overall("forecast")
         means = {name: float(overall[name]) for name in self.study.scores if name in overall}
         return rows, means, evaluation.num_cases
@@ -161,7 +158,7 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
     for run in runs:
         if not (run.folder / TRAINED_NAME).is_file():
             continue
-        trained = read_json(run.folder / TRAINED_NAME)
+        trained = json.loads((run.folder / TRAINED_NAME).read_text())
         for forecast in run.forecasts:
             if not (forecast.folder / SCORED_NAME).is_file():
                 continue
@@ -176,7 +173,7 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
                     "steps": training.steps,
                     "samples": training.steps * training.global_batch_size,
                     **trained,
-                    **read_json(forecast.folder / SCORED_NAME),
+                    **json.loads((forecast.folder / SCORED_NAME).read_text()),
                 }
             )
             for row in read_case_rows(forecast.folder / CASES_NAME):
@@ -251,11 +248,6 @@ def commit() -> str:
         return ""
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE).stdout.strip()
     return head.stdout.strip() + ("-dirty" if changed else "")
-
-
-def read_json(path: Path) -> dict:
-    """Reads a small record."""
-    return json.loads(path.read_text())
 
 
 def _last_line(log: Path) -> str:

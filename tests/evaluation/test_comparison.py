@@ -7,8 +7,7 @@ import numpy as np
 
 from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
 from dydiff_dist.evaluation.comparison import compare, format_comparison
-from dydiff_dist.evaluation.score_files import write_draws
-from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
 
 
 def _run(folder: Path, bias: float, num_cases: int = 40, num_members: int = 2, seed: int = 0) -> ScoredRun:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
-from dydiff_dist.evaluation.choice import SUITES, choose_suites
+from dydiff_dist.evaluation.choice import SUITES, ForecastKind, choose_suites
+from dydiff_dist.evaluation.comparison import protocol_differences
 from dydiff_dist.evaluation.fields import (
     divergence_and_gradient,
     flow_suite,
@@ -14,7 +16,7 @@ from dydiff_dist.evaluation.fields import (
     spectrum_suite,
     ssim,
 )
-from dydiff_dist.evaluation.score_files import format_more_scores, protocol_differences
+from dydiff_dist.evaluation.score_tables import format_more_scores
 from dydiff_dist.evaluation.suites import ensemble_suite, pool_blocks
 
 
@@ -167,7 +169,7 @@ def test_the_rank_histogram_is_flat_for_an_exchangeable_ensemble_and_not_for_a_n
     assert overall["rank_deviation"] < 0.02 < 0.5 < narrow_overall["rank_deviation"] <= 1
 
 
-SCHEMA = {"dtype": "float32", "channels": ("vil",), "units": "", "vector_channels": None}
+SCHEMA = {"dtype": "float32", "channels": ("vil",)}
 
 
 @pytest.mark.parametrize(
@@ -180,16 +182,12 @@ SCHEMA = {"dtype": "float32", "channels": ("vil",), "units": "", "vector_channel
     ],
 )
 def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:
-    options = {
-        "preset": "default",
-        "num_history_frames": 2,
-        "num_members": 8,
-        "shape_SCHW": (3, num_channels, 16, 16),
-        "periodic": False,
-    }
-    assert [suite.name for suite in choose_suites(None, schema=schema, **options)] == wanted
+    shape = (3, num_channels, 16, 16)
+    frames = FrameSchema(num_frames=5, shape=shape[1:], **schema)
+    kind = ForecastKind(schema=frames, shape=shape, num_history_frames=2, num_members=8, periodic=False)
+    assert [suite.name for suite in choose_suites(None, "default", kind)] == wanted
     with pytest.raises(ValueError, match=f"unknown scores 'fvd'; there are {', '.join(SUITES)}"):
-        choose_suites(["fvd"], schema=schema, **options)
+        choose_suites(["fvd"], "default", kind)
 
 
 def test_every_score_is_written_with_protocol_and_interval(tmp_path) -> None:

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.evaluation import Climatology, ForecastCase, evaluate
+from dydiff_dist.evaluation.animation import forecast_animation
 from dydiff_dist.evaluation.colors import field_style, vorticity
-from dydiff_dist.evaluation.figures import forecast_animation, forecast_figure, save_figure, score_figure
+from dydiff_dist.evaluation.figures import forecast_figure, save_figure, score_figure
 
 
 def _case(num_channels: int = 2, num_members: int = 3) -> ForecastCase:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from dydiff_dist.evaluation.frechet import FeatureTable, frechet_distance
+from dydiff_dist.evaluation import Evaluation, ScoreTable
+from dydiff_dist.evaluation.frechet import frechet_distance
 
 
 def _features(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -67,6 +68,9 @@ def test_a_set_has_no_distance_to_itself_and_one_clip_is_refused() -> None:
 
 def test_tables_of_processes_make_one_set_in_order_of_cases() -> None:
     features = {number: np.full((2, 3), number, np.float32) for number in (4, 0, 7, 2)}
-    parts = [FeatureTable({n: features[n] for n in numbers}) for numbers in ((7, 0), (4,), (2,))]
-    merged = FeatureTable().merge(parts)
-    np.testing.assert_array_equal(merged.all(), np.repeat([0, 2, 4, 7], 2)[:, None] * np.ones(3))
+    parts = [
+        Evaluation({"forecast": ScoreTable()}, clips={"forecast": {n: features[n] for n in numbers}})
+        for numbers in ((), (7, 0), (4,), (2,))
+    ]
+    merged = parts[0].merge(parts[1:])
+    np.testing.assert_array_equal(merged.features("forecast"), np.repeat([0, 2, 4, 7], 2)[:, None] * np.ones(3))

@@ -15,8 +15,7 @@ from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
-from dydiff_dist.evaluation.score_files import write_draws
-from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import ensemble_suite
 

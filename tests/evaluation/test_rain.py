@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import ForecastCase, evaluate
+from dydiff_dist.evaluation.choice import ForecastKind, choose_suites
 from dydiff_dist.evaluation.rain import (
-    RAIN_PRESETS,
     RainProtocol,
     contingency_counts,
     event_scores,
@@ -122,12 +123,19 @@ def test_a_perfect_forecast_scores_perfectly() -> None:
 
 
 def test_presets_refuse_other_data() -> None:
-    RAIN_PRESETS["sevir-lr"].check_data(7, (6, 1, 128, 128))
-    with pytest.raises(
-        ValueError, match=re.escape("preset 'sevir-lr' is for 7 -> 6 frames of 128x128, these forecasts")
+    def kind(num_history: int, *shape: int) -> ForecastKind:
+        schema = FrameSchema(num_frames=13, shape=shape[1:], dtype="uint8", channels=("vil",))
+        counts = {"num_history_frames": num_history, "num_members": 8}
+        return ForecastKind(schema=schema, shape=shape, periodic=False, **counts)
+
+    assert choose_suites(["rain"], "sevir-lr", kind(7, 6, 1, 128, 128))[0].name == "rain"
+    for wanted, other in (
+        ("frames 7 and 6, these forecasts have 5 and 7", kind(5, 7, 1, 128, 128)),
+        ("size 128 and 128, these forecasts have 64 and 64", kind(7, 6, 1, 64, 64)),
     ):
-        RAIN_PRESETS["sevir-lr"].check_data(5, (7, 1, 64, 64))
-    with pytest.raises(ValueError, match="rain scores are of one channel, the forecasts have 3"):
-        RAIN_PRESETS["default"].check_data(5, (7, 3, 64, 64))
+        with pytest.raises(ValueError, match=re.escape(f"preset 'sevir-lr' asks for {wanted}")):
+            choose_suites(["rain"], "sevir-lr", other)
+    with pytest.raises(ValueError, match="rain scores are of one channel, the forecasts have 3; leave 'rain' out"):
+        choose_suites(["rain"], "default", kind(5, 7, 3, 64, 64))
     with pytest.raises(ValueError, match="must be odd"):
         RainProtocol(fss_windows=(4,))

@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 
 from dydiff_dist.evaluation.colors import field_style
-from dydiff_dist.evaluation.reconstruction import (
-    ReconstructionScores,
-    format_reconstruction,
-    reconstruction_figure,
-)
+from dydiff_dist.evaluation.figures import reconstruction_figure
+from dydiff_dist.evaluation.reconstruction import ReconstructionScores, format_reconstruction
 
 
 def noisy(seed, shape=(4, 1, 16, 16), spread=10.0):

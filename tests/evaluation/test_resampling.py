@@ -9,8 +9,7 @@ import pytest
 from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
 from dydiff_dist.evaluation.comparison import compare, format_comparison
 from dydiff_dist.evaluation.resampling import case_shares, choose_independent, describe_resampling, group_cases
-from dydiff_dist.evaluation.score_files import write_draws
-from dydiff_dist.evaluation.scored_run import ScoredRun
+from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
 
 
 @pytest.mark.parametrize(

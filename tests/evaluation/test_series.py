@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import ForecastCase, evaluate
-from dydiff_dist.evaluation.choice import choose_suites
+from dydiff_dist.evaluation.choice import ForecastKind, choose_suites
 from dydiff_dist.evaluation.figures import save_figure, series_figure
 from dydiff_dist.evaluation.series import QUANTILES, sample_quantiles, series_suite
 
@@ -60,10 +61,12 @@ def test_a_target_of_zeros_is_undefined() -> None:
 
 
 def test_series_get_series_scores_and_no_spectrum(tmp_path) -> None:
-    schema = {"dtype": "float32", "channels": ("a",), "units": "", "vector_channels": None}
-    options = {"preset": "default", "num_history_frames": 2, "num_members": 8, "periodic": False, "schema": schema}
-    assert [s.name for s in choose_suites(None, shape_SCHW=(6, 4, 1, 1), **options)] == ["ensemble", "series"]
+    def kind(*shape: int) -> ForecastKind:
+        schema = FrameSchema(num_frames=8, shape=shape[1:], dtype="float32", channels=("a",))
+        return ForecastKind(schema=schema, shape=shape, num_history_frames=2, num_members=8, periodic=False)
+
+    assert [s.name for s in choose_suites(None, "default", kind(6, 4, 1, 1))] == ["ensemble", "series"]
     with pytest.raises(ValueError, match="series scores are of frames of one pixel, these have"):
-        choose_suites(["series"], shape_SCHW=(6, 4, 8, 8), **options)
+        choose_suites(["series"], "default", kind(6, 4, 8, 8))
     path = save_figure(series_figure(_cases()[0], ("a", "b", "c", "d")), tmp_path / "series.png")
     assert path.stat().st_size > 10_000

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import ForecastCase, evaluate
-from dydiff_dist.evaluation.choice import choose_suites
+from dydiff_dist.evaluation.choice import ForecastKind, choose_suites
 from dydiff_dist.evaluation.frechet import frechet_distance
 from dydiff_dist.evaluation.score_files import summary
 from dydiff_dist.evaluation.video import VIDEO_PRESETS, ClipExtractor, Fvd, FvdProtocol
@@ -143,18 +144,10 @@ def test_files_that_are_not_what_they_should_be_are_refused_before_they_run(i3d,
 
 
 def test_presets_name_what_differs() -> None:
-    schema = {"dtype": "uint8", "channels": ("red", "green", "blue"), "units": "", "vector_channels": None}
-
-    def choose(schema: dict = schema, shape=(10, 3, 64, 64), num_history: int = 2, num_members: int = 100, **options):
-        return choose_suites(
-            None,
-            num_history_frames=num_history,
-            num_members=num_members,
-            shape_SCHW=shape,
-            schema=schema,
-            periodic=False,
-            **{"preset": "robonet-64"} | options,
-        )
+    def choose(preset="robonet-64", dtype="uint8", shape=(10, 3, 64, 64), num_history: int = 2, num_members: int = 100):
+        schema = FrameSchema(num_frames=12, shape=shape[1:], dtype=dtype, channels=("red", "green", "blue"))
+        counts = {"num_history_frames": num_history, "num_members": num_members}
+        return choose_suites(None, preset, ForecastKind(schema=schema, shape=shape, periodic=False, **counts))
 
     assert [suite.name for suite in choose()] == ["ensemble", "spectrum", "image"]
     with _expect(ValueError, "preset 'robonet-64' asks for samples per context 100, these forecasts have 8"):
@@ -166,5 +159,5 @@ def test_presets_name_what_differs() -> None:
     with _expect(ValueError, "preset 'cascast' is of rain scores, these data have none"):
         choose(preset="cascast")
     with _expect(ValueError, "needs 8-bit frames of 1 or 3 channels, these are float32 of 3"):
-        choose(schema | {"dtype": "float32"})
+        choose(dtype="float32")
     assert all(preset.lpips_network == "vgg" for preset in VIDEO_PRESETS.values())
