@@ -64,6 +64,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "webdataset>=1.0.2,<2",
         "tensorboard",
+        "protobuf",  # which tensorboard brings
         "einops",
         "numpy>=2",
         "pydantic>=2",

@@ -31,7 +31,7 @@ class Draw(enum.IntEnum):
 
 def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) -> None:
     """One-line ``ValueError`` when the config asks for what these data do not hold or do not allow."""
-    needed = (config.num_frames - 1) * config.frame_stride + 1
+    needed = _span(config)
     if needed > schema.num_frames:
         raise ValueError(
             f"data.num_history_frames + data.num_future_frames = {config.num_frames} at stride {config.frame_stride} "
@@ -89,41 +89,37 @@ class SampleTransform:
 
         ``draws`` are the sample's uniforms; None, where nothing is random, leaves the sample as it is.
         """
-        start = self._start_frame(draws)
-        stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
-        cut = self._crop(frames_SCHW[start : stop : self.config.frame_stride], draws)
+        cut = self._crop(self._in_time(frames_SCHW, draws), draws)
         if self.schema.sample_scaling == "history_mean":
             cut = cut / history_scale(cut[: self.config.num_history_frames])
         shift = np.asarray(self.shift, np.float32)[:, None, None]
         scale = np.asarray(self.scale, np.float32)[:, None, None]
-        augmented = draws is not None and any(self.config.augmentation.model_dump().values())
-        normal = np.empty_like(out_SCHW) if augmented else out_SCHW
-        np.subtract(cut, shift, out=normal, casting="unsafe")
-        normal /= scale
-        if augmented:
-            out_SCHW[...] = self._augment(normal, draws)
+        if draws is None or not any(self.config.augmentation.model_dump().values()):
+            np.subtract(cut, shift, out=out_SCHW, casting="unsafe")
+            out_SCHW /= scale
+        else:
+            out_SCHW[...] = self._augment(np.subtract(cut, shift, dtype=np.float32, casting="unsafe") / scale, draws)
 
     def write_logvar(self, logvar_SCHW: np.ndarray, draws: np.ndarray | None, out_SCHW: np.ndarray) -> None:
         """Puts the same frames' log-variance into ``out_SCHW``, float32, of frames in network units."""
-        start = self._start_frame(draws)
-        stop = start + (self.config.num_frames - 1) * self.config.frame_stride + 1
         log_scale = np.log(np.abs(np.asarray(self.scale)))[:, None, None].astype(np.float32)
-        np.subtract(logvar_SCHW[start : stop : self.config.frame_stride], 2 * log_scale, out=out_SCHW, casting="unsafe")
+        np.subtract(self._in_time(logvar_SCHW, draws), 2 * log_scale, out=out_SCHW, casting="unsafe")
         if draws is not None and self.config.augmentation.periodic_shift:
             out_SCHW[...] = self._augment(out_SCHW, draws)  # of latents, shifts are the only augmentation there is
 
     def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
         """Puts the actions of the same frames into ``out_SA``, (S, A) float32."""
-        start = self._start_frame(draws)
-        out_SA[...] = actions_SA[start : start + self.config.num_frames]
+        out_SA[...] = self._in_time(actions_SA, draws)
         # The action into the first frame leads from a frame that is not there.
         out_SA[0] = 0
 
     def _spare_frames(self) -> int:
-        return self.schema.num_frames - ((self.config.num_frames - 1) * self.config.frame_stride + 1)
+        return self.schema.num_frames - _span(self.config)
 
-    def _start_frame(self, draws: np.ndarray | None) -> int:
-        return 0 if draws is None else _choose(draws[Draw.START_FRAME], self._spare_frames() + 1)
+    def _in_time(self, array_S: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
+        """The frames of a stored array that the sample takes: from a random one on, or from the first."""
+        start = 0 if draws is None else _choose(draws[Draw.START_FRAME], self._spare_frames() + 1)
+        return array_S[start : start + _span(self.config) : self.config.frame_stride]
 
     def _crop(self, frames_SCHW: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
         if self.config.crop_size is None:
@@ -148,9 +144,14 @@ class SampleTransform:
             frames_SCHW = mirror(frames_SCHW, 3, along_w)
         if wanted.rotate and draws[Draw.SWAP_HW] <= 0.5:
             frames_SCHW = frames_SCHW.swapaxes(2, 3)
-            if along_w is not None:
+            if along_w is not None and along_h is not None:
                 frames_SCHW = _swap_channels(frames_SCHW, along_w, along_h)
         return frames_SCHW
+
+
+def _span(config: DataConfig) -> int:
+    """Stored frames from a sample's first to its last, inclusive."""
+    return (config.num_frames - 1) * config.frame_stride + 1
 
 
 def _choose(draw: float, count: int) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 
 from dydiff_dist.data.augment import SampleTransform
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.order import ShufflePlan
+from dydiff_dist.data.order import SampleOrder
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import Sample
 
@@ -21,12 +21,12 @@ class BatchReader:
         self.seed = seed
         manifest = shards.manifest
         self.transform = SampleTransform(config, manifest.frames, manifest.shift, manifest.scale)
-        self.plan = ShufflePlan(manifest, seed, config.shuffle_window_bytes)
+        self.order = SampleOrder(manifest, seed, config.shuffle_window_bytes)
 
     def shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         """The float32 fields of a batch."""
         frames = (batch_size, *self.transform.frame_shape)
-        shapes = {"frames": frames}
+        shapes: dict[str, tuple[int, ...]] = {"frames": frames}
         if self.shards.schema.has_logvar:
             shapes["logvar"] = frames
         if self.shards.schema.num_actions:
@@ -34,9 +34,13 @@ class BatchReader:
         return shapes
 
     def read(self, positions: list[int], fields: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
-        """Fills every element of ``fields``, arrays of ``shapes``; returns the keys, and a message per damaged sample.
+        """Reads the samples at ``positions`` into the rows of ``fields``, arrays of ``shapes``.
 
-        Raises ``DamagedSampleError`` where the configuration wants the run to stop.
+        Returns:
+            Their keys, and a message per damaged sample.
+
+        Raises:
+            DamagedSampleError: where the configuration wants the run to stop.
         """
         draws = self.transform.draw(self.seed, positions)
         keys: list[str] = []
@@ -49,7 +53,7 @@ class BatchReader:
 
     def _read(self, position: int, damage: list[str]) -> Sample:
         """The sample at a position; for a damaged one, named in ``damage``, a draw from all samples."""
-        address = self.plan.address(position)
+        address = self.order.address(position)
         for attempt in range(MAX_REPLACEMENTS):
             try:
                 return self.shards.read(address)
@@ -57,13 +61,13 @@ class BatchReader:
                 if self.config.damaged_samples == "error":
                     raise
                 damage.append(str(error))
-                address = self.shards.address(self.plan.replacement(position, attempt))
+                address = self.shards.address(self.order.replacement(position, attempt))
         raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
 
     def _fill(self, sample: Sample, draws: np.ndarray | None, fields: dict[str, np.ndarray], row: int) -> None:
         """Puts a sample into a row of the batch."""
         self.transform.write_frames(sample.frames, draws, fields["frames"][row])
-        if "logvar" in fields:
+        if sample.logvar is not None:
             self.transform.write_logvar(sample.logvar, draws, fields["logvar"][row])
-        if "actions" in fields:
+        if sample.actions is not None:
             self.transform.write_actions(sample.actions, draws, fields["actions"][row])

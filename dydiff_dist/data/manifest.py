@@ -19,7 +19,6 @@ from dydiff_dist.strict_config import StrictConfig, describe_error
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
 
 Augmentation = Literal["periodic_shift", "flip", "rotate"]
 
@@ -106,7 +105,7 @@ class Manifest(StrictConfig):
     sha256: str = ""
     """Of all else in the document, so that no changed digit goes unnoticed; set when it is written, and empty where an
     earlier version wrote it."""
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     source: str
     """What the data are and which command and options made them."""
     split: str

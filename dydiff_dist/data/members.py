@@ -110,18 +110,18 @@ def decode_frames(members: Members, encoding: Encoding, num_frames: int, num_cha
         return decode_npy(members, FRAMES_MEMBER)
     if encoding == "mp4":
         grey = num_channels == 1
-        frames = _decoded(members, VIDEO_MEMBER, lambda data: np.stack(decode_video(bytes(data), grey)))
-        return frames[:, None] if grey else frames.transpose(0, 3, 1, 2)
+        video = _decoded(members, VIDEO_MEMBER, lambda data: np.stack(decode_video(bytes(data), grey)))
+        return video[:, None] if grey else video.transpose(0, 3, 1, 2)
     names = [_picture_member(number, encoding) for number in range(num_frames)]
-    frames = [_decoded(members, name, _decode_picture) for name in names]
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise MemberError(f"has pictures of several sizes, {sorted({frame.shape for frame in frames})}")
-    return np.stack(frames).transpose(0, 3, 1, 2)
+    pictures = [_decoded(members, name, _decode_picture) for name in names]
+    if any(picture.shape != pictures[0].shape for picture in pictures):
+        raise MemberError(f"has pictures of several sizes, {sorted({picture.shape for picture in pictures})}")
+    return np.stack(pictures).transpose(0, 3, 1, 2)
 
 
 def decode_video(data: bytes, grey: bool = False) -> list[np.ndarray]:
     """All frames of a video file in memory, each (H, W, 3) uint8 RGB, or (H, W) grey."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].thread_count = 1  # workers share the cores
         return [frame.to_ndarray(format="gray" if grey else "rgb24") for frame in container.decode(video=0)]
 

@@ -35,8 +35,14 @@ def add_options(parser: argparse._ActionsContainer, config: type[StrictConfig]) 
         if not field.is_required() and field.default not in (None, "", ()):
             text += f" Default: {_shown(field.default)}."
         # A default of SUPPRESS leaves absent options out, so that the config's own default applies.
-        settings = {"dest": name, "help": text, "required": field.is_required(), "default": argparse.SUPPRESS}
-        parser.add_argument(f"--{name.replace('_', '-')}", **settings, **_value_settings(field.annotation))
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            help=text,
+            required=field.is_required(),
+            default=argparse.SUPPRESS,
+            **_value_settings(field.annotation),
+        )
 
 
 def read_options(arguments: argparse.Namespace, config: type[Config]) -> Config:

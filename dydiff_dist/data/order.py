@@ -7,8 +7,6 @@ positions, position p belongs to epoch p // n (n samples per epoch), and global 
 1)·G − 1.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 
@@ -23,30 +21,39 @@ REPLACEMENT_STEP = 2**32 - 2
 """Counter step that draws replacements of damaged samples."""
 
 
-class ShufflePlan:
-    """Maps positions of the global order to samples. Memory: one window's permutation and two numbers per shard."""
+EpochLayout = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Shards in an epoch's order, the position of each one's first sample, and the slots where windows start."""
+
+
+class SampleOrder:
+    """Maps positions of the global order to samples. Memory: three windows' permutations, a few numbers per shard."""
 
     def __init__(self, manifest: Manifest, seed: int, window_bytes: int):
-        """``window_bytes`` bounds a window (one shard at least); 0 keeps the manifest's order."""
+        """
+        Args:
+            manifest: of the shards.
+            seed: of the run.
+            window_bytes: bound of a window, which holds one shard at least; 0 keeps the manifest's order.
+        """
         self.seed = seed
         self.window_bytes = window_bytes
         self.num_samples = manifest.num_samples
         self._samples_per_shard = np.array([entry.num_samples for entry in manifest.shards])
         self._bytes_per_shard = np.array([entry.bytes for entry in manifest.shards])
-        self._epoch_layout = lru_cache(maxsize=2)(self._compute_epoch_layout)
-        self._window_order = lru_cache(maxsize=3)(self._compute_window_order)
-
-    def __getstate__(self) -> dict:
-        """Without the caches, which are functions of the rest and do not pickle."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_epoch_layout", "_window_order")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._epoch_layout = lru_cache(maxsize=2)(self._compute_epoch_layout)
-        self._window_order = lru_cache(maxsize=3)(self._compute_window_order)
+        # What was computed last; workers that read ahead go back and forth over the end of an epoch or window.
+        self._layouts: dict[int, EpochLayout] = {}
+        self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def address(self, position: int) -> SampleAddress:
-        """The sample at ``position`` ≥ 0 of the endless global order."""
+        """The sample at ``position`` ≥ 0 of the endless global order.
+
+        Example:
+            >>> from types import SimpleNamespace as Part  # a manifest's numbers alone
+            >>> shards = [Part(num_samples=2, bytes=10), Part(num_samples=3, bytes=10)]
+            >>> order = SampleOrder(Part(num_samples=5, shards=shards), seed=0, window_bytes=100)
+            >>> sorted((a.shard, a.item) for a in map(order.address, range(5, 10)))  # the second epoch
+            [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+        """
         epoch, within = divmod(position, self.num_samples)
         shard_order, first_sample, window_starts = self._epoch_layout(epoch)
         window = int(np.searchsorted(first_sample[window_starts], within, side="right")) - 1
@@ -55,7 +62,7 @@ class ShufflePlan:
         in_window = within - start
         if self.window_bytes:
             count = int(first_sample[last_shard]) - start
-            in_window = int(self._window_order(epoch, window, count)[in_window])
+            in_window = int(self._permutation(epoch, window, count)[in_window])
         slot = int(np.searchsorted(first_sample, start + in_window, side="right")) - 1
         return SampleAddress(int(shard_order[slot]), start + in_window - int(first_sample[slot]))
 
@@ -67,8 +74,20 @@ class ShufflePlan:
     def _window_end(self, window_starts: np.ndarray, window: int) -> int:
         return int(window_starts[window + 1]) if window + 1 < len(window_starts) else len(self._samples_per_shard)
 
-    def _compute_epoch_layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shards in this epoch's order, the position of each one's first sample, and the slots where windows start."""
+    def _epoch_layout(self, epoch: int) -> EpochLayout:
+        if epoch not in self._layouts:
+            _drop_oldest(self._layouts, keep=1)
+            self._layouts[epoch] = self._compute_layout(epoch)
+        return self._layouts[epoch]
+
+    def _permutation(self, epoch: int, window: int, count: int) -> np.ndarray:
+        """The order of a window's ``count`` samples."""
+        if (epoch, window) not in self._permutations:
+            _drop_oldest(self._permutations, keep=2)
+            self._permutations[epoch, window] = random_permutation(self.seed, epoch, window, count)
+        return self._permutations[epoch, window]
+
+    def _compute_layout(self, epoch: int) -> EpochLayout:
         num_shards = len(self._samples_per_shard)
         order = np.arange(num_shards)
         if self.window_bytes:
@@ -83,8 +102,10 @@ class ShufflePlan:
             held += int(size)
         return order, first_sample, np.array(window_starts)
 
-    def _compute_window_order(self, epoch: int, window: int, count: int) -> np.ndarray:
-        return random_permutation(self.seed, epoch, window, count)
+
+def _drop_oldest(cache: dict, keep: int) -> None:
+    while len(cache) > keep:
+        del cache[next(iter(cache))]
 
 
 def random_permutation(seed: int, epoch: int, step: int, count: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from dydiff_dist.data.batch_reader import BatchReader
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.workers import end_with_parent
+from dydiff_dist.data.workers import begin_process
 
 Batch = dict[str, Any]
 Flat = TypeVar("Flat", np.ndarray, Tensor)
@@ -80,12 +79,17 @@ class _WorkerDataset(Dataset):
     def __getitem__(self, order: Order) -> ReadBatch | DamagedSampleError:
         """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
         positions, block = order
-        flat = np.empty(self.layout.num_floats, np.float32) if block is None else self.blocks.array(block)
+        content: Tensor | FilledBlock
+        if self.blocks is None or block is None:
+            flat = np.empty(self.layout.num_floats, np.float32)
+            content = torch.from_numpy(flat)
+        else:
+            flat = self.blocks.array(block)
+            content = FilledBlock(self.blocks.number, block)
         try:
             keys, damage = self.reader.read(positions, self.layout.split(flat))
         except DamagedSampleError as error:
             return error
-        content = torch.from_numpy(flat) if block is None else FilledBlock(self.blocks.number, block)
         return ReadBatch(positions, keys, damage, content)
 
 
@@ -106,10 +110,10 @@ def read_ahead(
         batch_size=None,
         sampler=_Orders(batches, blocks),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         prefetch_factor=config.prefetch_batches if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_init_worker if workers else None,
+        worker_init_fn=begin_process if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     for read in _name_dead_workers(loader):
@@ -144,7 +148,7 @@ class _Orders:
             yield positions, self.blocks.take() if self.blocks else None
 
 
-def _as_it_is(read: ReadBatch) -> ReadBatch:
+def _unchanged(read: Any) -> Any:
     """The reader makes whole batches, so there is nothing to collate."""
     return read
 
@@ -155,10 +159,3 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
     return context
-
-
-def _init_worker(worker: int) -> None:
-    """One thread per worker; Ctrl-C is the trainer's to handle, a trainer that is killed takes its workers along."""
-    end_with_parent()
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

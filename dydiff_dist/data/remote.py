@@ -1,8 +1,9 @@
 """Shards on a web server or in an object store: ranged reads that survive a bad network, and an optional local cache.
 
 ``http(s)://`` is read by Python's own client, everything else (``s3://``, ``gs://``, …) by fsspec and the package it
-needs for that store. Credentials come from the store's own environment; they never stand in a URL here, a log or a
-manifest.
+needs for that store. fsspec's own reader of web servers and its caches would do in a good network; ours keeps what
+arrived before a connection broke, goes on with a download that another process began, and bounds the cache's size.
+Credentials come from the store's own environment; they never stand in a URL here, a log or a manifest.
 """
 
 import contextlib
@@ -74,6 +75,7 @@ class RemoteStore:
             )
         self.url = url.rstrip("/")
         self.config = config
+        self._cache = None if config.cache_dir is None else _Cache(Path(config.cache_dir), config.cache_max_bytes, self)
         self._files: Files | None = None
 
     def __getstate__(self) -> dict:
@@ -88,21 +90,27 @@ class RemoteStore:
         return f"{self.url}/{name}"
 
     def size(self, name: str) -> int:
-        return self._try_again(name, lambda: self.files.size(name))
+        failures = 0
+        while True:
+            try:
+                return self.files.size(name)
+            except NetworkError as error:
+                failures += 1
+                self._wait(name, str(error), failures)
 
     def read(self, name: str) -> bytes:
-        return self._fetch(name, 0, self.size(name))
+        return b"".join(self.pieces(name, 0, self.size(name)))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        if self.config.cache_dir is None:
-            return self._fetch(name, offset, size)
-        with open(self._cached(name), "rb", buffering=0) as file:
+        if self._cache is None:
+            return b"".join(self.pieces(name, offset, size))
+        with open(self._cache.get(name), "rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 
     def forget(self, name: str) -> bool:
         """Drops a file from the cache, so that it is fetched anew. True: a second read may give something else."""
-        if self.config.cache_dir is not None:
-            (self._cache_folder() / name).unlink(missing_ok=True)
+        if self._cache is not None:
+            self._cache.path(name).unlink(missing_ok=True)
         return True
 
     @property
@@ -113,15 +121,13 @@ class RemoteStore:
             self._files = HttpFiles(self.url, self.config.timeout_sec) if is_http else FsspecFiles(self.url)
         return self._files
 
-    def _fetch(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes; a broken connection is taken up again where it broke."""
-        data = bytearray()
-        for piece in self._pieces(name, offset, size):
-            data += piece
-        return bytes(data)
+    def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
+        """Exactly ``size`` bytes in pieces, over as many connections as it takes: one that breaks is taken up where it
+        broke.
 
-    def _pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
-        """The pieces of a range, over as many connections as it takes."""
+        Raises:
+            OSError: ``attempts`` connections in a row brought nothing.
+        """
         received = 0
         failures = 0
         while received < size:
@@ -137,15 +143,6 @@ class RemoteStore:
                 failures += 1
                 self._wait(name, problem, failures)
 
-    def _try_again(self, name: str, call: Any) -> Any:
-        failures = 0
-        while True:
-            try:
-                return call()
-            except NetworkError as error:
-                failures += 1
-                self._wait(name, str(error), failures)
-
     def _wait(self, name: str, problem: str, failures: int) -> None:
         """Backs off, or gives up."""
         if failures >= self.config.attempts:
@@ -154,13 +151,22 @@ class RemoteStore:
         logger.warning("%s: %s; try %d in %.1f s", self.where(name), problem, failures + 1, pause)
         time.sleep(pause)
 
-    def _cache_folder(self) -> Path:
-        """A folder of its own per URL, by hash: URLs make poor file names."""
-        return Path(self.config.cache_dir) / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
-    def _cached(self, name: str) -> Path:
-        """The file in the cache, fetched first if it is not there. One process fetches, the others wait for it."""
-        path = self._cache_folder() / name
+class _Cache:
+    """Whole shards of a store in a folder of this machine, which its processes share; those used longest ago go."""
+
+    def __init__(self, folder: Path, max_bytes: int, store: RemoteStore):
+        self.folder, self.max_bytes, self.store = folder, max_bytes, store
+        # a folder of its own per URL, by hash: URLs make poor file names
+        self.own_folder = folder / hashlib.sha256(store.url.encode()).hexdigest()[:16]
+
+    def path(self, name: str) -> Path:
+        """Where a file is kept."""
+        return self.own_folder / name
+
+    def get(self, name: str) -> Path:
+        """The file, fetched first if it is not there. One process fetches, the others wait for it."""
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(path.with_name(path.name + ".lock")):
             if not path.exists():
@@ -171,25 +177,25 @@ class RemoteStore:
     def _download(self, name: str, path: Path) -> None:
         """Fetches a whole file beside its final name; a part that an earlier process left is continued."""
         part = path.with_name(path.name + ".part")
-        size = self.size(name)
+        size = self.store.size(name)
         self._make_room(size, path)
         with open(part, "ab") as file:
             if file.tell() > size:
                 file.truncate(0)
-            for piece in self._pieces(name, file.tell(), size - file.tell()):
+            for piece in self.store.pieces(name, file.tell(), size - file.tell()):
                 file.write(piece)
         commit_file(part, path)
 
     def _make_room(self, needed: int, wanted: Path) -> None:
         """Drops the files used longest ago until the cache can take ``needed`` bytes."""
-        with hold_lock(Path(self.config.cache_dir) / ".lock"):
+        with hold_lock(self.folder / ".lock"):
             kept = []
-            for file in Path(self.config.cache_dir).glob("*/*.tar"):
+            for file in self.folder.glob("*/*.tar"):
                 with contextlib.suppress(FileNotFoundError):
                     kept.append((file.stat().st_mtime, file.stat().st_size, file))
             held = sum(size for _, size, _ in kept)
             for _, size, file in sorted(kept):
-                if held + needed <= self.config.cache_max_bytes:
+                if held + needed <= self.max_bytes:
                     return
                 if file != wanted:
                     # Readers that have it open keep it until they close it.

@@ -1,9 +1,9 @@
 """Batches for training, exact under any number of ranks and workers and after any resume.
 
-Training reads an endless global order (``plan.py``). Global batch k holds positions k·G … (k + 1)·G − 1, where G is the
-global batch size; rank r of W takes the r-th of W equal parts of it, in micro-batches. So the only state is the
-number of global batches done, every rank makes equal steps, and the last, partial batch of an epoch is filled from
-the next epoch.
+Training reads an endless global order (``order.py``). Global batch k holds positions k·G … (k + 1)·G − 1, where G is
+the global batch size; rank r of W takes the r-th of W equal parts of it, in micro-batches. So the only state is the
+number of global batches done, every rank makes equal steps, and the last, partial batch of an epoch is filled from the
+next epoch.
 
     positions (sampler) -> samples (worker processes: read, check, cut, augment) -> micro-batches
 """
@@ -43,8 +43,20 @@ class TrainStream:
         world_size: int = 1,
         start_step: int = 0,
     ):
-        """``start_step`` is the number of global batches already trained on. Raises ``ValueError`` on sizes that do not
-        divide, and on options that the shards do not allow."""
+        """
+        Args:
+            shards: what to read.
+            config: how samples are cut, augmented and read ahead.
+            seed: of the run; with the position it decides order and augmentation.
+            global_batch_size: samples of one optimizer step, over all ranks.
+            micro_batch_size: samples of one batch of one rank.
+            rank: this process among ``world_size``.
+            world_size: ranks that read different samples.
+            start_step: global batches already trained on.
+
+        Raises:
+            ValueError: sizes that do not divide, or options that the shards do not allow.
+        """
         if global_batch_size % (micro_batch_size * world_size):
             raise ValueError(
                 f"global batch {global_batch_size} must be a multiple of micro batch {micro_batch_size} x {world_size} "

@@ -1,26 +1,34 @@
 """Reading TFRecord files of tf.train.Example messages without TensorFlow.
 
-A record is: length (8 bytes), masked CRC-32C of the length (4), the message, masked CRC-32C of the message (4). The
-message is a protocol buffer whose few fields are parsed here: Example{1: Features{1: map of name to Feature}}, with
-Feature{1: BytesList | 2: FloatList | 3: Int64List}, each a repeated field 1.
+A record is: length (8 bytes), masked CRC-32C of the length (4), the message, masked CRC-32C of the message (4).
+Checksums are tensorboard's, messages are parsed by protobuf, which comes with it. Its own reader of records takes them
+from the first to the last; here a record is read by its place, so that any process can read any part of a file.
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 FeatureValue = list[bytes] | np.ndarray
 """Byte strings, or a float32 or int64 array."""
 
-CASTAGNOLI = 0x82F63B78
-"""Polynomial of CRC-32C, reflected."""
-
-LANES = 256
-"""Stretches of a buffer whose checksums are computed side by side."""
+_MESSAGES = {
+    "BytesList": {"value": "repeated bytes"},
+    "FloatList": {"value": "repeated float"},
+    "Int64List": {"value": "repeated int64"},
+    "Feature": {"bytes_list": "BytesList", "float_list": "FloatList", "int64_list": "Int64List"},
+    "Entry": {"key": "string", "value": "Feature"},
+    "Features": {"feature": "repeated Entry"},
+    "Example": {"features": "Features"},
+}
+"""The messages that make a tf.train.Example; fields are numbered in order. ``Entry`` is what a map is made of."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,12 @@ class Record:
 
 
 def scan_records(path: Path) -> list[Record]:
-    """All records of a file, from their lengths alone; ``ValueError`` names a damaged one."""
-    records = []
+    """All records of a file, from their lengths alone.
+
+    Raises:
+        ValueError: a damaged record, by number and place.
+    """
+    records: list[Record] = []
     size = path.stat().st_size
     with open(path, "rb") as file:
         position = 0
@@ -55,7 +67,11 @@ def scan_records(path: Path) -> list[Record]:
 
 
 def read_example(path: Path, record: Record) -> dict[str, FeatureValue]:
-    """The features of one record; ``ValueError`` if its checksum is wrong."""
+    """The features of one record by name.
+
+    Raises:
+        ValueError: its checksum is wrong, or it is no tf.train.Example.
+    """
     with open(path, "rb") as file:
         file.seek(record.offset)
         message = file.read(record.size)
@@ -66,142 +82,41 @@ def read_example(path: Path, record: Record) -> dict[str, FeatureValue]:
 
 
 def parse_example(message: bytes) -> dict[str, FeatureValue]:
-    """The features of a serialised tf.train.Example, by name."""
-    features = {}
-    for number, example_field in _fields(memoryview(message)):
-        if number != 1:
-            continue
-        for _, entry in _fields(example_field):
-            parts = dict(_fields(entry))
-            features[bytes(parts[1]).decode()] = _feature(parts.get(2, memoryview(b"")))
-    return features
+    """The features of a serialised tf.train.Example, by name; a feature without values is an empty list.
 
-
-def _feature(message: memoryview) -> FeatureValue:
-    """The value of one Feature; an empty one is an empty list."""
-    for kind, values in _fields(message):
-        if kind == 1:
-            return [bytes(value) for _, value in _fields(values)]
-        packed = b"".join(
-            value if isinstance(value, memoryview) else _varint_bytes(value) for _, value in _fields(values)
-        )
-        if kind == 2:
-            return np.frombuffer(packed, "<f4")
-        if kind == 3:
-            return np.array(list(_varints(memoryview(packed))), np.uint64).astype(np.int64)
-    return []
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, value) of each field: bytes of length-delimited and fixed fields, integers of varints."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            value, position = _varint(message, position)
-            yield number, value
-            continue
-        if wire_type == 2:
-            length, position = _varint(message, position)
-        elif wire_type in (1, 5):
-            length = 8 if wire_type == 1 else 4
-        else:
-            raise ValueError(f"the message is damaged: wire type {wire_type}")
-        if position + length > len(message):
-            raise ValueError("the message is damaged: a field is longer than the rest of it")
-        yield number, message[position : position + length]
-        position += length
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A variable-length integer and the position after it."""
-    value = shift = 0
-    while True:
-        if position >= len(message):
-            raise ValueError("the message is damaged: it ends within a number")
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _varints(message: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(message):
-        value, position = _varint(message, position)
-        yield value
-
-
-def _varint_bytes(value: int) -> bytes:
-    """An integer as a variable-length integer."""
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def masked_crc32c(data: bytes) -> int:
-    """CRC-32C rotated and shifted by a constant, as TFRecord stores it."""
-    crc = crc32c(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli). The buffer is cut into lanes that advance side by side and are then folded together.
-
-    The register is linear over GF(2): that of A followed by B, started at 0, is that of A advanced by len(B) zero
-    bytes, xor that of B. Zero bytes in front leave a register of 0 at 0, so whole lanes are filled up there.
+    Raises:
+        ValueError: not such a message.
     """
-    lane_bytes = -(-len(data) // LANES)
-    padded = np.zeros(LANES * lane_bytes, np.uint8)
-    if data:
-        padded[-len(data) :] = np.frombuffer(data, np.uint8)
-    table = _byte_table()
-    registers = np.zeros(LANES, np.uint32)
-    for column in padded.reshape(LANES, lane_bytes).T:
-        registers = table[(registers ^ column) & 0xFF] ^ (registers >> np.uint32(8))
-    while len(registers) > 1:
-        registers = _advance(registers[0::2], lane_bytes) ^ registers[1::2]
-        lane_bytes *= 2
-    start = _advance(np.array([0xFFFFFFFF], np.uint32), len(data))
-    return int(registers[0] ^ start[0]) ^ 0xFFFFFFFF
+    try:
+        example = _example_class().FromString(message)
+    except DecodeError as error:
+        raise ValueError(f"the message is damaged: {error}") from None
+    return {entry.key: _value(entry.value) for entry in example.features.feature}
+
+
+def _value(feature: Any) -> FeatureValue:
+    if feature.HasField("float_list"):
+        return np.array(feature.float_list.value, np.float32)
+    if feature.HasField("int64_list"):
+        return np.array(feature.int64_list.value, np.int64)
+    return list(feature.bytes_list.value)
 
 
 @lru_cache(maxsize=1)
-def _byte_table() -> np.ndarray:
-    """Register after one byte, for each byte."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(CASTAGNOLI), table >> np.uint32(1))
-    return table
-
-
-def _advance(registers: np.ndarray, num_bytes: int) -> np.ndarray:
-    """Registers after ``num_bytes`` zero bytes, by repeated squaring of the one-byte step."""
-    step = _one_byte_step()
-    while num_bytes:
-        if num_bytes & 1:
-            registers = _apply(step, registers)
-        step = _apply(step, step)
-        num_bytes >>= 1
-    return registers
-
-
-@lru_cache(maxsize=1)
-def _one_byte_step() -> np.ndarray:
-    """The linear map of one zero byte: its image of each of the 32 bits."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    return _byte_table()[bits & 0xFF] ^ (bits >> np.uint32(8))
-
-
-def _apply(step: np.ndarray, registers: np.ndarray) -> np.ndarray:
-    """A linear map (32 images of bits) on each register."""
-    result = np.zeros_like(registers)
-    for bit in range(32):
-        result ^= np.where(registers >> np.uint32(bit) & np.uint32(1), step[bit], np.uint32(0))
-    return result
+def _example_class() -> Any:
+    """protobuf's class for tf.train.Example."""
+    file = descriptor_pb2.FileDescriptorProto(name="dydiff_dist/example.proto", package="dydiff_dist", syntax="proto3")
+    field_type = descriptor_pb2.FieldDescriptorProto
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for number, (field, kind) in enumerate(fields.items(), start=1):
+            label = field_type.LABEL_REPEATED if kind.startswith("repeated ") else field_type.LABEL_OPTIONAL
+            kind = kind.removeprefix("repeated ")
+            if kind in _MESSAGES:
+                of_kind = {"type": field_type.TYPE_MESSAGE, "type_name": f".dydiff_dist.{kind}"}
+            else:
+                of_kind = {"type": field_type.Type.Value(f"TYPE_{kind.upper()}")}
+            message.field.add(name=field, number=number, label=label, **of_kind)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("dydiff_dist.Example"))

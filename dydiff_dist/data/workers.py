@@ -6,7 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
+
+import torch
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -26,7 +29,7 @@ def run_in_processes(
     # A fresh interpreter per process: forking a process that already runs torch's threads can deadlock.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=_init_process) as pool:
+    with ProcessPoolExecutor(min(num_processes, len(jobs)), context, initializer=begin_process) as pool:
         futures = {pool.submit(function, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -75,25 +78,21 @@ def _in_folder(folder: str, function: Callable[[Job], Result], job: Job) -> Resu
     return function(job)
 
 
-def _init_process() -> None:
-    """One thread per process, as several share the cores and OpenMP's spinning threads would fight for them; Ctrl-C is
-    the parent's to handle, and a parent that is killed takes its processes along."""
-    import torch
+def begin_process(*_: object) -> None:
+    """What a process that works for another one does first, whatever it is given.
 
-    end_with_parent()
+    It takes one thread, as several processes share the cores and OpenMP's spinning threads would fight for them; it
+    leaves Ctrl-C to the parent; and it ends as soon as the parent is gone, however that went, instead of waiting for
+    its next job for ever. ``os.getppid`` would not tell: the parent of what a forkserver starts is the forkserver,
+    which lives as long as any process that it started.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not for the process that the user started"
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def end_with_parent() -> None:
-    """Makes this process end as soon as the one that asked for it is gone, however it went.
-
-    Without this it would wait for its next job for ever. ``os.getppid`` does not tell: the parent of what a forkserver
-    starts is the forkserver, which in turn lives as long as any process that it started.
-    """
-    threading.Thread(target=_wait_for_parents_end, daemon=True).start()
-
-
-def _wait_for_parents_end() -> None:
-    multiprocessing.parent_process().join()
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
     os._exit(1)

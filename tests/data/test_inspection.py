@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.data.inspection import audit, describe, save_pictures
-from dydiff_dist.data.order import ShufflePlan
+from dydiff_dist.data.order import SampleOrder
 from dydiff_dist.data.shard_set import SampleAddress, ShardSet
 
 
@@ -18,8 +18,8 @@ def test_17_uneven_shards_are_seen_exactly_once(make_shards, world_size, num_wor
 
 def test_a_repeated_sample_is_found(make_shards, monkeypatch):
     shards = ShardSet.open(make_shards(counts=(4, 3)))
-    right = ShufflePlan.address
-    monkeypatch.setattr(ShufflePlan, "address", lambda plan, p: SampleAddress(0, 1) if p == 2 else right(plan, p))
+    right = SampleOrder.address
+    monkeypatch.setattr(SampleOrder, "address", lambda plan, p: SampleAddress(0, 1) if p == 2 else right(plan, p))
     result = audit(shards, 2, 0)
     assert not result.exact and result.missing == 1 and result.seen_more == ["sample-0001"]
 

@@ -18,7 +18,7 @@ from dydiff_dist.data.augment import SampleTransform
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema, FrameStatistics, Manifest, ShardEntry
-from dydiff_dist.data.order import ShufflePlan
+from dydiff_dist.data.order import SampleOrder
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import RankPositions, TrainStream
 
@@ -76,7 +76,7 @@ def test_ranks_workers_and_resume_do_not_change_the_global_batches(make_shards, 
 )
 def test_every_sample_once_per_epoch_and_steps_equal_on_every_rank(counts, world_size, window, stop):
     """With uneven shards, fewer shards than ranks, and any stop position followed by another world size."""
-    plan = ShufflePlan(fake_manifest(counts), 3, window)
+    plan = SampleOrder(fake_manifest(counts), 3, window)
     total = sum(counts)
     positions = [*global_positions(2, 0, stop), *global_positions(world_size, stop, 12)]
     assert positions == list(range(12 * 24))
@@ -115,10 +115,10 @@ def fake_manifest(counts):
 
 
 def test_epochs_are_shuffled_differently_and_zero_window_keeps_the_order():
-    plan = ShufflePlan(fake_manifest([4, 4, 4]), 0, 10**9)
+    plan = SampleOrder(fake_manifest([4, 4, 4]), 0, 10**9)
     orders = [[plan.address(12 * epoch + within) for within in range(12)] for epoch in range(3)]
     assert orders[0] != orders[1] != orders[2]
-    plan = ShufflePlan(fake_manifest([4, 2]), 0, 0)
+    plan = SampleOrder(fake_manifest([4, 2]), 0, 0)
     assert [(a.shard, a.item) for a in map(plan.address, range(6))] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
 
 

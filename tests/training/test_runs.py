@@ -15,7 +15,7 @@ from run_commands import ROOT, TRAIN, environment, run, two_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dydiff_dist.data.order import ShufflePlan
+from dydiff_dist.data.order import SampleOrder
 from dydiff_dist.data.shard_set import SampleAddress, ShardSet
 from dydiff_dist.tasks.config import RunConfig
 
@@ -191,7 +191,7 @@ def test_the_rate_of_damaged_samples_is_logged_with_its_rank(tiny_config, tiny_s
 
     shards = ShardSet.open(damaged)
     number = shards.manifest.shards.index(next(entry for entry in shards.manifest.shards if entry.name == shard.name))
-    plan = ShufflePlan(shards.manifest, RunConfig.model_fields["seed"].default, 2**30)
+    plan = SampleOrder(shards.manifest, RunConfig.model_fields["seed"].default, 2**30)
     (position,) = [n for n in range(len(shards)) if plan.address(n) == SampleAddress(number, 0)]
     rank, first_step = position % 4 // 2, position // 4 + 1
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()

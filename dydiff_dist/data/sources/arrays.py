@@ -134,8 +134,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
         """(S, C, H, W) frames and (S, A) actions or None."""
         if path.suffix in VIDEO_SUFFIXES:
             with av.open(str(path)) as container:
-                frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            return np.stack(frames).transpose(0, 3, 1, 2), None
+                video = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            return np.stack(video).transpose(0, 3, 1, 2), None
         with open_arrays(path) as arrays:
             frames = arrays["frames"]
             frames = np.asarray(frames[number] if number >= 0 else frames[()])

@@ -147,7 +147,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
         """The samples of a trajectory, camera after camera."""
         path = Path(self.config.root) / file
         if self._hashes is not None:
-            self._check_hash(path)
+            self._check_hash(path, self._hashes)
         with h5py.File(path, "r") as data:
             metadata = read_metadata(data)
             for text in self.config.where:
@@ -194,8 +194,8 @@ class RobonetSource(Source[RobonetSourceConfig]):
             meta = {**metadata, "file": file, "camera": camera, "start": start}
             yield Sample(f"{stem}-{number:02d}", frames_SCHW[cut], sample_actions, meta, states[cut])
 
-    def _check_hash(self, path: Path) -> None:
-        expected = self._hashes.get(path.name)
+    def _check_hash(self, path: Path, hashes: dict[str, str]) -> None:
+        expected = hashes.get(path.name)
         if expected is None:
             raise ValueError(f"--hashes {self.config.hashes} does not list it")
         found = file_sha256(path)

@@ -108,7 +108,7 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
             split: [(-1, start) for start in where.starts()] for split, where in self._ranges(series_TD).items()
         }
         if self.config.test_file is not None:
-            groups = self._test_groups(series_TD.shape[1])
+            groups = self._test_groups(self.config.test_file, series_TD.shape[1])
             by_split["test"] = [(number, len(group) - self._window) for number, group in enumerate(groups)]
         sample_bytes = self._window * series_TD.shape[1] * 4 + 3072
         return [
@@ -120,7 +120,8 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """The windows of the shard; one with a NaN is rejected."""
         series_TD = read_series(Path(self.config.train_file))
-        groups = self._test_groups(series_TD.shape[1]) if self.config.test_file is not None else []
+        test_file = self.config.test_file
+        groups = [] if test_file is None else self._test_groups(test_file, series_TD.shape[1])
         for number, (group, start) in enumerate(task.items):
             source = series_TD if group < 0 else groups[group]
             window_SD = source[start : start + self._window]
@@ -173,9 +174,9 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
             )
         return ranges
 
-    def _test_groups(self, num_variates: int) -> list[np.ndarray]:
+    def _test_groups(self, test_file: str, num_variates: int) -> list[np.ndarray]:
         """The series of each test window, (T, D), each ending with the horizon to forecast."""
-        path = Path(self.config.test_file)
+        path = Path(test_file)
         targets = _read_json_lines(path)
         if len(targets) % num_variates:
             raise ValueError(f"{path} has {len(targets)} lines, no multiple of the {num_variates} variates in training")
