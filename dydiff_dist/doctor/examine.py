@@ -8,7 +8,9 @@ from dydiff_dist.doctor import machine, software
 from dydiff_dist.doctor.findings import Finding, guarded
 from dydiff_dist.doctor.hosts import all_reduce_over_ssh, check_hosts, read_hostfile
 from dydiff_dist.doctor.together import all_reduce_bandwidth, same_software, shared_folder
-from dydiff_dist.ranks.world import World, gather_objects, start_process_group
+from dydiff_dist.ranks.collectives import gather_objects
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import World
 
 _MEETING_MINUTES = 2
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.doctor.software import versions
-from dydiff_dist.ranks.world import World, gather_objects
+from dydiff_dist.ranks.collectives import gather_objects
+from dydiff_dist.ranks.world import World
 
 _MIB = 2**20
 _SLOW_BYTES_PER_SEC = 1e8

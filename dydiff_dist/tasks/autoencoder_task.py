@@ -25,7 +25,7 @@ from dydiff_dist.evaluation.reconstruction import (
     format_reconstruction,
     reconstruction_figure,
 )
-from dydiff_dist.ranks.world import gather_objects
+from dydiff_dist.ranks.collectives import gather_objects
 from dydiff_dist.tasks.config import AutoencoderRunConfig
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan

@@ -18,7 +18,7 @@ from dydiff_dist.models import ExecutionConfig, VideoTransformer, build_network,
 from dydiff_dist.models.attention import resolve_attention
 from dydiff_dist.models.flops import training_flops
 from dydiff_dist.models.sequence_parallel import check_sequence_parallel
-from dydiff_dist.ranks.world import sample_group
+from dydiff_dist.ranks.collectives import sample_group
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.latents import check_latent_data, open_latents
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
