@@ -7,11 +7,12 @@ torchrun --nnodes 2 ... tools/doctor.py --folder /shared/runs     all ranks toge
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from dydiff_dist.doctor.examine import examine_hosts, examine_machine, examine_ranks
 from dydiff_dist.doctor.findings import as_text, exit_status
-from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
+from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import run_command
 from dydiff_dist.ranks.world import read_world
 
@@ -29,7 +30,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    DeepSpeedEngine.prepare()
+    for engine in ENGINES.values():
+        engine.prepare()
     world = read_world()
     if world.world_size > 1:
         findings = examine_ranks(world, arguments.folder)
@@ -38,7 +40,7 @@ def main() -> int:
     else:
         findings = examine_machine()
     if world.is_main:
-        print(json.dumps([finding.as_dict() for finding in findings]) if arguments.json else as_text(findings))
+        print(json.dumps([asdict(finding) for finding in findings]) if arguments.json else as_text(findings))
     return exit_status(findings)
 
 

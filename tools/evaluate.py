@@ -2,17 +2,16 @@
 
 Prints CRPS and MSE by lead time beside persistence and climatology and writes scores.json (with the protocol), the
 curves, a picture and an animation of some cases, and report.html, a page that stands alone. Several processes share the
-cases (torchrun --nproc_per_node 2 tools/evaluate.py ...), with the same numbers. Exit status 1 if a case could not be
-scored.
+cases (torchrun --nproc_per_node 2 tools/evaluate.py ..., srun and mpirun alike), with the same numbers. Exit status 1
+if a case could not be scored.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import get_args
 
-import torch.distributed as dist
+import torch
 
 from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
@@ -25,11 +24,16 @@ from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import read_world
+
+_SCORING_MINUTES = 24 * 60
+"""By which one process may be done before another."""
 
 
 def main() -> int:
     arguments = parse_arguments()
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world = read_world("cpu")  # where scores are exchanged
     out = Path(arguments.out or Path(arguments.forecasts) / "scores")
     verification = Verification.open(arguments.forecasts, arguments.shards, arguments.cases)
     baselines = chosen_baselines(verification, arguments)
@@ -40,16 +44,16 @@ def main() -> int:
     if arguments.fvd:
         protocol = FvdProtocol(include_history=not arguments.fvd_forecast_only)
         fvd = verification.fvd(arguments.fvd, arguments.fvd_sha256, protocol)
-    num_cases = len(verification.numbers[rank::world_size])
-    if world_size > 1:
-        dist.init_process_group("gloo")
-    with CaseProgress("score", num_cases, enabled=rank == 0) as progress:
+    if world.world_size > 1:
+        start_process_group(world, timeout_minutes=_SCORING_MINUTES)
+    num_cases = len(verification.numbers[world.rank :: world.world_size])
+    with CaseProgress("score", num_cases, enabled=world.is_main) as progress:
         evaluation = verification.evaluate(
             *baselines, suites=suites, fvd=fvd, independent=arguments.independent, on_case=progress.advance
         )
-    if world_size > 1:
-        dist.destroy_process_group()
-    if rank == 0:
+    if world.world_size > 1:
+        torch.distributed.destroy_process_group()
+    if world.is_main:
         report(verification, evaluation, out, tuple(arguments.pictures))
     return 1 if evaluation.errors else 0
 

@@ -2,18 +2,16 @@
 
 The cases come from a folder of shards, or with --history from an array of your own. A run that was stopped goes on when
 the same command is given again. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ...
-Score the result with tools/evaluate.py.
+(srun, mpirun and deepspeed alike). Score the result with tools/evaluate.py.
 """
 
 import argparse
-import os
-
-import torch
 
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
+from dydiff_dist.ranks.world import read_world
 
 FORMATS = {
     "npz": "one case_NNNNNN.npz each: members, lead_frames, key",
@@ -23,7 +21,7 @@ FORMATS = {
 
 def main() -> None:
     arguments = parse_arguments()
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world = read_world(arguments.device)
     run = ForecastRun(
         arguments.model,
         arguments.shards or arguments.history,
@@ -35,24 +33,24 @@ def main() -> None:
         sampling=chosen_sampling(arguments),
         precision=arguments.precision,
         file_format=arguments.format,
-        device=chosen_device(arguments.device),
+        device=world.device,
         batch=arguments.batch,
-        rank=rank,
-        world_size=world_size,
+        rank=world.rank,
+        world_size=world.world_size,
     )
     sampling, forecaster = run.sampling, run.forecaster
-    if rank == 0:
+    if world.is_main:
         reused = f", {run.num_reused} of this process's are there already" if run.num_reused else ""
         print(
             f"{run.num_cases} cases x {run.num_members} members, {sampling.sampler} in {sampling.num_steps} steps, on "
             f"{forecaster.device}{reused}"
         )
-    with CaseProgress("forecast", len(run.missing), run.num_members, enabled=rank == 0) as progress:
+    with CaseProgress("forecast", len(run.missing), run.num_members, enabled=world.is_main) as progress:
         run.run(progress.advance)
     for suffix, num_cases in (("gif", arguments.gif), ("mp4", arguments.mp4)):
         for path in run.animate(num_cases, suffix):
             print(path)
-    if rank == 0:
+    if world.is_main:
         print(f"forecasts: {arguments.out} ({FORMATS[arguments.format]})")
         if arguments.shards:
             print(f"score them: python tools/evaluate.py {arguments.out} --climatology TRAINING_SHARDS --out DIR")
@@ -120,12 +118,6 @@ def chosen_sampling(arguments: argparse.Namespace) -> dict:
         "random_shifts": arguments.random_shifts,
     }
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def chosen_device(device: str | None) -> str | None:
-    if device is None and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return device
 
 
 if __name__ == "__main__":

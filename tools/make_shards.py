@@ -19,6 +19,7 @@ from dydiff_dist.data.options import add_options, read_options
 from dydiff_dist.data.source import SOURCES, ShardTask
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.launchers import read_launch
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     print(f"{arguments.source}: {len(plan)} shards, about {estimate / 1e6:,.0f} MB, under {arguments.out}")
     for line in source.summary(plan):
         print(f"  {line}")
-    part = parse_part(arguments.part)
+    launch = read_launch(os.environ)
+    part = parse_part(arguments.part) if arguments.part else (launch.rank, launch.world_size)
     with ShardProgress(len(plan[part[0] :: part[1]])) as progress:
         report = convert(
             source,
@@ -83,9 +85,9 @@ def parse_arguments() -> argparse.Namespace:
         )
         command.add_argument(
             "--part",
-            default="0/1",
             metavar="I/N",
-            help="Write only every N-th shard, from the I-th on (counted from 0): one of N jobs that share DIR.",
+            help="Write only every N-th shard, from the I-th on (counted from 0): one of N jobs that share DIR. "
+            "Default: processes that one launcher starts (srun, mpirun, torchrun) share the shards.",
         )
         command.add_argument(
             "--cluster",

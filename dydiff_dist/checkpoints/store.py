@@ -28,7 +28,8 @@ from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.state import EngineState
 from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
-from dydiff_dist.ranks.world import World, barrier, gather_objects, raise_together
+from dydiff_dist.ranks.collectives import barrier, gather_objects, raise_together
+from dydiff_dist.ranks.world import World
 
 logger = logging.getLogger(__name__)
 

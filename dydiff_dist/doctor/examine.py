@@ -8,26 +8,20 @@ from dydiff_dist.doctor import machine, software
 from dydiff_dist.doctor.findings import Finding, guarded
 from dydiff_dist.doctor.hosts import all_reduce_over_ssh, check_hosts, read_hostfile
 from dydiff_dist.doctor.together import all_reduce_bandwidth, same_software, shared_folder
-from dydiff_dist.ranks.world import World, gather_objects, start_process_group
+from dydiff_dist.ranks.collectives import gather_objects
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import World
 
-_MEETING_MINUTES = 2
+_PATIENCE_MINUTES = 2
 
 
 def examine_machine() -> list[Finding]:
     """This machine by itself."""
-    looks = {
-        "packages": software.packages,
-        "kernels": software.kernels,
-        "attention": software.attention,
-        "programs": software.programs,
-        "processor": machine.processor,
-        "memory": machine.memory,
-        "limits": machine.limits,
-        "GPUs": machine.gpus,
-        "network": machine.network,
-        "variables": machine.variables,
-    }
-    return [finding for subject, look in looks.items() for finding in guarded(subject, look)]
+    looks = (
+        *(software.packages, software.kernels, software.attention, software.programs),
+        *(machine.processor, machine.memory, machine.limits, machine.gpus, machine.network, machine.variables),
+    )
+    return [finding for look in looks for finding in guarded(look.__name__, look)]
 
 
 def examine_ranks(world: World, folder: Path) -> list[Finding]:
@@ -38,7 +32,7 @@ def examine_ranks(world: World, folder: Path) -> list[Finding]:
         folder: that all ranks should share.
     """
     mine = examine_machine()
-    start_process_group(world, timeout_minutes=_MEETING_MINUTES)
+    start_process_group(world, timeout_minutes=_PATIENCE_MINUTES)
     everywhere = gather_objects(mine)
     others = [
         Finding(f"rank {rank}: {finding.subject}", finding.level, finding.text, finding.advice)

@@ -1,8 +1,10 @@
 """A finding, and how findings are printed."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from dydiff_dist.errors import first_line
 
 Level = Literal["ok", "warning", "problem"]
 _MARKS = {"ok": "ok", "warning": "WARN", "problem": "FAIL"}
@@ -21,17 +23,13 @@ class Finding:
     advice: str = ""
     """What to do; empty where nothing has to be done."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def guarded(subject: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings of ``look``; one that fails is a finding itself, so that the others are still made."""
     try:
         return list(look())
     except Exception as error:
-        text = f"could not be examined: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        text = f"could not be examined: {type(error).__name__}: {first_line(error)}"
         return [Finding(subject, "problem", text, "read the message; the rest of this report does not depend on it")]
 
 

@@ -5,6 +5,7 @@ Host names reach ssh as arguments of their own, never through a shell, and what 
 
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -23,35 +24,37 @@ _VERSIONS_PROGRAM = "import json; from dydiff_dist.doctor.software import versio
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Hosts and their slots, in the file's order; DeepSpeed's own reading of it.
+    """Hosts and their slots, in the file's order, as DeepSpeed's launcher reads it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is none, or a host that ssh would take for an option.
+        ValueError: a line that is none, a host given twice, or one that ssh would take for an option.
     """
-    from deepspeed.launcher.runner import fetch_hostfile
-
     if not path.is_file():
         raise FileNotFoundError(f"hostfile {path} does not exist; it has one line a machine: NAME slots=GPUS")
-    try:
-        hosts = dict(fetch_hostfile(str(path)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; it must have one line a machine: NAME slots=GPUS") from None
-    for host in hosts:
-        if host.startswith("-"):
-            raise ValueError(f"{path}: {host!r} is no name of a machine")
+    hosts: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.match(r"(\S+)\s+slots=(\d+)", line)
+        if match is None or match[1] in hosts:
+            raise ValueError(f"{path} has a bad entry: {line}; it must have one line a machine: NAME slots=GPUS")
+        if match[1].startswith("-"):
+            raise ValueError(f"{path}: {match[1]!r} is no name of a machine")
+        hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise ValueError(f"{path} is empty; it must have one line a machine: NAME slots=GPUS")
     return hosts
 
 
 def check_hosts(hosts: Mapping[str, int], folder: Path) -> list[Finding]:
     """Whether each host can be reached, has the same software, and sees ``folder``; all at once."""
-    missing = [name for name in ("ssh", "pdsh") if shutil.which(name) is None]
     findings = [
         Finding(name, "problem", "not installed", f"Debian: apt-get install {package}; or use torchrun or srun")
         for name, package in (("ssh", "openssh-client"), ("pdsh", "pdsh"))
-        if name in missing
+        if shutil.which(name) is None
     ]
-    if "ssh" in missing:
+    if shutil.which("ssh") is None:
         return findings
     token = secrets.token_hex(8)
     marker = folder / f".doctor_{token}"
@@ -70,11 +73,8 @@ def check_hosts(hosts: Mapping[str, int], folder: Path) -> list[Finding]:
 
 
 def check_environment_file() -> Iterator[Finding]:
-    """``.deepspeed_env``, which carries variables to the other machines; the launcher crashes on a line without '='."""
-    for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
-        if not path.is_file():
-            continue
-        lines = path.read_text().splitlines()
+    """Looks at ``.deepspeed_env``, which carries variables to the other machines; the launcher crashes on a line without '='."""
+    for path, lines in _environment_files().items():
         bad = [number for number, line in enumerate(lines, 1) if "=" not in line]
         advice = "one NAME=value a line; no comments and no empty lines"
         text = f"line {bad[0]} has no '='" if bad else f"{len(lines)} variables"
@@ -85,11 +85,11 @@ def all_reduce_command(hosts: Mapping[str, int], master_addr: str | None) -> lis
     """(host, command) that runs this program's test of an all-reduce with one rank a host, as its launcher would."""
     address = master_addr or _address_of(next(iter(hosts)))
     port = 20_000 + secrets.randbelow(10_000)
-    kept = {key: value for key, value in _forwarded().items()}
+    lines = [line for lines in _environment_files().values() for line in lines if "=" in line]
     commands = []
     for rank, host in enumerate(hosts):
         variables = {
-            **kept,
+            **dict(line.split("=", 1) for line in lines),
             "RANK": str(rank),
             "WORLD_SIZE": str(len(hosts)),
             "LOCAL_RANK": "0",
@@ -131,34 +131,30 @@ def all_reduce_over_ssh(hosts: Mapping[str, int], master_addr: str | None, timeo
 
 def _check_host(host: str, marker: Path, token: str) -> Iterator[Finding]:
     """One machine: ssh, then its software and the marker file."""
-    program = f"{shlex.quote(sys.executable)} -c {shlex.quote(_VERSIONS_PROGRAM)}"
+    program = shlex.join([sys.executable, "-c", _VERSIONS_PROGRAM])
     command = f"cat {shlex.quote(str(marker.resolve()))}; cd {shlex.quote(os.getcwd())} && {program}"
     try:
         done = subprocess.run(_ssh(host, command), capture_output=True, text=True, timeout=_ANSWER_SEC)
     except subprocess.TimeoutExpired:
         yield Finding(host, "problem", f"no answer through ssh within {_ANSWER_SEC} s", "try: ssh " + host)
         return
+    last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
     if done.returncode == 255:  # ssh's own failure
-        reason = (done.stderr.strip().splitlines() or ["ssh failed"])[-1]
-        yield Finding(host, "problem", f"not reached: {reason}", _advice_for_ssh(reason, host))
+        yield Finding(host, "problem", f"not reached: {last_line}", _advice_for_ssh(last_line, host))
         return
     yield Finding(host, "ok", "reached through ssh without a password")
     shared = done.stdout.startswith(token)
     text = "sees the folder" if shared else f"does not see {marker.parent.resolve()}"
     advice = "output_dir must lie in a folder that all machines mount"
     yield Finding(f"{host}: shared folder", "ok" if shared else "problem", text, advice)
+    advice = f"{sys.executable} with dydiff_dist must exist there too: share the .venv, or make one at the same path"
     try:
         theirs = json.loads(done.stdout.removeprefix(token))
     except json.JSONDecodeError:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        advice = (
-            f"{sys.executable} with dydiff_dist must exist there too: share the .venv, or make one at the same path"
-        )
-        yield Finding(f"{host}: software", "problem", reason, advice)
+        yield Finding(f"{host}: software", "problem", last_line, advice)
         return
-    differing = [
-        f"{name} {theirs.get(name)} (here {mine})" for name, mine in versions().items() if theirs.get(name) != mine
-    ]
+    here = versions()
+    differing = [f"{name} {theirs.get(name)} (here {here[name]})" for name in here if theirs.get(name) != here[name]]
     text = ", ".join(differing) or "the same versions"
     yield Finding(f"{host}: software", "problem" if differing else "ok", text, "use one .venv in a shared folder")
 
@@ -189,11 +185,7 @@ def _address_of(host: str) -> str:
         return host
 
 
-def _forwarded() -> dict[str, str]:
-    """Variables of .deepspeed_env, as the launcher would export them."""
-    variables = {}
-    for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
-        if path.is_file():
-            pairs = (line.partition("=") for line in path.read_text().splitlines() if "=" in line)
-            variables.update({key: value for key, _, value in pairs})
-    return variables
+def _environment_files() -> dict[Path, list[str]]:
+    """The lines of the files whose variables DeepSpeed's launcher exports; a later file goes before an earlier one."""
+    paths = (Path.home() / ".deepspeed_env", Path(".deepspeed_env"))
+    return {path: path.read_text().splitlines() for path in paths if path.is_file()}

@@ -11,6 +11,7 @@ import torch
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.hardware import recognise_gpu
+from dydiff_dist.ranks.world import num_cores
 
 _GIB = 2**30
 _SHOWN_PREFIXES = ("NCCL_", "GLOO_", "MASTER_", "OMP_", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "TORCH_NCCL_")
@@ -19,8 +20,7 @@ _SHOWN_PREFIXES = ("NCCL_", "GLOO_", "MASTER_", "OMP_", "CUDA_VISIBLE_DEVICES", 
 
 def processor() -> Iterator[Finding]:
     """Cores that this process may use, and the thread setting."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads, load = os.environ.get("OMP_NUM_THREADS", "not set"), os.getloadavg()[0]
+    cores, threads, load = num_cores(), os.environ.get("OMP_NUM_THREADS", "not set"), os.getloadavg()[0]
     text = f"{cores} cores, load {load:.1f}, OMP_NUM_THREADS {threads}"
     advice = "other processes use the cores: speeds measured now are wrong, and OpenMP threads wait for each other"
     yield Finding("processor", "warning" if load > 1.5 * cores else "ok", text, advice)

@@ -6,19 +6,20 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from packaging.specifiers import SpecifierSet
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.models.attention import resolve_attention
 from dydiff_kernels import available_backends
 
 _PACKAGES = {
-    "torch": ((2, 11), (2, 16)),
-    "triton": ((3, 6), None),
-    "deepspeed": ((0, 19, 8), (0, 20)),
-    "webdataset": ((1, 0, 2), (2,)),
-    "numpy": ((2,), None),
+    "torch": ">= 2.11, < 2.16",
+    "triton": ">= 3.6",
+    "deepspeed": ">= 0.19.8, < 0.20",
+    "webdataset": ">= 1.0.2, < 2",
+    "numpy": ">= 2",
 }
-"""Required packages -> first version that works, first that is not known to."""
+"""Required packages -> the versions that are known to work."""
 _OPTIONAL = {"xformers": "attention on GPUs (pip install 'dydiff_dist[gpu]'); torch's own is used without it"}
 
 
@@ -37,17 +38,13 @@ def packages() -> Iterator[Finding]:
     """Python and the packages, against the range that is supported."""
     found = versions()
     python = sys.version_info[:2]
-    level = "ok" if python in ((3, 11), (3, 12)) else "warning"
-    yield Finding(
-        "python", level, f"{found['python']} ({sys.executable})", "3.11 and 3.12 are tested; make a new .venv"
-    )
-    for name, (first, beyond) in _PACKAGES.items():
+    text, advice = f"{found['python']} ({sys.executable})", "3.11 and 3.12 are tested; make a new .venv"
+    yield Finding("python", "ok" if python in ((3, 11), (3, 12)) else "warning", text, advice)
+    for name, wanted in _PACKAGES.items():
         if found[name] == "absent":
             yield Finding(name, "problem", "not installed", "run make setup, and activate .venv")
             continue
-        release = _release(found[name])
-        fits = release >= first and (beyond is None or release < beyond)
-        wanted = f">= {_dotted(first)}" + (f", < {_dotted(beyond)}" if beyond else "")
+        fits = SpecifierSet(wanted).contains(found[name], prereleases=True)
         yield Finding(name, "ok" if fits else "warning", found[name], f"{wanted} is tested; see constraints.txt")
     for name, use in _OPTIONAL.items():
         yield Finding(name, "ok", found[name] if found[name] != "absent" else f"absent: {use}")
@@ -86,18 +83,3 @@ def programs() -> Iterator[Finding]:
     ):
         path = shutil.which(name)
         yield Finding(name, "ok", path or f"absent: {use}")
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        digits = "".join(character for character in part if character.isdigit())
-        if not digits or not part[0].isdigit():
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
-
-
-def _dotted(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))

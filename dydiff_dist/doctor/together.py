@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.doctor.software import versions
-from dydiff_dist.ranks.world import World, gather_objects
+from dydiff_dist.ranks.collectives import barrier, gather_objects
+from dydiff_dist.ranks.world import World
 
 _MIB = 2**20
 _SLOW_BYTES_PER_SEC = 1e8
@@ -20,40 +21,32 @@ _SLOW_BYTES_PER_SEC = 1e8
 def same_software() -> Iterator[Finding]:
     """Whether all ranks have the same versions."""
     everywhere = gather_objects(versions())
-    differing = {
-        name: sorted({found[name] for found in everywhere})
-        for name in everywhere[0]
-        if len({found[name] for found in everywhere}) > 1
-    }
-    if differing:
-        text = "; ".join(f"{name}: {' and '.join(values)}" for name, values in differing.items())
-        yield Finding("versions", "problem", f"ranks differ: {text}", "use one .venv in a shared folder, or reinstall")
-    else:
-        yield Finding("versions", "ok", f"the same on all {len(everywhere)} ranks")
+    found = {name: sorted({each[name] for each in everywhere}) for name in everywhere[0]}
+    differing = [f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1]
+    text = f"ranks differ: {'; '.join(differing)}" if differing else f"the same on all {len(everywhere)} ranks"
+    yield Finding("versions", "problem" if differing else "ok", text, "use one .venv in a shared folder, or reinstall")
 
 
 def shared_folder(folder: Path, world: World) -> Iterator[Finding]:
     """Whether a file that rank 0 writes is there for all the others, and theirs for it."""
     token = gather_objects(secrets.token_hex(8))[0]
-    mine = folder / f".doctor_{token}_{world.rank}"
-    errors = []
+    files = [folder / f".doctor_{token}_{rank}" for rank in range(world.world_size)]
+    mine, error = files[world.rank], ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mine.write_text(token)
-    except OSError as error:
-        errors.append(f"rank {world.rank} cannot write: {error.strerror}")
-    dist.barrier()
-    missing = [rank for rank in range(world.world_size) if not _has(folder / f".doctor_{token}_{rank}", token)]
-    dist.barrier()
+    except OSError as problem:
+        error = f"rank {world.rank} cannot write: {problem.strerror}"
+    barrier()
+    missing = [rank for rank, path in enumerate(files) if not _has(path, token)]
+    barrier()
     mine.unlink(missing_ok=True)
-    if missing and not errors:
-        errors.append(f"rank {world.rank} does not see the files of ranks {missing[:8]}")
-    problems = [error for found in gather_objects(errors) for error in found]
-    if problems:
-        advice = "output_dir must lie in a folder that all machines mount and may write, e.g. NFS or Lustre"
-        yield Finding("shared folder", "problem", f"{folder}: {'; '.join(problems[:4])}", advice)
-    else:
-        yield Finding("shared folder", "ok", f"{folder} is the same for all ranks")
+    if missing and not error:
+        error = f"rank {world.rank} does not see the files of ranks {missing[:8]}"
+    errors = [error for error in gather_objects(error) if error]
+    text = f"{folder}: {'; '.join(errors[:4])}" if errors else f"{folder} is the same for all ranks"
+    advice = "output_dir must lie in a folder that all machines mount and may write, e.g. NFS or Lustre"
+    yield Finding("shared folder", "problem" if errors else "ok", text, advice)
 
 
 def all_reduce_bandwidth(world: World, megabytes: int = 64, rounds: int = 5) -> Iterator[Finding]:
@@ -61,7 +54,7 @@ def all_reduce_bandwidth(world: World, megabytes: int = 64, rounds: int = 5) -> 
     values = torch.ones(megabytes * _MIB // 4, device=world.device)
     times = []
     for _ in range(rounds + 1):
-        dist.barrier()
+        barrier()
         start = time.perf_counter()
         dist.all_reduce(values)
         if world.device.type == "cuda":

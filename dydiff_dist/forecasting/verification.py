@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from dydiff_dist.evaluation import choice
 from dydiff_dist.evaluation.baselines import Baseline, Climatology
@@ -19,6 +18,7 @@ from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
 from dydiff_dist.forecasting.cases import CaseReader, is_array
 from dydiff_dist.forecasting.store import ForecastStore
+from dydiff_dist.ranks.collectives import gather_objects, own_rank
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Verification:
     ) -> Evaluation:
         """Scores this process's share of the cases and returns the scores of all, the same on any number of processes.
 
-        Collective where ``torch.distributed`` runs: process r of W takes every W-th case from the r-th on.
+        Collective where the ranks have met: rank r of W takes every W-th case from the r-th on.
 
         Args:
             baselines: beyond persistence.
@@ -142,7 +142,7 @@ class Verification:
             independent: what counts as one observation in intervals; None chooses by the keys.
             on_case: called after each of this process's cases.
         """
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world_size = own_rank()
 
         def watched() -> Iterator[ForecastCase | UnreadableCase]:
             for number in self.numbers[rank::world_size]:
@@ -152,7 +152,7 @@ class Verification:
 
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent)
         if world_size > 1:
-            evaluation = _gathered(evaluation, world_size)
+            evaluation = _gathered(evaluation)
         evaluation.protocol |= self._protocol()
         return evaluation
 
@@ -235,8 +235,7 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _gathered(evaluation: Evaluation, world_size: int) -> Evaluation:
+def _gathered(evaluation: Evaluation) -> Evaluation:
     """The scores of all processes on each of them."""
-    parts: list = [None] * world_size
-    dist.all_gather_object(parts, replace(evaluation, suites=()))  # suites hold functions, which can't be sent
+    parts = gather_objects(replace(evaluation, suites=()))  # suites hold functions, which can't be sent
     return replace(parts[0].merge(parts[1:]), suites=evaluation.suites)

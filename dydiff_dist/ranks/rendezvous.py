@@ -9,15 +9,52 @@ present number in it.
 import hashlib
 import os
 import secrets
+import socket
 import time
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
+
+from dydiff_dist.ranks.launchers import read_launch
+from dydiff_dist.ranks.world import World
 
 _POLL_SEC = 0.05
 
 
-def meet(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Store, str]:
+def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_minutes: float = 5) -> str:
+    """Joins the ranks: NCCL between GPUs, gloo between CPU processes. Collective.
+
+    Args:
+        world: this process among the others.
+        timeout_minutes: within which all ranks must take part in an exchange that one has begun.
+        join_timeout_minutes: within which all ranks must have come.
+
+    Returns:
+        A name of this session, the same on every rank and another at every start.
+
+    Raises:
+        ValueError: the address of the rendezvous is taken or can't be reached, or ranks have not come.
+    """
+    launch = read_launch(os.environ)
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
+    os.environ.setdefault("MASTER_ADDR", launch.master_addr or "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(launch.master_port or _free_port()))
+    on_gpu = world.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(world.device)
+    store, session = rendezvous(world.rank, world.world_size, 60 * join_timeout_minutes)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+        store=store,
+    )
+    return session
+
+
+def rendezvous(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Store, str]:
     """Waits for all ranks at MASTER_ADDR:MASTER_PORT.
 
     Returns:
@@ -26,42 +63,44 @@ def meet(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Store, st
     Raises:
         ValueError: the address is taken or can't be reached, or ranks have not come in time.
     """
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    timeout = timedelta(seconds=timeout_sec)
+    address, timeout = rendezvous_address(), timedelta(seconds=timeout_sec)
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
     except dist.DistStoreError as error:  # rank 0 counts who came
         raise ValueError(f"the ranks meet at {address}: {str(error).splitlines()[0]}") from None
     except dist.DistNetworkError as error:
-        taken = "EADDRINUSE" in str(error)
-        reason = "is in use by another run; give the launcher another --master_port"
-        if not taken:
-            reason = f"was not reached within {timeout_sec:.0f} s; see whether rank 0 has started there"
+        reason = f"was not reached within {timeout_sec:.0f} s; see whether rank 0 has started there"
+        if "EADDRINUSE" in str(error):
+            reason = "is in use by another run; give the launcher another --master_port"
         raise ValueError(f"the ranks meet at {address}, which {reason}") from None
     session = _agree(store, rank, world_size, time.monotonic() + timeout_sec)
     if session is None:
-        missing = _missing(store, world_size)
         raise ValueError(
-            f"{missing} of {world_size} did not come to {address} within {timeout_sec:.0f} s "
+            f"{_missing(store, world_size)} of {world_size} did not come to {address} within {timeout_sec:.0f} s "
             "(training.faults.join_timeout_sec); look at their output, and whether they reach that address"
         )
     store.set_timeout(timeout)
     return dist.PrefixStore(f"session/{session}", store), session
 
 
+def rendezvous_address() -> str:
+    """HOST:PORT at which the ranks of this process meet."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
 def _agree(store: dist.Store, rank: int, world_size: int, deadline: float) -> str | None:
     """The session's name, or None if not all ranks came by ``deadline`` (of the monotonic clock)."""
     mine, published, acknowledged = secrets.token_hex(8), "", ""
-    store.set(f"meeting/{rank}", mine)
+    store.set(f"rendezvous/{rank}", mine)
     while time.monotonic() < deadline:
         if rank == 0:
             published = _publish(store, world_size, published)
-        numbers = store.get("meeting/all").decode() if store.check(["meeting/all"]) else ""
+        numbers = store.get("rendezvous/all").decode() if store.check(["rendezvous/all"]) else ""
         session = hashlib.sha256(numbers.encode()).hexdigest()[:16]
         if numbers and numbers.split()[rank] == mine:
             joining = int(numbers != acknowledged)
             acknowledged = numbers
-            if store.add(f"meeting/{session}/joined", joining) == world_size:
+            if store.add(f"rendezvous/{session}/joined", joining) == world_size:
                 return session
         time.sleep(_POLL_SEC)
     return None
@@ -69,16 +108,22 @@ def _agree(store: dist.Store, rank: int, world_size: int, deadline: float) -> st
 
 def _publish(store: dist.Store, world_size: int, published: str) -> str:
     """Rank 0's part: the numbers of all ranks, once each has one, again when one has changed; returns what stands."""
-    keys = [f"meeting/{rank}" for rank in range(world_size)]
+    keys = [f"rendezvous/{rank}" for rank in range(world_size)]
     if not store.check(keys):
         return published
     numbers = " ".join(value.decode() for value in store.multi_get(keys))
     if numbers != published:
-        store.set("meeting/all", numbers)
+        store.set("rendezvous/all", numbers)
     return numbers
 
 
 def _missing(store: dist.Store, world_size: int) -> str:
     """The ranks that never came, in words."""
-    absent = [str(rank) for rank in range(world_size) if not store.check([f"meeting/{rank}"])]
+    absent = [str(rank) for rank in range(world_size) if not store.check([f"rendezvous/{rank}"])]
     return f"rank{'s' if len(absent) > 1 else ''} {', '.join(absent)}" if absent else "some ranks"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

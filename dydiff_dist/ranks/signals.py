@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 _SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)) if s is not None)
 
@@ -20,31 +21,31 @@ class Interruption:
         grace_sec: after SIGTERM or SIGUSR1 the process ends this much later at the latest, whatever it is doing: what
             sent the signal will not wait for ever either.
         last_saved: says in a few words what a later start goes on from.
-        speaks: whether this process says so.
+        reports: whether this process prints that it gave up.
     """
 
-    def __init__(self, grace_sec: float, last_saved: Callable[[], str], speaks: bool):
-        self.grace_sec, self.last_saved, self.speaks = grace_sec, last_saved, speaks
+    def __init__(self, grace_sec: float, last_saved: Callable[[], str], reports: bool):
+        self.grace_sec, self.last_saved, self.reports = grace_sec, last_saved, reports
         self.received = 0
         """The first signal that came, 0 if none."""
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Interruption":
         # The interpreter runs handlers between two of the main thread's instructions, and an exchange between the ranks
-        # may keep it from there for long. The number of the signal also goes down this line at once, to a thread.
-        self._line, line_end = socket.socketpair()
-        line_end.setblocking(False)
-        self._line_end, self._previous_fd = line_end, signal.set_wakeup_fd(line_end.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch_line, name="signals", daemon=True).start()
+        # may keep it from there for long. The number of the signal also goes through a socket at once, to a thread.
+        self._socket, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._read_socket, name="signals", daemon=True).start()
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
-        self._line_end.close()  # ends the thread
+        self._wakeup.close()  # ends the thread
         if self._timer is not None:
             self._timer.cancel()
 
@@ -56,19 +57,19 @@ class Interruption:
         self._timer.daemon = True
         self._timer.start()
 
-    def _watch_line(self) -> None:
-        while number := self._line.recv(1):
+    def _read_socket(self) -> None:
+        while number := self._socket.recv(1):
             if number[0] in _SIGNALS:
                 self.start_grace(number[0])
-        self._line.close()
+        self._socket.close()
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             sys.exit(130)
         self.received = self.received or number
 
     def _give_up(self, name: str) -> None:
-        if self.speaks:
+        if self.reports:
             print(
                 f"error: the state was not saved within {self.grace_sec:g} s of {name} (training.faults.grace_sec); "
                 f"the same command goes on from {self.last_saved()}",

@@ -1,6 +1,6 @@
 """Who is slow, who is gone: every rank says what it is doing, and one thread per rank listens.
 
-Each rank publishes a heartbeat in the store where the ranks met. Rank 0 reads all of them and writes a verdict, which
+Each rank publishes a heartbeat in the store of the rendezvous. Rank 0 reads all of them and writes a verdict, which
 the others read, so a beat costs each rank two requests. A heartbeat that stops means a dead or frozen process; one that
 goes on without progress means a slow one, and the rank with the least progress is the one the others wait for.
 """
@@ -11,15 +11,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
+from dydiff_dist.errors import first_line
 from dydiff_dist.ranks.config import FaultsConfig
+from dydiff_dist.ranks.rendezvous import rendezvous_address
 from dydiff_dist.ranks.world import World
 
 _LOST_A_PEER = "lost a peer"
@@ -45,6 +46,10 @@ class Heartbeat:
     """Host and process id."""
     end: str | None = None
     """Why it stopped, "" for a normal end; None while it runs."""
+
+    def describe(self, rank: int) -> str:
+        """Who is doing what, e.g. ``rank 3 (node7, process 12) is saving a checkpoint after step 500``."""
+        return f"rank {rank} ({self.place}) is {self.activity} after step {self.step}"
 
 
 class Activity:
@@ -90,12 +95,16 @@ class Watchdog:
     ):
         self.config, self.world, self.activity, self.say = config, world, activity, say
         self._prefix, self._place = f"session/{session}/heartbeat", f"{socket.gethostname()}, process {os.getpid()}"
-        self._beat, self._end, self._seen = 0, None, {}
+        self._beat = 0
+        self._end: str | None = None
+        self._seen: dict[int, tuple[int, float]] = {}
+        """Rank -> its last beat, and when it was first read."""
         self._next_warning_sec = config.slow_after_sec
         self._warned_progress = -1
+        self._own = activity.heartbeat(0, self._place, None)
         self._stopping, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._listen, name="watchdog", daemon=True)
-        self._store = _connect(config) if world.world_size > 1 else None
+        self._store = _connect(config.dead_after_sec) if world.world_size > 1 else None
 
     def __enter__(self) -> "Watchdog":
         self._publish()
@@ -107,7 +116,7 @@ class Watchdog:
         self._thread.join(timeout=2 * self.config.heartbeat_sec)
         if self._end is None:
             self._end = "" if kind is None else f"{kind.__name__}: {error}"
-        with suppress(dist.DistError):  # the store may have gone with the rank that kept it
+        with suppress(dist.DistError):  # the store may have gone with its rank
             self._publish()
 
     def explain(self, error: RuntimeError) -> PeerLostError:
@@ -120,15 +129,15 @@ class Watchdog:
                 self._publish()
                 beats = self._read(range(self.world.world_size))
             except dist.DistError:
-                return PeerLostError(f"{self._keeper()} is gone")
+                return PeerLostError(_store_is_gone())
             found = self._find_lost(beats, patience_sec)
             if found:
                 return PeerLostError(found)
             time.sleep(self.config.heartbeat_sec / 2)
         slowest = min(beats, key=lambda rank: beats[rank].progress)
         return PeerLostError(
-            f"an exchange between the ranks failed ({_first_line(error)}); least far is "
-            f"{_describe(slowest, beats[slowest])} for {beats[slowest].busy_sec:.0f} s"
+            f"an exchange between the ranks failed ({first_line(error)}); least far is "
+            f"{beats[slowest].describe(slowest)} for {beats[slowest].busy_sec:.0f} s"
         )
 
     def _listen(self) -> None:
@@ -141,7 +150,7 @@ class Watchdog:
                 failures = 0
             except dist.DistError:
                 failures += 1
-                lost = f"{self._keeper()} is gone" if failures == 3 else None
+                lost = _store_is_gone() if failures == 3 else None
             if lost and not self._stopping.is_set() and self._end is None:
                 self._leave(lost)
 
@@ -157,6 +166,7 @@ class Watchdog:
 
     def _obey(self) -> str | None:
         """The other ranks' part: rank 0's verdict, or rank 0 itself being lost."""
+        assert self._store is not None, "only rank 0 may be alone"
         if self._store.check([f"{self._prefix}/verdict"]):
             return self._store.get(f"{self._prefix}/verdict").decode()
         return self._find_lost(self._read([0]), self.config.dead_after_sec)
@@ -166,7 +176,7 @@ class Watchdog:
         ``end_patience_sec`` ago: a mistake that all ranks meet alike ends this one by itself."""
         now = time.monotonic()
         for rank, beat in beats.items():
-            last, since = self._seen.get(rank, (None, now))
+            last, since = self._seen.get(rank, (-1, now))
             if last != beat.beat:
                 self._seen[rank] = (beat.beat, now)
             elif rank != self.world.rank and beat.end is None and now - since > patience_sec:
@@ -192,7 +202,7 @@ class Watchdog:
             self._next_warning_sec, self._warned_progress = self.config.slow_after_sec, least
         others = len(running) - len(slow)
         alike = f", and {len(slow) - 1} more alike" if len(slow) > 1 else ""
-        line = f"{_describe(slow[0], running[slow[0]])} for {busy_sec:.0f} s{alike}"
+        line = f"{running[slow[0]].describe(slow[0])} for {busy_sec:.0f} s{alike}"
         if others and busy_sec > self.config.exchange_timeout_sec:
             return f"{line}, and {others} of {len(running)} ranks wait (training.faults.exchange_timeout_sec)"
         if busy_sec > self._next_warning_sec:
@@ -207,7 +217,7 @@ class Watchdog:
             if self._store is not None:
                 self._store.set(f"{self._prefix}/{self.world.rank}", json.dumps(asdict(self._own)))
 
-    def _read(self, ranks) -> dict[int, Heartbeat]:
+    def _read(self, ranks: Iterable[int]) -> dict[int, Heartbeat]:
         """The last heartbeats of ``ranks``, those that have published."""
         if self._store is None:
             return {self.world.rank: self._own}
@@ -217,10 +227,6 @@ class Watchdog:
                 keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
             values = self._store.multi_get(list(keys.values())) if keys else []
         return {rank: Heartbeat(**json.loads(value)) for rank, value in zip(keys, values, strict=True)}
-
-    def _keeper(self) -> str:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        return f"the meeting point of the ranks at {address} (rank 0, or its launcher)"
 
     def _leave(self, lost: str) -> None:
         """Ends this process although its main thread may hang in an exchange."""
@@ -239,20 +245,11 @@ def is_exchange_failure(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def _connect(config: FaultsConfig) -> Any:
+def _connect(timeout_sec: float) -> dist.TCPStore:
     """A connection of the watchdog's own: requests of the main thread can hold the one of the process group."""
-    return dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=config.dead_after_sec),
-    )
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_sec))
 
 
-def _describe(rank: int, beat: Heartbeat) -> str:
-    return f"rank {rank} ({beat.place}) is {beat.activity} after step {beat.step}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _store_is_gone() -> str:
+    return f"the store of the ranks' rendezvous at {rendezvous_address()} (rank 0, or its launcher) is gone"

@@ -21,7 +21,7 @@ from dydiff_dist.engine.protocol import Engine, Engines
 from dydiff_dist.evaluation.colors import FieldStyle, style_of
 from dydiff_dist.evaluation.figures import reconstruction_figure, save_figure
 from dydiff_dist.evaluation.reconstruction import ReconstructionScores, format_reconstruction
-from dydiff_dist.ranks.world import gather_objects
+from dydiff_dist.ranks.collectives import gather_objects
 from dydiff_dist.tasks.config import AutoencoderRunConfig
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan

@@ -16,7 +16,7 @@ from dydiff_dist.engine.protocol import Engines
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.models import ExecutionConfig, SharesFrames, drop_history
-from dydiff_dist.ranks.world import sample_group
+from dydiff_dist.ranks.collectives import sample_group
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.latents import check_latent_data, open_frames
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation

@@ -13,7 +13,7 @@ from dydiff_dist.evaluation.figures import forecast_figure
 from dydiff_dist.forecasting import Forecaster
 from dydiff_dist.forecasting.cases import CaseReader, stack_cases
 from dydiff_dist.forecasting.frame_space import FrameSpace
-from dydiff_dist.ranks.world import gather_objects, sum_over_ranks
+from dydiff_dist.ranks.collectives import gather_objects, sum_over_ranks
 from dydiff_dist.tasks.fixed_loss import NUM_TIMESTEPS, fixed_losses, fixed_timesteps
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dydiff_dist.hardware import recognise_gpu
-from dydiff_dist.ranks.world import World, gather_rows
+from dydiff_dist.ranks.collectives import gather_rows
+from dydiff_dist.ranks.world import World
 
 _GIB = 2**30
 _MATMUL_SIZE, _MATMUL_SEC = 1024, 0.3

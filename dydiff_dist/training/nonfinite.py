@@ -17,7 +17,8 @@ from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.errors import SharedError
 from dydiff_dist.files import write_json
-from dydiff_dist.ranks.world import World, gather_objects
+from dydiff_dist.ranks.collectives import gather_objects
+from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import NonFiniteConfig
 from dydiff_dist.training.task import MicroLoss
 

@@ -18,16 +18,11 @@ from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.engine.state import AVERAGED, EngineState
 from dydiff_dist.errors import SharedError
+from dydiff_dist.ranks.collectives import agree_max, describe_layout, sum_over_ranks
+from dydiff_dist.ranks.rendezvous import start_process_group
 from dydiff_dist.ranks.signals import Interruption
 from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
-from dydiff_dist.ranks.world import (
-    World,
-    agree_max,
-    describe_layout,
-    set_cpu_threads,
-    start_process_group,
-    sum_over_ranks,
-)
+from dydiff_dist.ranks.world import World, set_cpu_threads
 from dydiff_dist.training.config import BaseRunConfig
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from built_networks import build_network
 
 from dydiff_dist.models import ExecutionConfig, UNetConfig, VideoTransformerConfig
-from dydiff_dist.ranks.world import World, read_world, sample_group
+from dydiff_dist.ranks.collectives import sample_group
+from dydiff_dist.ranks.world import World, read_world
 
 B, S, A = 4, 8, 3
 CASES = [

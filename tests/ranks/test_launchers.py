@@ -42,6 +42,16 @@ SRUN = {
     "SLURM_JOB_ID": "123456",
     "SLURM_STEP_ID": "0",
 }
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "MASTER_ADDR": "node0",
+}
+PMI = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2", "MPI_LOCALNRANKS": "4"}
+# mpirun under Slurm starts its own daemons by srun, whose variables the ranks inherit
+DAEMON_OF_SRUN = {**SRUN, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
 BATCH_SCRIPT = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
 
 
@@ -54,10 +64,25 @@ BATCH_SCRIPT = {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "16", "SLURM_PROCID": 
         (SRUN, "srun", (9, 11), (1, 3), ("gpu003", 20_000 + 123456 * 7 % 20_000)),
         ({**SRUN, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}, "srun", (9, 11), (1, 3), ("head", 1234)),
         ({**SRUN, **TORCHRUN}, "torchrun", (5, 8), (1, 4), ("node0", 29400)),
+        (OPEN_MPI, "mpirun", (5, 8), (1, 4), ("node0", 29500)),
+        (PMI, "mpiexec", (2, 4), (2, 4), ("127.0.0.1", 29500)),
+        ({**DAEMON_OF_SRUN, **OPEN_MPI}, "mpirun", (5, 8), (1, 4), ("node0", 29500)),
+        ({**DAEMON_OF_SRUN, **PMI}, "mpiexec", (2, 4), (2, 4), ("127.0.0.1", 29500)),
+        (
+            {**SRUN, "PMI_RANK": "9", "PMI_SIZE": "11"},
+            "srun",
+            (9, 11),
+            (1, 3),
+            ("gpu003", 20_000 + 123456 * 7 % 20_000),
+        ),
+        ({**OPEN_MPI, **TORCHRUN}, "torchrun", (5, 8), (1, 4), ("node0", 29400)),
         (BATCH_SCRIPT, "none", (0, 1), (0, 1), (None, None)),
         ({}, "none", (0, 1), (0, 1), (None, None)),
     ],
-    ids=["torchrun", "deepspeed", "kubernetes", "srun", "srun-address", "torchrun-in-srun", "batch-script", "none"],
+    ids=(
+        "torchrun deepspeed kubernetes srun srun-address torchrun-in-srun mpirun mpiexec mpirun-in-srun "
+        "mpiexec-in-srun srun-with-pmi torchrun-in-mpirun batch-script none"
+    ).split(),
 )
 def test_every_launcher_is_understood(environment, launcher, rank, local, meeting_point):
     launch = read_launch(environment)
@@ -100,12 +125,27 @@ def test_contradictions_are_named(change, message):
 
 
 @pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({**OPEN_MPI, "MASTER_ADDR": ""}, "OMPI_COMM_WORLD_SIZE is 8, but MASTER_ADDR is not set"),
+        ({"PMI_SIZE": "4"}, "MASTER_ADDR is not set"),
+        ({**PMI, "PMI_RANK": "4"}, r"\(mpiexec\) contradict each other: rank 4 of 4 ranks"),
+        ({**PMI, "MPI_LOCALRANKID": "x"}, "MPI_LOCALRANKID is 'x'"),
+    ],
+)
+def test_what_mpi_leaves_out_is_named(environment, message):
+    with pytest.raises(ValueError, match=message):
+        read_launch(environment)
+
+
+@pytest.mark.parametrize(
     ("nodelist", "host"),
     [
         ("node7", "node7"),
         ("a1,b2", "a1"),
         ("gpu[003-010,12],login1", "gpu003"),
         ("rack[1-2]-node[05,07-09]", "rack1-node05"),
+        ("a1,gpu[003-010]", "a1"),
         ("gpu-a[9].cluster", "gpu-a9.cluster"),
     ],
 )
@@ -142,10 +182,12 @@ def test_each_rank_takes_its_own_gpu(monkeypatch, environment, num_gpus, device)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("style", ["srun", "kubernetes"])
+@pytest.mark.parametrize("style", ["srun", "kubernetes", "mpirun"])
 def test_processes_meet_by_these_variables_alone(style):
     program = (
-        "from dydiff_dist.ranks.world import *; world = read_world(); start_process_group(world, 1); "
+        "import torch, torch.distributed as dist; from dydiff_dist.ranks.collectives import sum_over_ranks; "
+        "from dydiff_dist.ranks.rendezvous import start_process_group; from dydiff_dist.ranks.world import read_world; "
+        "world = read_world(); start_process_group(world, 1); "
         "print('sum', int(sum_over_ranks(torch.tensor(world.rank + 1.0))), world.local_world_size); "
         "dist.destroy_process_group()"
     )
@@ -156,6 +198,10 @@ def test_processes_meet_by_these_variables_alone(style):
             variables = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
             variables |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
             variables |= {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"}
+        elif style == "mpirun":
+            names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+            variables = {f"OMPI_COMM_WORLD_{name}": str(n) for name, n in zip(names, (rank, 2, rank, 2), strict=True)}
+            variables |= {"MASTER_PORT": str(20_000 + job % 10_000)}
         else:
             variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
             variables |= {"MASTER_PORT": str(20_000 + job % 10_000)}
@@ -163,4 +209,4 @@ def test_processes_meet_by_these_variables_alone(style):
         command = [sys.executable, "-c", program]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert outputs == ["sum 3 2\n" if style == "srun" else "sum 3 1\n"] * 2
+    assert outputs == ["sum 3 1\n" if style == "kubernetes" else "sum 3 2\n"] * 2

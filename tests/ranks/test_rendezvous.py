@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from dydiff_dist.ranks.rendezvous import meet
+from dydiff_dist.ranks.rendezvous import rendezvous
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def start(ranks, world_size, timeout_sec=20.0):
 
     def come(rank):
         try:
-            results[rank] = meet(rank, world_size, timeout_sec)[1]
+            results[rank] = rendezvous(rank, world_size, timeout_sec)[1]
         except ValueError as error:
             results[rank] = error
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
-from dydiff_dist.ranks.world import read_world, start_process_group
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import read_world
 
 STEPS, BATCH = 3, 6
 STAGES = {

@@ -8,7 +8,8 @@ import torch
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
-from dydiff_dist.ranks.world import read_world, start_process_group
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import read_world
 
 STEPS, DECAY = 5, 0.9
 

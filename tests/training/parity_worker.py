@@ -19,7 +19,9 @@ import torch
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.models import ExecutionConfig, InputSizes, VideoTransformerConfig
-from dydiff_dist.ranks.world import agree_max, read_world, start_process_group, sum_over_ranks
+from dydiff_dist.ranks.collectives import agree_max, sum_over_ranks
+from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.world import read_world
 
 SAMPLES, STEPS = 4, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

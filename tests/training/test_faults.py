@@ -118,7 +118,7 @@ def test_the_grace_time_ends_a_process_that_cannot_save():
     program = """
 import os, signal, time
 from dydiff_dist.ranks.signals import Interruption
-with Interruption(0.3, lambda: "step_000003", speaks=True):
+with Interruption(0.3, lambda: "step_000003", reports=True):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 """

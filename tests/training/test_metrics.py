@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from dydiff_dist.ranks.world import World, _ranges, describe_layout
+from dydiff_dist.ranks.collectives import _ranges, describe_layout
+from dydiff_dist.ranks.world import World
 from dydiff_dist.training.metrics import Meter, Peak, Work, find_peak, resident_bytes
 
 WORLD = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))

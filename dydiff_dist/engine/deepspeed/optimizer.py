@@ -7,7 +7,8 @@ from torch import nn
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.optimizer import decay_groups, torch_adamw
-from dydiff_dist.ranks.world import gather_objects
+from dydiff_dist.errors import first_line
+from dydiff_dist.ranks.collectives import gather_objects
 
 logger = logging.getLogger(__name__)
 
@@ -38,5 +39,5 @@ def _why_not_compiled(name: str) -> str:
     try:
         builder.load(verbose=False)
     except Exception as error:  # compilers fail in many ways
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return first_line(error)
     return ""
