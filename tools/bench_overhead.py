@@ -12,15 +12,16 @@ import torch
 from dydiff_dist.benchmarks.overhead import DYDIFF, STANDARD, measure_overhead
 from dydiff_dist.errors import run_command
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
 from dydiff_dist.study.records import read_run_rows, write_run_rows
 from dydiff_dist.study.runner import versions
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 
 
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, RunConfig, arguments.overrides)
     overhead = measure_overhead(config, read_world(), arguments.rounds)
     low, high = overhead.ratio_20_80
     for name in (STANDARD, DYDIFF):

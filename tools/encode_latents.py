@@ -33,7 +33,8 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction
 from dydiff_dist.ranks.world import World, read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 
 
 def main() -> int:
@@ -157,7 +158,9 @@ def verify(job: encode.EncodingJob, out: Path, num_samples: int) -> None:
 def report_speed_up(job: encode.EncodingJob, out: Path, config: str) -> None:
     """Times both kinds of training step on the first split."""
     split, shards = next(iter(job.splits.items()))
-    times = measure_speed_up(load_config(config), out / split, shards.folder, out / encode.AUTOENCODER_FOLDER)
+    times = measure_speed_up(
+        load_config(config, RunConfig), out / split, shards.folder, out / encode.AUTOENCODER_FOLDER
+    )
     print(
         f"a training step of {config} ({times.num_samples} samples, {times.num_steps} steps of each kind in turn): "
         f"{times.pre_encoded_sec:.3f} s pre-encoded, {times.online_sec:.3f} s encoding online: {times.speed_up:.2f}x"

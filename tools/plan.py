@@ -17,7 +17,8 @@ from dydiff_dist.hardware import GPU_MODELS, gpu_model
 from dydiff_dist.planning.estimate import Cluster, RunEstimate
 from dydiff_dist.planning.step_time import Assumptions
 from dydiff_dist.planning.summary import as_dict, as_text
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,7 +45,7 @@ def main() -> None:
     if arguments.network_gb_per_sec:
         gpu = replace(gpu, network_bandwidth=arguments.network_gb_per_sec * 1e9)
     cluster = Cluster(gpu=gpu, nodes=arguments.nodes, gpus_per_node=arguments.gpus_per_node)
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, RunConfig, arguments.overrides)
     estimate = RunEstimate(config, cluster, read_options(arguments, Assumptions))
     if arguments.json:
         print(json.dumps(as_dict(estimate, arguments.price), indent=1))

@@ -11,7 +11,7 @@ import torch
 from dydiff_dist.autoencoders import AutoencoderConfig
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.run_plan import make_plan
 

@@ -13,7 +13,7 @@ from torch import nn
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.engine.optimizer import build_optimizer
 from dydiff_dist.ranks.world import World
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.run_plan import make_plan
 

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.ranks.world import gather_objects
-from dydiff_dist.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.optim.Optimizer:
     """AdamW as configured; torch's, with its fused kernel on GPUs, where DeepSpeed's can't be compiled on every rank.
     Collective."""
     on_gpu = next(network.parameters()).is_cuda
@@ -57,7 +57,7 @@ def _deepspeed_adam(name: str) -> Callable[..., torch.optim.Optimizer]:
     return lambda groups, adamw_mode, **settings: FusedAdam(groups, adam_w_mode=adamw_mode, **settings)
 
 
-def schedule_factor(step: int, config: TrainingConfig) -> float:
+def schedule_factor(step: int, config: OptimizationConfig) -> float:
     """Learning rate at ``step`` (0-based) over the peak: linear warm-up, then half a cosine to 0, or constant."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -67,7 +67,7 @@ def schedule_factor(step: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> torch.optim.lr_scheduler.LambdaLR:
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimizationConfig) -> torch.optim.lr_scheduler.LambdaLR:
     """The schedule as torch's LambdaLR, advanced once per step by DeepSpeed's engine."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(schedule_factor, config=config))
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from dydiff_dist.models import ExecutionConfig, InputSizes
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 
 _MATRIX_OPS = ("mm", "addmm", "bmm", "baddbmm", "scaled_dot_product", "convolution")
 """Operations that matrix units carry out; they are counted in operations (`DenoiserConfig`), not in traffic."""

@@ -10,7 +10,7 @@ from dydiff_dist.planning.activations import Activations, simulate_activations
 from dydiff_dist.planning.memory import MemoryEstimate, estimate_memory, sharding_of
 from dydiff_dist.planning.step_time import Assumptions, StepTime, Work, estimate_step
 from dydiff_dist.ranks.world import World
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.run_plan import make_plan
 

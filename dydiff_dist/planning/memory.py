@@ -7,9 +7,9 @@ beside them was read in its source (0.19) and measured (tests/training/test_memo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dydiff_dist.engine.deepspeed.config import zero_stage
-from dydiff_dist.run_config import BaseRunConfig
-from dydiff_dist.training.config import accumulation_steps
+from dydiff_dist.engine.config import accumulation_steps
+from dydiff_dist.engine.deepspeed.config import memory_per_rank_bytes, zero_stage
+from dydiff_dist.training.config import BaseRunConfig
 
 _SINGLE = 4
 """Bytes of a float32."""
@@ -31,8 +31,6 @@ class Sharding:
     storage_bytes: int
     """Of one weight or gradient in the network's precision."""
     accumulation: int
-    num_averages: int = 1
-    """Moving averages of the weights that are kept."""
     reduce_bucket: int = _DEFAULT_BUCKET
     """Elements that are reduced at once."""
     live_params: int = _DEFAULT_LIVE
@@ -61,7 +59,6 @@ def sharding_of(config: BaseRunConfig, world_size: int, on_gpu: bool = True) -> 
         stage=stage,
         storage_bytes=_SINGLE if config.training.precision == "fp32" else 2,
         accumulation=accumulation_steps(config.training, world_size // config.ranks_per_sample),
-        num_averages=1 + len(config.training.more_ema_decays),
         reduce_bucket=int(zero.get("reduce_bucket_size", _DEFAULT_BUCKET)),
         live_params=int(zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)),
         overlaps=stage == 3 if overlaps is None else overlaps,
@@ -88,22 +85,6 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
-
-    ZeRO stage 1 shards the optimizer over the ranks, 2 also the gradients, 3 also the weights.
-    """
-    storage = _SINGLE if precision == "fp32" else 2
-    share = -(-num_params // world_size)
-    master = 0 if stage == 0 else _SINGLE
-    return {
-        "weights": storage * (share if stage == 3 else num_params),
-        "gradients": storage * (share if stage >= 2 else num_params),
-        "optimizer": (master + 2 * _SINGLE) * (share if stage >= 1 else num_params),
-        "EMA": _SINGLE * (share if stage >= 1 else num_params),
-    }
-
-
 def estimate_memory(
     sharding: Sharding, parameter_sizes: Sequence[int], activation_bytes: float, batch_elements: int
 ) -> MemoryEstimate:
@@ -118,7 +99,6 @@ def estimate_memory(
     num_params = sum(parameter_sizes)
     precision = "fp32" if sharding.storage_bytes == _SINGLE else "half"
     state = memory_per_rank_bytes(num_params, sharding.world_size, sharding.stage, precision)
-    state["EMA"] *= sharding.num_averages
     gradients = state.pop("gradients")
     state, host = _offload(state, sharding)
     activations = round(activation_bytes + _BATCH_TENSORS * _SINGLE * batch_elements)

@@ -128,7 +128,7 @@ def _optimizer_sec(
 ) -> float:
     """Reading and writing the optimizer's state and the moving averages; through the host where they lie there."""
     share = sharding.share(work.num_params) if sharding.stage else work.num_params
-    touched = share * (_OPTIMIZER_BYTES + _AVERAGE_BYTES * sharding.num_averages)
+    touched = share * (_OPTIMIZER_BYTES + _AVERAGE_BYTES)
     if not sharding.optimizer_on_host:
         return touched / (gpu.memory_bandwidth * assumptions.memory_efficiency)
     transfer = 2 * share * sharding.storage_bytes / gpu.host_bandwidth  # gradients there, weights back

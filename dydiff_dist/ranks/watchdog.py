@@ -19,8 +19,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.ranks.world import World
-from dydiff_dist.training.config import FaultsConfig
 
 _LOST_A_PEER = "lost a peer"
 """The end of a rank that is not to blame."""

@@ -11,8 +11,9 @@ from typing import Any
 from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.run_config import RunConfig, load_config
 from dydiff_dist.study.config import ForecastConfig, StudyConfig
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 
 HASH_LENGTH = 12
 """Hexadecimal digits kept of a SHA-256."""
@@ -95,7 +96,7 @@ def _order_of(study: StudyConfig):
 def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
     fields = {**study.set, **study.arms[arm].set, "seed": seed}
     try:
-        config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+        config = load_config(study.base, RunConfig, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
     except ValueError as error:
         raise ValueError(f"arm {arm!r}: {error}") from None
     content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling"})

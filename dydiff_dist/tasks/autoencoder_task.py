@@ -24,7 +24,7 @@ from dydiff_dist.evaluation.reconstruction import (
     reconstruction_figure,
 )
 from dydiff_dist.ranks.world import gather_objects
-from dydiff_dist.run_config import AutoencoderRunConfig
+from dydiff_dist.tasks.config import AutoencoderRunConfig
 from dydiff_dist.training.config import TrainingConfig
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
@@ -36,14 +36,13 @@ _NUM_PICTURED = 2
 Pictured = list[tuple[str, np.ndarray, np.ndarray]]
 
 
-class AutoencoderTask(Task):
+class AutoencoderTask(Task[AutoencoderRunConfig]):
     """Trains diffusers' AutoencoderKL: reconstruction, divergence, and by choice perceptual and adversarial losses."""
 
     config_type = AutoencoderRunConfig
 
-    def __init__(self, plan: RunPlan):
+    def __init__(self, plan: RunPlan[AutoencoderRunConfig]):
         super().__init__(plan)
-        self.config: AutoencoderRunConfig = plan.config
         _check_frames(plan)
         _check_validation_samples(plan)
         self._perceptual = self._load_perceptual()

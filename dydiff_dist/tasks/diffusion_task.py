@@ -16,8 +16,8 @@ from dydiff_dist.forecasting import save_model
 from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.models import ExecutionConfig, SharesFrames, drop_history
 from dydiff_dist.ranks.world import sample_group
-from dydiff_dist.run_config import RunConfig
-from dydiff_dist.tasks.latents import open_frames
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.tasks.latents import check_latent_data, open_frames
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.progress import RunLog
@@ -28,7 +28,7 @@ from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, normal, unifor
 _ON_DEVICE = ("frames", "logvar", "actions")
 
 
-class DiffusionTask(Task):
+class DiffusionTask(Task[RunConfig]):
     """Trains the network to undo the noise of `dydiff_dist.diffusion.DynamicalDiffusion`.
 
     Attributes:
@@ -39,9 +39,8 @@ class DiffusionTask(Task):
 
     config_type = RunConfig
 
-    def __init__(self, plan: RunPlan):
+    def __init__(self, plan: RunPlan[RunConfig]):
         super().__init__(plan)
-        self.config: RunConfig = plan.config
         self.frames = open_frames(plan)
         self.plan = self.frames.plan
         data, schema = self.config.data, self.plan.train_shards.schema
@@ -50,6 +49,10 @@ class DiffusionTask(Task):
         _check_validation_cases(plan)
         self.diffusion = self.config.diffusion.build(self.frames.autocovariance, backend=self.config.kernels.backend)
         self._noised: tuple[Tensor, ...] | None = None  # of the last micro-batch, whose backward pass is over
+
+    def check_data(self) -> None:
+        """As for any task; what is trained on may be latents, and what is validated on are frames all the same."""
+        check_latent_data(self.plan)
 
     def facts(self) -> dict[str, str]:
         """The network's sizes and the process."""

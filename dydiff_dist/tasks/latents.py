@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dydiff_dist.autoencoders import load_autoencoder
+from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.verify import check_latents
+from dydiff_dist.data.expected import check_expectation
 from dydiff_dist.forecasting.frame_space import FrameSpace, LatentFrames, PlainFrames
-from dydiff_dist.training.run_plan import RunPlan
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
 
 
 @dataclass(frozen=True)
 class TrainingFrames:
     """The data's own frames, which the stream gives as the network sees them."""
 
-    plan: RunPlan
+    plan: RunPlan[RunConfig]
     """The run's plan, with shards whose stream is to be trained on."""
 
     @property
@@ -112,7 +115,32 @@ class EncodedFrames(StoredLatents):
         return "encoded in every step"
 
 
-def open_frames(plan: RunPlan) -> TrainingFrames:
+def check_latent_data(plan: RunPlan[RunConfig]) -> None:
+    """Refuses shards unlike the run's, where it may train on latents and validates on the frames that they are of.
+
+    Raises:
+        ValueError: the key of ``data`` or ``data.expect``, and what the shards have.
+    """
+    data, train, valid = plan.config.data, plan.train_shards, plan.valid_shards
+    latents, trained_on = train.manifest.latents, train.schema
+    if data.expect is not None:
+        # latents are expected and frames are given, which are encoded in every step
+        encodes = plan.config.autoencoder is not None and data.expect.frames.has_logvar and latents is None
+        if not encodes:
+            check_expectation(data.expect, train)
+    if valid is None:
+        return
+    if valid.manifest.latents is not None:
+        raise ValueError(
+            f"data.valid {valid.folder} holds latents; forecasts are decoded and scored as frames, so give the shards "
+            "that those latents were made from"
+        )
+    if latents is not None:
+        data, trained_on = pixel_data(data, latents.temporal_ratio), latents.source_frames
+    check_validation_frames(valid, data, trained_on)
+
+
+def open_frames(plan: RunPlan[RunConfig]) -> TrainingFrames:
     """What a run trains on.
 
     Raises:
@@ -138,7 +166,7 @@ def open_frames(plan: RunPlan) -> TrainingFrames:
     return EncodedFrames(_in_pixel_units(plan, space), space)
 
 
-def _check_window(plan: RunPlan) -> None:
+def _check_window(plan: RunPlan[RunConfig]) -> None:
     """Latents that compress time are those of whole samples: a part of them is not what encoding that part gives."""
     data, shards = plan.config.data, plan.train_shards
     latents = shards.manifest.latents
@@ -151,7 +179,7 @@ def _check_window(plan: RunPlan) -> None:
         )
 
 
-def _in_pixel_units(plan: RunPlan, space: LatentFrames) -> RunPlan:
+def _in_pixel_units(plan: RunPlan[RunConfig], space: LatentFrames) -> RunPlan[RunConfig]:
     """A plan whose stream gives frames as the autoencoder takes them."""
     description, shards = space.autoencoder.description, plan.train_shards
     if space.temporal_ratio > 1:

@@ -11,7 +11,7 @@ import torch
 from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
 
@@ -43,7 +43,7 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     world = read_world()
     logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
     quiet_deepspeed()
-    config = load_config(arguments.config, arguments.overrides, task_type.config_type)
+    config = load_config(arguments.config, task_type.config_type, arguments.overrides)
     task = task_type(make_plan(config, world, may_lack_data=arguments.dry_run))
     if world.is_main:
         print(describe(task), flush=True)

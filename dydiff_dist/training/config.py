@@ -1,10 +1,19 @@
-"""Configuration of training."""
+"""Configuration of training: the sections that every kind of run has, and the reading of a run's JSON file.
 
-from typing import Annotated, Literal
+Each section's class stands beside the part that it configures. A kind of run adds its own sections to `BaseRunConfig`.
+"""
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
-from dydiff_dist.strict_config import StrictConfig
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.ranks.config import FaultsConfig
+from dydiff_dist.strict_config import StrictConfig, describe_error
 
 
 class NonFiniteConfig(StrictConfig):
@@ -18,67 +27,9 @@ class NonFiniteConfig(StrictConfig):
     """Rollbacks of one start of the program; one more stops the run."""
 
 
-class FaultsConfig(StrictConfig):
-    """How long the ranks wait for each other, and for a save after a signal."""
+class TrainingConfig(OptimizationConfig):
+    """The training loop."""
 
-    join_timeout_sec: float = Field(default=300, gt=0)
-    """Within which all ranks must have started and met."""
-    exchange_timeout_sec: float = Field(default=600, gt=0)
-    """Within which every rank must take part in an exchange that one of them has begun; then the run ends."""
-    heartbeat_sec: float = Field(default=2, gt=0)
-    """Between a rank's signs of life."""
-    slow_after_sec: float = Field(default=60, gt=0)
-    """After which a rank that makes no progress is named in the log, with what it is doing."""
-    dead_after_sec: float = Field(default=120, gt=0)
-    """Without a sign of life, after which a rank counts as dead and the others end the run."""
-    grace_sec: float = Field(default=120, gt=0)
-    """After SIGTERM or SIGUSR1, for finishing the step and saving; what isn't complete by then is given up. Set it
-    below what the scheduler grants before it kills."""
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "FaultsConfig":
-        if self.dead_after_sec < 5 * self.heartbeat_sec:
-            raise ValueError(
-                f"dead_after_sec {self.dead_after_sec} must be at least 5 x heartbeat_sec {self.heartbeat_sec}; change "
-                "either"
-            )
-        return self
-
-
-class TrainingConfig(StrictConfig):
-    """The training loop. Batch sizes count samples; one step is one optimizer update."""
-
-    steps: PositiveInt
-    """Optimizer updates of the whole run."""
-    global_batch_size: PositiveInt
-    """Samples per step over all ranks; constant whatever the number of ranks."""
-    micro_batch_per_gpu: PositiveInt
-    """Samples per forward pass of one rank. global_batch_size = micro_batch_per_gpu x accumulation x world size; the
-    accumulation is derived."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Storage and arithmetic of the network; master weights are float32 in all. fp16 needs loss scaling, below."""
-    loss_scale: float = Field(default=0.0, ge=0)
-    """Of fp16: factor on the loss so that small gradients are not rounded to 0. 0 finds it: it starts at 65536, halves
-    where a gradient overflows (that update is left out) and doubles after 1000 good steps."""
-    optimizer: Literal["adamw", "deepspeed_fused_adam", "deepspeed_cpu_adam"] = "adamw"
-    """AdamW by torch, or by DeepSpeed: fused on GPUs, or for an optimizer offloaded to the host. DeepSpeed's are
-    compiled at their first start; where that fails, torch's takes their place, and the log says so."""
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's moment decays."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """On matrices only: biases and other vectors are not decayed."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps of linear warm-up from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After warm-up: half a cosine down to 0 at `steps`, or constant."""
-    gradient_clipping: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient over all parameters."""
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay per step of the weights' moving average; it starts at 1/10 and grows as (1 + step) / (10 + step)."""
-    more_ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """Further averages, kept beside the first and saved in checkpoints as ema_DECAY; 4 bytes per parameter each."""
     nonfinite: NonFiniteConfig = NonFiniteConfig()
     """Losses and gradients that are not finite."""
     faults: FaultsConfig = FaultsConfig()
@@ -97,55 +48,115 @@ class TrainingConfig(StrictConfig):
     validate_every_steps: NonNegativeInt = 500
     """Steps between validations; 0 turns them off."""
 
+
+class RunNeeds(StrictConfig):
+    """What a run was planned to need; printed by a dry run, and nothing else depends on it."""
+
+    nodes: PositiveInt = 1
+    """Machines."""
+    gpus_per_node: NonNegativeInt
+    """GPUs of each; 0: none, the processor does it."""
+    gpu: str = ""
+    """Their name in the table of hardware.py."""
+    memory_gib: float = Field(gt=0)
+    """At the peak of a step, per GPU; of all processes where there are none."""
+    hours: float = Field(gt=0)
+    """Of the whole run."""
+    basis: str
+    """Where the numbers come from."""
+
     @model_validator(mode="after")
-    def _check_steps(self) -> "TrainingConfig":
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"training.warmup_steps {self.warmup_steps} must be below training.steps {self.steps}; change either"
-            )
-        if self.global_batch_size % self.micro_batch_per_gpu:
-            raise ValueError(
-                f"training.global_batch_size {self.global_batch_size} must be a multiple of "
-                f"training.micro_batch_per_gpu {self.micro_batch_per_gpu}; change either"
-            )
+    def _check_gpu(self) -> "RunNeeds":
+        if bool(self.gpu) != bool(self.gpus_per_node):
+            raise ValueError(f"needs.gpu is {self.gpu!r} with gpus_per_node {self.gpus_per_node}; give both or neither")
         return self
 
-
-class DiffusionTrainingConfig(TrainingConfig):
-    """The training loop of a denoising network."""
-
-    conditioning_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a sample's history is replaced by noise, for classifier-free guidance."""
-    num_validation_cases: PositiveInt = 8
-    """Cases forecast at each validation, over all ranks."""
-    num_validation_members: PositiveInt = 4
-    """Ensemble members of each validation forecast."""
+    def __str__(self) -> str:
+        machines = f"{self.nodes} x {self.gpus_per_node} {self.gpu}" if self.gpu else "no GPU"
+        whose = "per GPU" if self.gpu else "in all"
+        return f"{machines}, {self.memory_gib:g} GiB {whose}, {self.hours:g} h ({self.basis})"
 
 
-class AutoencoderTrainingConfig(TrainingConfig):
-    """The training loop of an autoencoder."""
+class BaseRunConfig(StrictConfig):
+    """What every kind of training run has; each task adds its own sections."""
 
-    num_validation_samples: PositiveInt = 16
-    """Samples decoded at each validation, over all ranks."""
-    num_measured_samples: PositiveInt = 64
-    """Training samples from which the latents' shift and scale are measured at the end."""
+    fixed_sections: ClassVar[tuple[str, ...]] = ("data", "seed")
+    """Sections that a resumed run must have in common with its checkpoint."""
+
+    output_dir: str
+    """Folder of everything the run writes; relative to the working folder."""
+    needs: RunNeeds | None = Field(default=None, exclude=True)
+    """What the run was planned to need."""
+    seed: int = 0
+    """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
+    data: DataConfig
+    training: TrainingConfig
+    deepspeed: dict[str, Any] = {}
+    """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
+
+    @property
+    def ranks_per_sample(self) -> int:
+        """Ranks that compute one sample together; all other ranks are there for other samples."""
+        return 1
 
 
-def accumulation_steps(config: TrainingConfig, num_replicas: int) -> int:
-    """Forward passes per step and rank: global batch = micro batch x accumulation x replicas.
+AnyRunConfig = TypeVar("AnyRunConfig", bound=BaseRunConfig)
+
+
+def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Sequence[str] = ()) -> AnyRunConfig:
+    """Reads a run configuration.
 
     Args:
-        config: the batch sizes.
-        num_replicas: ranks, or groups of ranks that share their samples.
+        path: JSON file.
+        config_type: the kind of run.
+        overrides: ``section.key=value`` each; the value is JSON, or a plain string where it isn't.
 
     Raises:
-        ValueError: if no whole number fits.
+        FileNotFoundError: no such file.
+        ValueError: one line with file, key, value and rule.
     """
-    samples_at_once = config.micro_batch_per_gpu * num_replicas
-    if config.global_batch_size % samples_at_once:
-        raise ValueError(
-            f"training.global_batch_size {config.global_batch_size} must be a multiple of micro_batch_per_gpu x ranks "
-            f"= {config.micro_batch_per_gpu} x {num_replicas} = {samples_at_once}; change either batch size, or start "
-            "another number of ranks"
-        )
-    return config.global_batch_size // samples_at_once
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file {str(path)!r}; configs/ holds ready ones")
+    try:
+        tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, str(path), config_type)
+
+
+def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConfig]) -> AnyRunConfig:
+    """Validates a configuration tree as read from JSON; ``source`` names it in errors."""
+    try:
+        return config_type.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a later key replace an earlier one of the same name; in a configuration that hides a mistake."""
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree:
+            raise ValueError(f"key {key!r} stands twice in the configuration; remove one")
+        tree[key] = value
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one ``section.key=value`` in the tree, creating sections on the way; the validation judges the names."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} must have the form section.key=value, e.g. training.steps=200")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {section!r} is a value, not a section")
+    tree[name] = value

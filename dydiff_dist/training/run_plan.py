@@ -1,21 +1,22 @@
 """What a run will be, checked before anything large is built: configuration, data, network, memory, ranks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 
-from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.data.augment import check_against_schema
-from dydiff_dist.data.expected import check_expectation, expected_shards
+from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.expected import expected_shards
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.engine.deepspeed.config import check_deepspeed, check_device, zero_stage
+from dydiff_dist.engine.config import accumulation_steps
+from dydiff_dist.engine.deepspeed.config import check_deepspeed, check_device, memory_per_rank_bytes, zero_stage
 from dydiff_dist.engine.optimizer import num_parameters
-from dydiff_dist.planning.memory import memory_per_rank_bytes
 from dydiff_dist.ranks.world import World
-from dydiff_dist.run_config import BaseRunConfig, RunConfig
-from dydiff_dist.training.config import accumulation_steps
+from dydiff_dist.training.config import AnyRunConfig, parse_config
 
 if TYPE_CHECKING:
     from dydiff_dist.training.task import Task
@@ -24,10 +25,10 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class RunPlan(Generic[AnyRunConfig]):
     """A validated run: its configuration, its data opened, its ranks."""
 
-    config: BaseRunConfig
+    config: AnyRunConfig
     world: World
     train_shards: ShardSet
     valid_shards: ShardSet | None
@@ -66,17 +67,25 @@ class RunPlan:
         Raises:
             ValueError: naming the first key that differs.
         """
-        present, chosen = (self.config.model_dump(mode="json", exclude_defaults=left_out) for left_out in (False, True))
+        present = self.config.model_dump(mode="json")
+        # read by this version, so that a key of another one is no difference
+        merged = {**present, **{section: saved[section] for section in self.config.fixed_sections}}
+        try:
+            old = parse_config(merged, "its configuration", type(self.config)).model_dump(mode="json")
+        except ValueError as error:
+            raise ValueError(
+                f"{self.config.output_dir} holds a run of another version ({error}); finish it with the version that "
+                "began it, or set output_dir to a new folder"
+            ) from None
         for section in self.config.fixed_sections:
-            found = _differences(saved[section], present[section], chosen.get(section), section)
-            for key, (old, new) in found.items():
+            for key, before, now in _differences(old[section], present[section], section):
                 raise ValueError(
-                    f"{self.config.output_dir} holds a run with {key} = {old!r}, the configuration says {new!r}; set "
-                    "output_dir to a new folder, or delete the old one"
+                    f"{self.config.output_dir} holds a run with {key} = {before!r}, the configuration says {now!r}; "
+                    "set output_dir to a new folder, or delete the old one"
                 )
 
 
-def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) -> RunPlan:
+def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -> RunPlan[AnyRunConfig]:
     """Opens the data and checks all that doesn't depend on what is trained.
 
     Args:
@@ -97,38 +106,28 @@ def make_plan(config: BaseRunConfig, world: World, may_lack_data: bool = False) 
     how = {"remote": data.remote, "use_actions": data.use_actions}
     train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, **how)
     valid = ShardSet.open(data.valid, **how) if data.valid and not absent else None
-    if data.expect is not None and not _encodes_frames(config, train):
-        check_expectation(data.expect, train)
-    check_against_schema(config.data, train.schema, str(train.folder))
-    if valid is not None:
-        _check_validation_data(config, train, valid)
+    check_against_schema(data, train.schema, str(train.folder))
     return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
 
 
-def _encodes_frames(config: BaseRunConfig, train: ShardSet) -> bool:
-    """Whether the run expects latents and is given frames, which it then encodes in every step."""
-    takes_latents = isinstance(config, RunConfig) and config.autoencoder is not None
-    return takes_latents and config.data.expect.frames.has_logvar and train.manifest.latents is None
+def check_validation_frames(valid: ShardSet, data: DataConfig, trained_on: FrameSchema) -> None:
+    """Refuses validation shards of other frames than training sees.
 
+    Args:
+        valid: the validation shards.
+        data: how their samples are cut.
+        trained_on: the frames of training.
 
-def _check_validation_data(config: BaseRunConfig, train: ShardSet, valid: ShardSet) -> None:
-    """Validation shards hold frames like the training shards', or like those that the training latents were made of."""
-    data, trained_on, latents = config.data, train.schema, train.manifest.latents
-    if valid.manifest.latents is not None:
-        raise ValueError(
-            f"data.valid {valid.folder} holds latents; forecasts are decoded and scored as frames, so give the shards "
-            "that those latents were made from"
-        )
-    if latents is not None:
-        data, trained_on = pixel_data(data, latents.temporal_ratio), latents.source_frames
+    Raises:
+        ValueError: samples too short, another shape or number of actions.
+    """
     check_against_schema(data, valid.schema, str(valid.folder))
     found = (valid.schema.shape, valid.schema.num_actions)
     expected = (trained_on.shape, trained_on.num_actions if data.use_actions else 0)
     if found != expected:
         raise ValueError(
-            f"{valid.folder} has frames {found[0]} and {found[1]} actions, {train.folder} "
-            f"{'was made of' if latents is not None else 'has'} {expected[0]} and {expected[1]}; data.train and "
-            "data.valid must agree"
+            f"data.valid {valid.folder} has frames {found[0]} and {found[1]} actions, those of training have "
+            f"{expected[0]} and {expected[1]}; data.train and data.valid must agree"
         )
 
 
@@ -163,18 +162,13 @@ def describe(task: "Task") -> str:
     return "\n".join(f"{name + ':':<10}{text}" for name, text in lines.items())
 
 
-def _differences(old: Any, new: Any, chosen: Any, key: str) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ between two configuration trees, by dotted key; ``chosen`` is what of ``new`` is no default.
-
-    A key that the old tree lacks is newer than it. Left at its default it does what was done before there was one.
-    """
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old, new) of the leaves that differ between two trees with the same keys."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found, chosen = {}, chosen if isinstance(chosen, dict) else {}
         for name in {**old, **new}:
-            if name in old or name in chosen:
-                found.update(_differences(old.get(name), new.get(name), chosen.get(name), f"{key}.{name}"))
-        return found
-    return {} if old == new else {key: (old, new)}
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}")
+    elif old != new:
+        yield key, old, new
 
 
 def _gib(size: int) -> str:

@@ -11,16 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.run_config import BaseRunConfig
-from dydiff_dist.training.config import TrainingConfig
+from dydiff_dist.data.expected import check_expectation
+from dydiff_dist.training.config import AnyRunConfig, BaseRunConfig, TrainingConfig
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.progress import RunLog
-from dydiff_dist.training.run_plan import RunPlan
+from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class MicroLoss:
     """Which of the task's networks it trains."""
 
 
-class Task(ABC):
+class Task(ABC, Generic[AnyRunConfig]):
     """One kind of training run. Construction checks all that can be checked without memory or other ranks.
 
     The network named ``model`` is the one that is averaged, validated and exported; a task may train others beside it,
@@ -48,8 +48,21 @@ class Task(ABC):
     config_type: ClassVar[type[BaseRunConfig]]
     """The run configuration that this task reads."""
 
-    def __init__(self, plan: RunPlan):
-        self.plan = plan
+    def __init__(self, plan: RunPlan[AnyRunConfig]):
+        self.plan, self.config = plan, plan.config
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Refuses training shards that are not as ``data.expect`` says, and validation shards unlike them.
+
+        Raises:
+            ValueError: the key of ``data`` or ``data.expect``, and what the shards have.
+        """
+        data, train, valid = self.config.data, self.plan.train_shards, self.plan.valid_shards
+        if data.expect is not None:
+            check_expectation(data.expect, train)
+        if valid is not None:
+            check_validation_frames(valid, data, train.schema)
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
@@ -60,7 +73,7 @@ class Task(ABC):
         """The networks by name, ``model`` first, on the CPU (or on torch's default device); weights come from torch's
         global generator, which the trainer has seeded."""
 
-    def join_ranks(self, networks: dict[str, nn.Module]) -> None:  # noqa: B027 (most tasks have nothing to do)
+    def join_ranks(self, networks: dict[str, nn.Module]) -> None:
         """Called once the ranks have met, before the engines are built: connects networks that ranks share."""
 
     def work(self) -> Work | None:

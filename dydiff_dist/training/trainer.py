@@ -13,6 +13,7 @@ from dydiff_dist.checkpoints.folder import list_checkpoints
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.checkpoints.store import CheckpointStore
 from dydiff_dist.data.stream import TrainStream
+from dydiff_dist.engine.config import accumulation_steps
 from dydiff_dist.engine.deepspeed.build import build_engine
 from dydiff_dist.engine.deepspeed.gradients import discard_gradients, finish_step
 from dydiff_dist.engine.ema import ShardedEMA
@@ -27,8 +28,7 @@ from dydiff_dist.ranks.world import (
     start_process_group,
     sum_over_ranks,
 )
-from dydiff_dist.run_config import BaseRunConfig
-from dydiff_dist.training.config import accumulation_steps
+from dydiff_dist.training.config import BaseRunConfig
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
 from dydiff_dist.training.progress import RunLog
@@ -85,7 +85,7 @@ class Trainer:
             name: build_engine(network, self.config.deepspeed, self.task.training_of(name), self.world)
             for name, network in networks.items()
         }
-        self.ema = ShardedEMA(self.engines["model"], training.ema_decay, training.more_ema_decays)
+        self.ema = ShardedEMA(self.engines["model"], training.ema_decay)
         self.checkpoints = CheckpointStore(
             self.folder / "checkpoints",
             self.world,

@@ -14,7 +14,8 @@ from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSour
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.forecasting.frame_space import input_sizes
-from dydiff_dist.run_config import parse_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import parse_config
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,8 @@ def _random_model(shards: Path, folder: Path) -> Path:
             "sampling": {"num_steps": 3},
             "training": {"steps": 1, "global_batch_size": 1, "micro_batch_per_gpu": 1, "learning_rate": 1e-3},
         },
-        source="test",
+        "test",
+        RunConfig,
     )
     manifest = ShardSet.open(shards / "train").manifest
     torch.manual_seed(0)

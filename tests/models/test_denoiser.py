@@ -9,7 +9,8 @@ from torch import nn
 
 from dydiff_dist.models import DenoiserConfig, ExecutionConfig, UNetConfig, VideoTransformerConfig, register_network
 from dydiff_dist.models.denoiser import _NETWORKS
-from dydiff_dist.run_config import RunConfig, parse_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import parse_config
 
 TREE = {
     "output_dir": "runs/x",
@@ -50,7 +51,7 @@ def registered(monkeypatch):
 
 
 def config_of(**model) -> RunConfig:
-    return parse_config({**TREE, "model": model}, source="x.json")
+    return parse_config({**TREE, "model": model}, "x.json", RunConfig)
 
 
 def test_a_network_from_outside_is_configured_by_its_name(registered):

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
 from dydiff_dist.ranks.world import World
-from dydiff_dist.training.config import FaultsConfig
 
 FAULTS = FaultsConfig(heartbeat_sec=0.05, slow_after_sec=0.3, dead_after_sec=0.5, exchange_timeout_sec=1.0)
 

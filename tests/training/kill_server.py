@@ -22,9 +22,10 @@ import torch
 
 from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training import checkpoint, checkpoint_folder
+from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import make_plan
 from dydiff_dist.training.trainer import Trainer
 
@@ -64,7 +65,7 @@ def train(config: str, changes: list[str], rank: int, num_ranks: int, port: int,
     tell_of(tell, checkpoint, "write_text", "save: latest")
     tell_of(tell, checkpoint.CheckpointStore, "_prune", "save: prune")
     torch.set_num_threads(1)
-    task = DiffusionTask(make_plan(load_config(config, changes), read_world()))
+    task = DiffusionTask(make_plan(load_config(config, RunConfig, changes), read_world()))
     with Trainer(task) as trainer:
         if rank == 0:
             tell(f"resume {trainer.step}")
@@ -123,7 +124,7 @@ def main() -> None:
     quiet_deepspeed()
     __import__("deepspeed")  # once, for all lives
     config, num_ranks, num_kills, seed = sys.argv[1], *map(int, sys.argv[2:])
-    folder = Path(load_config(config).output_dir)
+    folder = Path(load_config(config, RunConfig).output_dir)
     live(config, [f"output_dir={folder / 'undisturbed'}"], num_ranks, None)
     chance, moments, resumed, newest = random.Random(seed), Counter(), [], 0
     changes, done = [f"output_dir={folder / 'killed'}"], False

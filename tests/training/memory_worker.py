@@ -16,8 +16,9 @@ import torch
 from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
 from dydiff_dist.models import InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import make_plan
 
 STEPS_TO_SEE = 2
@@ -45,7 +46,7 @@ def train(name: str, config_path: str, overrides: list[str]) -> None:
     from dydiff_dist.training.trainer import Trainer
 
     world = read_world()
-    task = DiffusionTask(make_plan(load_config(config_path, overrides), world))
+    task = DiffusionTask(make_plan(load_config(config_path, RunConfig, overrides), world))
     before = status_bytes("VmRSS")
     with Trainer(task) as trainer:
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew: building is no part of a step

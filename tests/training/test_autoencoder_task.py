@@ -11,8 +11,9 @@ from run_commands import ROOT, run, two_ranks
 from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import AutoencoderRunConfig, parse_config
 from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+from dydiff_dist.tasks.config import AutoencoderRunConfig
+from dydiff_dist.training.config import parse_config
 from dydiff_dist.training.run_plan import make_plan
 
 TRAIN_VAE = ROOT / "tools" / "train_vae.py"

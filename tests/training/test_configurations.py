@@ -10,9 +10,10 @@ from dydiff_dist.hardware import gpu_model
 from dydiff_dist.planning.estimate import Cluster, RunEstimate
 from dydiff_dist.planning.step_time import Assumptions
 from dydiff_dist.ranks.world import World
-from dydiff_dist.run_config import BaseRunConfig, load_config
 from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.config import BaseRunConfig, load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
 
@@ -42,7 +43,7 @@ def test_dry_run_without_data_or_memory(name, monkeypatch, tmp_path):
     task = task_of(name)
     if task is AutoencoderTask:
         pytest.importorskip("diffusers", reason="autoencoders need the extra 'latents'")
-    config = load_config(CONFIGS[name], config_type=task.config_type)
+    config = load_config(CONFIGS[name], task.config_type)
     monkeypatch.chdir(tmp_path)  # where no shards are
     text = describe(task(make_plan(config, world_of(config), may_lack_data=True)))
     assert "not here; as data.expect says" in text and "M parameters" in text
@@ -53,7 +54,7 @@ def test_dry_run_without_data_or_memory(name, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", LARGE)
 def test_needs_are_what_the_planner_says(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = load_config(CONFIGS[name])
+    config = load_config(CONFIGS[name], RunConfig)
     needs = config.needs
     cluster = Cluster(gpu=gpu_model(needs.gpu), nodes=needs.nodes, gpus_per_node=needs.gpus_per_node)
     estimate = RunEstimate(config, cluster, Assumptions())
@@ -65,8 +66,8 @@ def test_needs_are_what_the_planner_says(name, monkeypatch, tmp_path):
 
 
 def test_needs_are_printed_and_not_stored():
-    config = load_config(CONFIGS["robonet_xl"])
+    config = load_config(CONFIGS["robonet_xl"], RunConfig)
     assert re.fullmatch(r"4 x 8 h100, [\d.]+ GiB per GPU, [\d.]+ h \(.*\)", str(config.needs))
     assert "needs" not in config.model_dump()
     with pytest.raises(ValueError, match=r"needs\.gpu is '' with gpus_per_node 8; give both or neither"):
-        load_config(CONFIGS["robonet_xl"], ['needs.gpu=""'])
+        load_config(CONFIGS["robonet_xl"], RunConfig, ['needs.gpu=""'])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dydiff_dist.ranks.world import World
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 
 ONE_PROCESS = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
@@ -24,7 +25,7 @@ def expecting_config(tiny_config):
 
 
 def plan(path, *overrides, may_lack_data=False):
-    return make_plan(load_config(path, list(overrides)), ONE_PROCESS, may_lack_data=may_lack_data)
+    return make_plan(load_config(path, RunConfig, list(overrides)), ONE_PROCESS, may_lack_data=may_lack_data)
 
 
 def test_a_plan_without_the_data_equals_the_one_with_them(expecting_config):
@@ -54,7 +55,7 @@ def test_only_a_plan_may_lack_data(expecting_config):
 )
 def test_other_data_than_expected_are_refused(expecting_config, name, value, found):
     with pytest.raises(ValueError, match=rf"data.expect.frames.{name} is .*, .* has {found}; give the shards"):
-        plan(expecting_config, f"data.expect.frames.{name}={json.dumps(value)}")
+        DiffusionTask(plan(expecting_config, f"data.expect.frames.{name}={json.dumps(value)}"))
 
 
 def test_the_expectation_is_judged_like_data(expecting_config):
@@ -65,4 +66,6 @@ def test_the_expectation_is_judged_like_data(expecting_config):
             "data.expect.frames.allowed_augmentations=[]",
             may_lack_data=True,
         )
-    assert "expect" not in load_config(expecting_config).model_dump()["data"]  # nothing that a result depends on
+    assert (
+        "expect" not in load_config(expecting_config, RunConfig).model_dump()["data"]
+    )  # nothing that a result depends on

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.forecasting import load_forecaster
 from dydiff_dist.forecasting.frame_space import input_sizes
-from dydiff_dist.run_config import parse_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import parse_config
 
 CONFIG = parse_config(
     {
@@ -21,7 +22,8 @@ CONFIG = parse_config(
         "model": {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 4},
         "training": {"steps": 1, "global_batch_size": 1, "micro_batch_per_gpu": 1, "learning_rate": 1e-3},
     },
-    source="test",
+    "test",
+    RunConfig,
 )
 SCHEMA = {"shape": [2, 8, 8], "num_actions": 0, "shift": [0.0, 0.0], "scale": [1.0, 1.0]}
 FACTS = {"config": CONFIG.model_dump(mode="json"), "exported": {"data_schema": SCHEMA}}

@@ -18,9 +18,10 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import parse_config
+from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.tasks.latents import EncodedFrames, StoredLatents
+from dydiff_dist.training.config import parse_config
 from dydiff_dist.training.run_plan import make_plan
 
 
@@ -83,7 +84,7 @@ def make_task(tree, **overrides):
     for key, value in overrides.items():
         section, name = key.split("__")
         tree = {**tree, section: {**tree[section], name: value}}
-    return DiffusionTask(make_plan(parse_config(tree, "tiny.json"), read_world()))
+    return DiffusionTask(make_plan(parse_config(tree, "tiny.json", RunConfig), read_world()))
 
 
 def first_losses(task):
@@ -112,7 +113,7 @@ def test_pre_encoded_and_online_latents_give_the_same_losses(tree, tiny_shards):
 
 
 def test_both_kinds_of_step_are_timed_with_the_runs_own_configuration(tree, latents, tiny_shards):
-    config = parse_config(tree, "tiny.json")
+    config = parse_config(tree, "tiny.json", RunConfig)
     times = measure_speed_up(config, latents.folder / "train", tiny_shards / "train", latents.autoencoder, num_steps=1)
     assert (times.num_samples, times.num_steps) == (2, 1)
     assert min(times.pre_encoded_sec, times.online_sec) > 0
@@ -160,7 +161,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, latents, tiny_shards):
     with pytest.raises(ValueError, match=r"frames of 15x16 are no multiple of 2"):
         make_task(tree, data__train=str(tiny_shards / "train"), data__crop_size=[15, 16], data__augmentation={})
     with pytest.raises(ValueError, match="holds latents; forecasts start from frames"):
-        CaseReader.open(latents.folder / "test", parse_config(tree, "tiny.json").data)
+        CaseReader.open(latents.folder / "test", parse_config(tree, "tiny.json", RunConfig).data)
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ import pytest
 from run_commands import environment
 
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.engine.deepspeed.config import memory_per_rank_bytes
 from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.planning.activations import simulate_activations
-from dydiff_dist.planning.memory import estimate_memory, memory_per_rank_bytes, sharding_of
-from dydiff_dist.run_config import load_config
+from dydiff_dist.planning.memory import estimate_memory, sharding_of
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 
 WORKER = Path(__file__).with_name("memory_worker.py")
 MIB = 2**20
@@ -93,7 +95,7 @@ def test_estimates_are_within_a_tenth_of_what_processes_need(cases, world_size, 
     measured = measure(cases, tiny_config, tmp_path, world_size)
     report, wrong = [], []
     for name, case in cases.items():
-        config = load_config(tiny_config, overrides(case, world_size, tmp_path / name))
+        config = load_config(tiny_config, RunConfig, overrides(case, world_size, tmp_path / name))
         expected = estimate(config, world_size)
         ratio = expected.peak / measured[name]
         parts = ", ".join(f"{part} {size / MIB:.0f}" for part, size in expected.parts.items())
@@ -114,7 +116,7 @@ def test_state_follows_the_zero_stages():
 
 def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config):
     def peak(*changes: str) -> float:
-        config = load_config(tiny_config, ["model.width=64", *changes])
+        config = load_config(tiny_config, RunConfig, ["model.width=64", *changes])
         return simulate_activations(config, sizes_of(config)).peak_bytes
 
     shallow, deep, deeper = (peak(f"model.depth={depth}") for depth in (4, 8, 24))
@@ -126,7 +128,7 @@ def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config
 
 
 def test_offloaded_state_leaves_the_gpu(tiny_config):
-    config = load_config(tiny_config, ["training.precision=bf16"])
+    config = load_config(tiny_config, RunConfig, ["training.precision=bf16"])
     kept = sharding_of(config, 2)
     arguments = {"parameter_sizes": [10**6] * 1000, "activation_bytes": 1e9, "batch_elements": 10**6}
     offloaded = estimate_memory(replace(kept, optimizer_on_host=True), **arguments)

@@ -17,9 +17,10 @@ from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import AutoencoderRunConfig, parse_config
 from dydiff_dist.strict_config import StrictConfig
 from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+from dydiff_dist.tasks.config import AutoencoderRunConfig
+from dydiff_dist.training.config import parse_config
 from dydiff_dist.training.run_plan import make_plan
 
 WIDTHS = {0: 4, 2: 64, 5: 4, 7: 128, 10: 4, 12: 4, 14: 256, 17: 4, 19: 4, 21: 512, 24: 4, 26: 4, 28: 512}

@@ -5,10 +5,11 @@ import json
 import pytest
 from run_commands import ROOT
 
+from dydiff_dist.engine.config import accumulation_steps
 from dydiff_dist.engine.deepspeed.config import check_deepspeed, derive_deepspeed
 from dydiff_dist.engine.optimizer import schedule_factor
-from dydiff_dist.run_config import AutoencoderRunConfig, RunConfig, load_config
-from dydiff_dist.training.config import TrainingConfig, accumulation_steps
+from dydiff_dist.tasks.config import AutoencoderRunConfig, RunConfig
+from dydiff_dist.training.config import TrainingConfig, load_config
 
 TREE = {
     "output_dir": "runs/x",
@@ -26,7 +27,9 @@ def config_file(tmp_path):
 
 
 def test_overrides_reach_their_fields_and_defaults_stand(config_file):
-    config = load_config(config_file, ["training.steps=20", "output_dir=runs/y", "diffusion.gamma_schedule=none"])
+    config = load_config(
+        config_file, RunConfig, ["training.steps=20", "output_dir=runs/y", "diffusion.gamma_schedule=none"]
+    )
     assert (config.training.steps, config.output_dir, config.diffusion.gamma_schedule) == (20, "runs/y", "none")
     assert config.training.micro_batch_per_gpu == 2
     assert config.kernels.backend == "auto"
@@ -45,28 +48,34 @@ def test_overrides_reach_their_fields_and_defaults_stand(config_file):
         ("training.global_batch_size=5", "must be a multiple of training.micro_batch_per_gpu 2"),
         ("training.warmup_steps=10", "training.warmup_steps 10 must be below training.steps 10"),
         ("model.num_heads=3", "must be a multiple of 4"),
+        ("training.more_ema_decays=[0.99]", r"training.more_ema_decays is \[0.99\]: this key is gone since version"),
         ("training.steps", "must have the form section.key=value"),
         ("output_dir.x=3", "'output_dir' is a value, not a section"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(config_file, override, message):
     with pytest.raises(ValueError, match=message) as caught:
-        load_config(config_file, [override])
+        load_config(config_file, RunConfig, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_retired_key_that_did_nothing_is_dropped(config_file):
+    config = load_config(config_file, RunConfig, ["training.more_ema_decays=[]"])
+    assert config == load_config(config_file, RunConfig)
 
 
 def test_files_that_are_not_a_configuration(tmp_path, config_file):
     with pytest.raises(FileNotFoundError, match="no configuration file"):
-        load_config(tmp_path / "absent.json")
+        load_config(tmp_path / "absent.json", RunConfig)
     config_file.write_text('{"output_dir": "x",\n "data": }')
     with pytest.raises(ValueError, match="line 2, column 10: not JSON"):
-        load_config(config_file)
+        load_config(config_file, RunConfig)
     config_file.write_text('{"output_dir": "x", "output_dir": "y"}')
     with pytest.raises(ValueError, match="key 'output_dir' stands twice"):
-        load_config(config_file)
+        load_config(config_file, RunConfig)
     config_file.write_text('{"output_dir": "x"}')
     with pytest.raises(ValueError, match=r"key 'data' is required \(and 2 more\)"):
-        load_config(config_file)
+        load_config(config_file, RunConfig)
 
 
 def training(**changes) -> TrainingConfig:
@@ -104,7 +113,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    config = load_config(path, config_type=AutoencoderRunConfig if path.stem.startswith("vae_") else RunConfig)
+    config = load_config(path, AutoencoderRunConfig if path.stem.startswith("vae_") else RunConfig)
     check_deepspeed(config.deepspeed, config.training)
     assert config.output_dir == f"runs/{path.stem}"
     for world_size in (1, 2):

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dydiff_dist.data.order import ShufflePlan
 from dydiff_dist.data.shard_set import SampleAddress, ShardSet
-from dydiff_dist.run_config import RunConfig
+from dydiff_dist.tasks.config import RunConfig
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,20 +1,28 @@
 """Which configurations may go on with a run that another one began."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import make_plan
+
+SAVED_BY_0_1_0 = Path(__file__).with_name("saved_by_0_1_0.json")
+"""The configuration in a checkpoint that version 0.1.0 wrote of `tiny_config` without validation."""
 
 
 @pytest.fixture
 def saved(tiny_config) -> dict:
     """The configuration as a checkpoint holds it."""
-    return load_config(tiny_config).model_dump(mode="json")
+    return load_config(tiny_config, RunConfig).model_dump(mode="json")
 
 
 def plan(path, *changes: str):
-    return make_plan(load_config(path, list(changes)), read_world())
+    return make_plan(load_config(path, RunConfig, list(changes)), read_world())
 
 
 def test_the_same_configuration_goes_on(tiny_config, saved):
@@ -30,8 +38,29 @@ def test_a_key_that_is_newer_than_the_run_may_be_left_at_its_default(tiny_config
 
 def test_what_changes_the_run_is_refused_and_named(tiny_config, saved):
     del saved["diffusion"]["snr_factor"]
-    with pytest.raises(ValueError, match=r"holds a run with diffusion.snr_factor = None, the configuration says 2.0; "):
+    with pytest.raises(ValueError, match=r"holds a run with diffusion.snr_factor = 1.0, the configuration says 2.0; "):
         plan(tiny_config, "diffusion.snr_factor=2").check_same_run(saved)
-    saved["model"]["width"] += 1
-    with pytest.raises(ValueError, match=r"holds a run with model.width = 17, the configuration says 16; set "):
+    saved["model"]["width"] = 32
+    with pytest.raises(ValueError, match=r"holds a run with model.width = 32, the configuration says 16; set "):
+        plan(tiny_config).check_same_run(saved)
+
+
+def test_a_run_of_an_older_version_goes_on(tiny_config):
+    saved = json.loads(SAVED_BY_0_1_0.read_text())
+    saved["data"]["train"] = json.loads(tiny_config.read_text())["data"]["train"]
+    assert saved["training"]["more_ema_decays"] == []
+    plan(tiny_config, "data.valid=null").check_same_run(saved)
+    saved["data"]["num_future_frames"] = 3
+    with pytest.raises(ValueError, match=r"holds a run with data.num_future_frames = 3, the configuration says 4; "):
+        plan(tiny_config, "data.valid=null").check_same_run(saved)
+
+
+def test_retired_keys_are_no_difference_where_they_changed_nothing(tiny_config, saved, monkeypatch):
+    monkeypatch.setattr(DiffusionConfig, "retired", {"old_key": 1})
+    saved["diffusion"]["old_key"] = 1
+    plan(tiny_config).check_same_run(saved)
+    saved["diffusion"]["old_key"] = 2
+    with pytest.raises(
+        ValueError, match=r"holds a run of another version \(its configuration: diffusion.old_key is 2: "
+    ):
         plan(tiny_config).check_same_run(saved)

@@ -7,10 +7,10 @@ import warnings
 import torch
 from torch import nn
 
+from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.config import derive_deepspeed
 from dydiff_dist.engine.optimizer import build_optimizer, build_schedule
 from dydiff_dist.ranks.world import World
-from dydiff_dist.training.config import TrainingConfig
 
 
 def quiet_deepspeed() -> None:
@@ -22,7 +22,7 @@ def quiet_deepspeed() -> None:
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
 
 
-def build_engine(network: nn.Module, section: dict, training: TrainingConfig, world: World):
+def build_engine(network: nn.Module, section: dict, training: OptimizationConfig, world: World):
     """DeepSpeed's engine around ``network``, with our AdamW and schedule.
 
     Args:

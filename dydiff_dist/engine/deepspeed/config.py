@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from dydiff_dist.training.config import TrainingConfig, accumulation_steps
+from dydiff_dist.engine.config import OptimizationConfig, accumulation_steps
 
+_FLOAT32 = 4
+"""Bytes of one."""
 _DERIVED = {
     "train_batch_size": "training.global_batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_per_gpu",
@@ -46,7 +48,7 @@ def zero_stage(section: dict[str, Any]) -> int:
     return section.get("zero_optimization", {}).get("stage", 0)
 
 
-def check_deepspeed(section: dict[str, Any], training: TrainingConfig) -> None:
+def check_deepspeed(section: dict[str, Any], training: OptimizationConfig) -> None:
     """Refuses keys that DeepSpeed would ignore, keys that follow from ours, and stages that don't fit the precision.
 
     Raises:
@@ -69,7 +71,7 @@ def check_deepspeed(section: dict[str, Any], training: TrainingConfig) -> None:
         )
 
 
-def check_device(section: dict[str, Any], training: TrainingConfig, device_type: str) -> None:
+def check_device(section: dict[str, Any], training: OptimizationConfig, device_type: str) -> None:
     """Refuses what DeepSpeed can't do on this kind of device: fp16 on CPUs without fp16 products (as DeepSpeed itself
     does), and its CPU optimizer for weights on a GPU.
 
@@ -90,7 +92,7 @@ def check_device(section: dict[str, Any], training: TrainingConfig, device_type:
 
 
 def derive_deepspeed(
-    section: dict[str, Any], training: TrainingConfig, world_size: int, ranks_per_sample: int = 1
+    section: dict[str, Any], training: OptimizationConfig, world_size: int, ranks_per_sample: int = 1
 ) -> dict[str, Any]:
     """The dictionary handed to DeepSpeed: the passed-on section and everything that follows from ``training``.
 
@@ -109,4 +111,20 @@ def derive_deepspeed(
         # DeepSpeed would insist on its own CPU optimizer beside offloading, which not every machine can compile
         "zero_force_ds_cpu_optimizer": section.get("zero_force_ds_cpu_optimizer", False),
         "steps_per_print": training.steps + 1,  # our own log lines say more
+    }
+
+
+def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
+
+    ZeRO stage 1 shards the optimizer over the ranks, 2 also the gradients, 3 also the weights.
+    """
+    storage = _FLOAT32 if precision == "fp32" else 2
+    share = -(-num_params // world_size)
+    master = 0 if stage == 0 else _FLOAT32
+    return {
+        "weights": storage * (share if stage == 3 else num_params),
+        "gradients": storage * (share if stage >= 2 else num_params),
+        "optimizer": (master + 2 * _FLOAT32) * (share if stage >= 1 else num_params),
+        "EMA": _FLOAT32 * (share if stage >= 1 else num_params),
     }
