@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dydiff_dist.doctor.examine import examine_hosts, examine_machine, examine_ranks
 from dydiff_dist.doctor.findings import as_text, exit_status
-from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.errors import run_command
 from dydiff_dist.ranks.world import read_world
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     world = read_world()
     if world.world_size > 1:
         findings = examine_ranks(world, arguments.folder)

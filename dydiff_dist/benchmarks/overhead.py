@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dydiff_dist.data.stream import TrainStream
-from dydiff_dist.engine.optimizer import build_optimizer
+from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
 from dydiff_dist.ranks.world import World
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask

@@ -72,7 +72,7 @@ class BackgroundWrite:
         self._thread.join()
         return self.failure
 
-    def settle(self, share_sec: float, finish_sec: float) -> None:
+    def wait_at_most(self, share_sec: float, finish_sec: float) -> None:
         """Waits for this rank's own share and then for the others', but not longer than given."""
         self._share_is_down.wait(share_sec)
         self._thread.join(finish_sec)

@@ -7,8 +7,8 @@ import torch
 
 from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
-from dydiff_dist.engine.deepspeed.partitions import Piece
-from dydiff_dist.engine.deepspeed.state import AVERAGED, WEIGHTS, average_kind
+from dydiff_dist.engine.partitions import Piece
+from dydiff_dist.engine.state import AVERAGED, WEIGHTS
 from dydiff_dist.files import TensorSpec
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES, stream_model
 
@@ -75,7 +75,7 @@ def export_checkpoint(
     exported = reader.facts.get("exported") or {}
     if "data_schema" not in exported:
         raise ValueError(f"{checkpoint} is of a run that trains no forecaster; its own program exports it at its end")
-    kind = WEIGHTS if weights == "raw" else average_kind(weights)
+    kind = WEIGHTS if weights == "raw" else f"average.{weights}"
     if kind not in reader.kinds(AVERAGED):
         averages = [name.removeprefix("average.") for name in reader.kinds(AVERAGED) if name.startswith("average.")]
         raise ValueError(f"{checkpoint} has no weights {weights!r}; it has raw, {', '.join(averages)}")

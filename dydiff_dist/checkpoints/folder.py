@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dydiff_dist.engine.deepspeed.partitions import Piece
+from dydiff_dist.engine.partitions import Piece
 from dydiff_dist.files import FileRecord, file_sha256, flush_to_disk, write_json, write_text
 
 FACTS, LAYOUT, SUMS = "complete.json", "layout.json", "SHA256SUMS"

@@ -26,8 +26,7 @@ from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints.background_write import BackgroundWrite, HostBuffer
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
-from dydiff_dist.engine.deepspeed.state import AVERAGED, EngineState
-from dydiff_dist.engine.ema import ShardedEMA
+from dydiff_dist.engine.state import EngineState
 from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
 from dydiff_dist.ranks.world import World, barrier, gather_objects, raise_together
 
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _MARKER_POLL_SEC = (0.02, 1.0)
 """First and longest pause between two looks for the other ranks' markers."""
-_SETTLE_SHARE_SEC, _SETTLE_FINISH_SEC = 60.0, 5.0
+_LONGEST_SHARE_SEC, _LONGEST_FINISH_SEC = 60.0, 5.0
 """On the way out after an error: the longest wait for this rank's share, and then for the others'."""
 
 
@@ -60,6 +59,7 @@ class CheckpointStore:
     Args:
         folder: ``checkpoints/`` of the run; made where needed, and locked against other trainings of the run.
         world: the ranks; all see the folder.
+        states: what is kept, by engine.
         keep_last: so many newest checkpoints stay.
         keep_every: checkpoints whose step is a multiple of it stay for good; 0 for none.
         asynchronous: whether training goes on while a checkpoint is written, at the price of a copy of the rank's
@@ -69,27 +69,27 @@ class CheckpointStore:
         ValueError: the folder can't be written, or another training has it.
     """
 
-    def __init__(self, folder: Path, world: World, *, keep_last: int, keep_every: int = 0, asynchronous: bool = True):
-        self.folder, self.world = folder, world
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        states: Mapping[str, EngineState],
+        *,
+        keep_last: int,
+        keep_every: int = 0,
+        asynchronous: bool = True,
+    ):
+        self.folder, self.world, self.states = folder, world, states
         self.keep_last, self.keep_every, self.asynchronous = keep_last, keep_every, asynchronous
         self._host = HostBuffer(pinned=world.device.type == "cuda")
         self._writing: BackgroundWrite | None = None
         self._lock = self._on_main(self._open_folder, f"output_dir {folder.parent} can't be written")
 
-    def save(
-        self,
-        position: RunPosition,
-        engines: Mapping[str, Any],
-        ema: ShardedEMA | None,
-        config: dict[str, Any],
-        exported: dict[str, Any] | None = None,
-    ) -> SaveReport:
+    def save(self, position: RunPosition, config: dict[str, Any], exported: dict[str, Any] | None = None) -> SaveReport:
         """Begins to write the state at ``position``; with ``asynchronous`` off, also waits until it is written.
 
         Args:
             position: the same on every rank.
-            engines: DeepSpeed engines by name.
-            ema: averages of the engine named ``model``.
             config: the run's, as JSON types.
             exported: what the description of a model exported from this checkpoint says, as JSON types.
 
@@ -101,15 +101,14 @@ class CheckpointStore:
         final = self.folder / checkpoint_folder.folder_name(position.step)
         partial = self._partial(final)
         self._on_main(lambda: _fresh_folder(partial), f"checkpoint {final} can't be written")
-        states = self._states(engines, ema)
-        specs, pieces, tensors = _share(states, self.world)
+        specs, pieces, tensors = _share(self.states, self.world)
         facts = {
             "position": asdict(position),
             "config": config,
             "exported": exported,
-            "numbers": {name: state.numbers() for name, state in states.items()},
+            "numbers": {name: state.numbers() for name, state in self.states.items()},
         }
-        layout = {name: state.layout() for name, state in states.items()}
+        layout = {name: state.layout() for name, state in self.states.items()}
         data = self._host.copy(tensors) if self.asynchronous else (tensor.cpu() for tensor in tensors)
         self._writing = BackgroundWrite(
             final,
@@ -145,22 +144,18 @@ class CheckpointStore:
         """Whether this rank knows that the save in flight has failed; not collective, ``wait`` says why."""
         return self._writing is not None and self._writing.failure is not None
 
-    def settle(self) -> None:
+    def wait_briefly(self) -> None:
         """Lets a save in flight finish, on the way out after an error: not collective, and not for ever, as other ranks
         may be gone."""
         if self._writing is not None:
-            self._writing.settle(_SETTLE_SHARE_SEC, _SETTLE_FINISH_SEC)
+            self._writing.wait_at_most(_LONGEST_SHARE_SEC, _LONGEST_FINISH_SEC)
 
-    def load_latest(
-        self, engines: Mapping[str, Any], ema: ShardedEMA | None, check_config: Callable[[dict], None]
-    ) -> RunPosition:
+    def load_latest(self, check_config: Callable[[dict[str, Any]], None]) -> RunPosition:
         """Loads the newest whole checkpoint, of whatever number of ranks and ZeRO stage; returns its position.
 
         Damaged ones that are newer are named in the log and renamed to ``damaged_step_…``, out of the way.
 
         Args:
-            engines: DeepSpeed engines by name; take weights, optimizer and schedule.
-            ema: takes its averages.
             check_config: called with the checkpoint's configuration before anything is loaded; raises to refuse it.
 
         Raises:
@@ -174,7 +169,7 @@ class CheckpointStore:
                 damaged[folder] = damage
                 continue
             self._set_aside(damaged, folder)
-            return self._restore(CheckpointReader(folder), self._states(engines, ema))
+            return self._restore(CheckpointReader(folder))
         if damaged:
             raise ValueError(
                 f"all checkpoints in {self.folder} are damaged ({_list_damage(damaged)}); bring one back, or set "
@@ -192,12 +187,6 @@ class CheckpointStore:
     def _partial(final: Path) -> Path:
         """The name under which a checkpoint is written."""
         return final.with_name(f".{final.name}.partial")
-
-    def _states(self, engines: Mapping[str, Any], ema: ShardedEMA | None) -> dict[str, EngineState]:
-        return {
-            name: EngineState(engine, ema if name == AVERAGED else None, self.world.rank)
-            for name, engine in engines.items()
-        }
 
     def _on_main(self, action: Callable[[], Any], failure: str) -> Any:
         """Does ``action`` on rank 0 and returns its result there; if it fails, every rank raises the same error."""
@@ -279,12 +268,12 @@ class CheckpointStore:
                 folder.rename(aside)
         barrier()
 
-    def _restore(self, reader: CheckpointReader, states: dict[str, EngineState]) -> RunPosition:
+    def _restore(self, reader: CheckpointReader) -> RunPosition:
         """Gives every engine its state; the ranges are read as the present ranks need them."""
-        for name, state in states.items():
+        for name, state in self.states.items():
             if name not in reader.engines:
                 raise ValueError(f"{reader.folder} has {reader.engines}, not {name!r}; set output_dir to a new folder")
-            _check_shapes(reader.shapes(name), state.shards.shapes, reader.folder)
+            _check_shapes(reader.shapes(name), state.partitions.shapes, reader.folder)
             state.restore(
                 lambda kind, piece, name=name: reader.read(name, kind, piece),
                 kinds=reader.kinds(name),
@@ -306,13 +295,14 @@ def _share(
         kinds, steps = state.kinds(), state.optimizer_steps()
         pieces[engine] = {}
         for piece in state.owned_pieces():
-            pieces[engine][piece.name] = [piece.start, piece.length, steps[piece.shard]]
-            for kind, shards in kinds.items():
-                if shards[piece.shard] is not None:
+            pieces[engine][piece.name] = [piece.start, piece.length, steps[piece.partition]]
+            for kind, partitions in kinds.items():
+                partition = partitions[piece.partition]
+                if partition is not None:
                     key = checkpoint_folder.tensor_key(engine, kind, piece.name)
-                    tensors[key] = shards[piece.shard][piece.offset : piece.offset + piece.length]
+                    tensors[key] = partition[piece.offset : piece.offset + piece.length]
         if world.is_main:
-            for name, buffer in state.shards.buffers().items():
+            for name, buffer in state.partitions.buffers().items():
                 tensors[checkpoint_folder.tensor_key(engine, checkpoint_folder.BUFFER, name)] = buffer
     specs = {key: TensorSpec(dtype=tensor.dtype, shape=tuple(tensor.shape)) for key, tensor in tensors.items()}
     return specs, pieces, [tensors[key].detach() for key in file_order(specs)]

@@ -3,7 +3,7 @@
 Letters: B samples, S frames of each, n = B·S frames, C channels, H W height and width, c h w the latents'.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from dydiff_dist.autoencoders import Autoencoder, build_network, losses, save_au
 from dydiff_dist.autoencoders.adopt import bare_autoencoder, measure_latent_units
 from dydiff_dist.autoencoders.verify import reconstruction_scores
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.protocol import Engine, Engines
 from dydiff_dist.evaluation.colors import FieldStyle, style_of
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import (
@@ -25,7 +27,6 @@ from dydiff_dist.evaluation.reconstruction import (
 )
 from dydiff_dist.ranks.world import gather_objects
 from dydiff_dist.tasks.config import AutoencoderRunConfig
-from dydiff_dist.training.config import TrainingConfig
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
 from dydiff_dist.training.task import MicroLoss, Task
@@ -72,14 +73,14 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
             )
         return networks
 
-    def training_of(self, network: str) -> TrainingConfig:
+    def training_of(self, network: str) -> OptimizationConfig:
         """The discriminator may have a learning rate of its own."""
         training, discriminator = self.config.training, self.config.loss.discriminator
         if network == "model" or discriminator.learning_rate is None:
             return training
         return training.model_copy(update={"learning_rate": discriminator.learning_rate})
 
-    def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
+    def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """The autoencoder's loss, then the discriminator's once that has started."""
         pixels = batch["frames"].to(self.plan.world.device, non_blocking=True).flatten(0, 1)
         dtype, num_samples = self.plan.network_dtype, len(batch["frames"])
@@ -190,10 +191,10 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
             factors["adversarial"] = loss.discriminator.weight
         return torch.stack([factors[name] * value for name, value in parts.items()]).sum(dim=0)
 
-    def _verdict_loss(self, discriminator: Any, decoded: Tensor) -> Tensor:
+    def _verdict_loss(self, discriminator: Engine | nn.Module, decoded: Tensor) -> Tensor:
         """What the discriminator says of decoded frames, with gradients for the frames but not for its weights."""
         # past the engine, which would take the autoencoder's backward pass for its own
-        network = getattr(discriminator, "module", discriminator)
+        network = discriminator.module if isinstance(discriminator, Engine) else discriminator
         network.requires_grad_(False)
         loss = losses.adversarial_loss(network(decoded))
         network.requires_grad_(True)

@@ -3,7 +3,7 @@
 Letters: B batch, S frames, C channels, H W height and width, A action channels, N diffusion timesteps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dydiff_dist.diffusion import loss_by_timestep_bin
+from dydiff_dist.engine.protocol import Engines
 from dydiff_dist.forecasting import save_model
 from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.models import ExecutionConfig, SharesFrames, drop_history
@@ -79,7 +80,7 @@ class DiffusionTask(Task[RunConfig]):
         model = self.config.model
         return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
-    def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
+    def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """Noising, network, loss."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
         batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}

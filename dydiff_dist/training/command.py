@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
+from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
@@ -42,8 +42,8 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     """Checks, builds, trains; returns the exit status."""
     world = read_world()
     logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
-    quiet_deepspeed()
     config = load_config(arguments.config, task_type.config_type, arguments.overrides)
+    ENGINES[config.engine].prepare()
     task = task_type(make_plan(config, world, may_lack_data=arguments.dry_run))
     if world.is_main:
         print(describe(task), flush=True)
@@ -51,7 +51,9 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
         return 0
 
     from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
-    from dydiff_dist.training.trainer import Trainer  # imports DeepSpeed, seconds that an error above need not wait for
+    from dydiff_dist.training.trainer import (
+        Trainer,  # imports TensorBoard, seconds that an error above need not wait for
+    )
 
     try:
         with Trainer(task) as trainer:

@@ -6,12 +6,13 @@ Each section's class stands beside the part that it configures. A kind of run ad
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
@@ -91,8 +92,23 @@ class BaseRunConfig(StrictConfig):
     """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
     data: DataConfig
     training: TrainingConfig
+    engine: str = "deepspeed"
+    """What trains the networks on all ranks: a name in engine/engines.py. Its options are the section of its name."""
     deepspeed: dict[str, Any] = {}
     """Passed on to DeepSpeed, e.g. {"zero_optimization": {"stage": 2}}; keys that follow from this file are refused."""
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Self:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        if self.deepspeed and self.engine != "deepspeed":
+            raise ValueError(f"the section deepspeed is for engine 'deepspeed', it is {self.engine!r}; remove either")
+        return self
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """The section of the engine's name; empty where it has none."""
+        return getattr(self, self.engine, {})
 
     @property
     def ranks_per_sample(self) -> int:

@@ -13,7 +13,7 @@ from dydiff_dist.data.expected import expected_shards
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.config import accumulation_steps
-from dydiff_dist.engine.deepspeed.config import check_deepspeed, check_device, memory_per_rank_bytes, zero_stage
+from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.engine.optimizer import num_parameters
 from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import AnyRunConfig, parse_config
@@ -99,8 +99,7 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
     """
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
-    check_deepspeed(config.deepspeed, config.training)
-    check_device(config.deepspeed, config.training, world.device.type)
+    ENGINES[config.engine].check(config.training, config.engine_options, world.device.type)
     data = config.data
     absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
     how = {"remote": data.remote, "use_actions": data.use_actions}
@@ -140,8 +139,8 @@ def describe(task: "Task") -> str:
         sizes = {name: num_parameters(network.parameters()) for name, network in task.build_networks().items()}
     accumulation = accumulation_steps(training, world.num_replicas)
     epochs = training.steps * training.global_batch_size / num_samples
-    stage = zero_stage(config.deepspeed)
-    memory = memory_per_rank_bytes(sum(sizes.values()), world.world_size, stage, training.precision)
+    engine = ENGINES[config.engine]
+    memory = engine.state_bytes(sum(sizes.values()), world.world_size, training, config.engine_options)
     parts = ", ".join(f"{part} {_gib(size)}" for part, size in memory.items())
     lines = {
         "output": config.output_dir,
@@ -155,7 +154,7 @@ def describe(task: "Task") -> str:
         "ranks": f"{world.world_size} on {world.device.type}; {training.micro_batch_per_gpu} samples x {accumulation} "
         f"accumulation x {world.num_replicas} "
         + ("ranks" if world.ranks_per_sample == 1 else f"groups of {world.ranks_per_sample} ranks that share frames"),
-        "memory": f"per rank, without activations: {parts} (ZeRO stage {stage})",
+        "memory": f"per rank, without activations: {parts} ({engine.describe(config.engine_options)})",
     }
     if config.needs is not None:
         lines["needs"] = str(config.needs)

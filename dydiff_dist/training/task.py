@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dydiff_dist.data.expected import check_expectation
-from dydiff_dist.training.config import AnyRunConfig, BaseRunConfig, TrainingConfig
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.protocol import Engines
+from dydiff_dist.training.config import AnyRunConfig, BaseRunConfig
 from dydiff_dist.training.metrics import Work
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
@@ -80,18 +82,18 @@ class Task(ABC, Generic[AnyRunConfig]):
         """What a sample costs the networks, for the log's utilisation; None where no formula is known."""
         return None
 
-    def training_of(self, network: str) -> TrainingConfig:
+    def training_of(self, network: str) -> OptimizationConfig:
         """The optimizer's settings of a network; batch sizes and steps must be those of ``config.training``."""
         return self.plan.config.training
 
     @abstractmethod
-    def losses(self, engines: Mapping[str, Any], batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
+    def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """The losses of one micro-batch, one after the other: the trainer differentiates each before it asks for the
         next, so a later one may build on an earlier one's output. A network that is named in one micro-batch must be
         named in all of the step, on every rank; one that is named in none is not updated.
 
         Args:
-            engines: the networks by name, to be called like modules; a call must go through the engine.
+            engines: to be called like the networks; what is to be differentiated must go through them.
             batch: agreement 1 of docs/architecture.md, on the CPU.
             step: optimizer updates done so far, the step in the counter of all random numbers.
         """

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,9 +13,10 @@ from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.checkpoints.store import CheckpointStore
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.engine.config import accumulation_steps
-from dydiff_dist.engine.deepspeed.build import build_engine
-from dydiff_dist.engine.deepspeed.gradients import discard_gradients, finish_step
-from dydiff_dist.engine.ema import ShardedEMA
+from dydiff_dist.engine.ema import EMA
+from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.engine.protocol import Engine
+from dydiff_dist.engine.state import AVERAGED, EngineState
 from dydiff_dist.errors import SharedError
 from dydiff_dist.ranks.signals import Interruption
 from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
@@ -40,8 +40,8 @@ class Trainer:
 
     config: BaseRunConfig
     world: World
-    engines: dict[str, Any]
-    """DeepSpeed's engine around each of the task's networks, by name."""
+    engines: dict[str, Engine]
+    """Around each of the task's networks, by name."""
     position: RunPosition
 
     def __init__(self, task: Task):
@@ -73,7 +73,7 @@ class Trainer:
         if exception[0] is None:
             torch.distributed.destroy_process_group()
         else:
-            self.checkpoints.settle()
+            self.checkpoints.wait_briefly()
 
     def _build(self) -> None:
         """Networks, engines and what belongs to them."""
@@ -82,13 +82,19 @@ class Trainer:
         networks = self.task.build_networks()
         self.task.join_ranks(networks)
         self.engines = {
-            name: build_engine(network, self.config.deepspeed, self.task.training_of(name), self.world)
+            name: ENGINES[self.config.engine](
+                network, self.task.training_of(name), self.config.engine_options, self.world
+            )
             for name, network in networks.items()
         }
-        self.ema = ShardedEMA(self.engines["model"], training.ema_decay)
+        self.ema = EMA(self.engines[AVERAGED].partitions, training.ema_decay)
         self.checkpoints = CheckpointStore(
             self.folder / "checkpoints",
             self.world,
+            {
+                name: EngineState(engine, self.ema if name == AVERAGED else None, self.world.rank)
+                for name, engine in self.engines.items()
+            },
             keep_last=training.keep_last_checkpoints,
             keep_every=training.keep_every_steps,
             asynchronous=training.async_checkpoints,
@@ -143,7 +149,7 @@ class Trainer:
         while self.step < training.steps and not signal:
             record = self._forward_backward(micro_batches)
             self.activity.enter("waiting for the other ranks")
-            bad = self.guard.is_bad(record, self.engines, check_gradients=training.precision != "fp16")
+            bad = self.guard.is_bad(record, self.engines)
             signal, any_bad, save_failed = agree_max(
                 interruption.received, int(bad), int(self.checkpoints.has_failed())
             )
@@ -177,8 +183,7 @@ class Trainer:
     def _forward_backward(self, micro_batches: Iterator[dict]) -> StepRecord:
         """Forward and backward passes of one step, all of this rank's micro-batches."""
         record = StepRecord()
-        num_micro_batches = accumulation_steps(self.config.training, self.world.num_replicas)
-        for number in range(num_micro_batches):
+        for _ in range(accumulation_steps(self.config.training, self.world.num_replicas)):
             self.activity.enter("waiting for data")
             start = time.perf_counter()
             batch = next(micro_batches)
@@ -189,18 +194,13 @@ class Trainer:
                 self.activity.enter("in the backward pass")
                 self.engines[part.network].backward(part.loss)
                 record.parts.append(replace(part, loss=part.loss.detach()))
-            if number < num_micro_batches - 1:
-                for name in record.networks:
-                    self.engines[name].step()  # DeepSpeed counts micro-batches; it updates after the last one
         return record
 
     def _update(self, record: StepRecord) -> bool:
         """The optimizer's update; False where the loss scale was too high for this batch and is lowered instead."""
         self.activity.enter("updating the weights")
-        for name in record.networks:
-            finish_step(self.engines[name])
+        updated = all([self.engines[name].finish() for name in record.networks])
         self.guard.passed()
-        updated = all(self.engines[name].was_step_applied() for name in record.networks)
         self.position = RunPosition(self.step + updated, self.position.batches + 1)
         self.activity.step = self.step
         if updated:
@@ -210,7 +210,7 @@ class Trainer:
     def _pass_over(self, record: StepRecord) -> None:
         """Leaves the update out, and follows the policy where that has happened too often."""
         for name in record.networks:
-            discard_gradients(self.engines[name])
+            self.engines[name].discard()
         action, line = self.guard.judge(record, self.position)
         self.position = replace(self.position, batches=self.position.batches + 1)
         self.log.say(line)
@@ -222,7 +222,7 @@ class Trainer:
         self.activity.enter("rolling back")
         self.checkpoints.wait()
         batches = self.position.batches
-        loaded = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
+        loaded = self.checkpoints.load_latest(self.plan.check_same_run)
         if loaded == RunPosition():
             raise SharedError("there is no checkpoint to roll back to; lower training.learning_rate")
         self.guard.record_rollback(loaded, batches)
@@ -235,14 +235,14 @@ class Trainer:
         scalars = self.task.scalars(record.parts)
         totals = sum_over_ranks(torch.stack(tuple(scalars.values())))
         means = {name: float(total / count) for name, (total, count) in zip(scalars, totals, strict=True) if count > 0}
-        engine, speed = self.engines["model"], self.meter.read(self._stream.damaged_fraction)
-        lr, grad_norm = engine.get_lr()[0], float(engine.get_global_grad_norm())
+        engine, speed = self.engines[AVERAGED], self.meter.read(self._stream.damaged_fraction)
+        lr, grad_norm, loss_scale = engine.learning_rate(), engine.gradient_norm(), engine.loss_scale()
         self.log.progress(
             self.step, f"loss {means['loss/train']:.4f}, gradient {grad_norm:.3g}, lr {lr:.2e}, {speed.line}"
         )
         optimizer = {"optimizer/learning_rate": lr, "optimizer/gradient_norm": grad_norm}
-        if self.config.training.precision == "fp16":
-            optimizer["optimizer/loss_scale"] = float(engine.optimizer.loss_scale)
+        if loss_scale is not None:
+            optimizer["optimizer/loss_scale"] = loss_scale
         if self.guard.num_skipped:
             optimizer["optimizer/skipped_batches"] = self.guard.num_skipped
         self.log.scalars(self.step, {**means, **optimizer, **speed.scalars})
@@ -262,7 +262,7 @@ class Trainer:
 
     def _load(self) -> RunPosition:
         """The last checkpoint, if there is one, and the data after the batches that a rollback passed over."""
-        loaded = self.checkpoints.load_latest(self.engines, self.ema, self.plan.check_same_run)
+        loaded = self.checkpoints.load_latest(self.plan.check_same_run)
         return self.guard.after_rollback(loaded)
 
     def _say(self, line: str) -> None:
@@ -281,7 +281,7 @@ class Trainer:
         """Begins a checkpoint; the one before is complete by then."""
         self.activity.enter("saving a checkpoint")
         config, exported = self.config.model_dump(mode="json"), self.task.exported_facts()
-        report = self.checkpoints.save(self.position, self.engines, self.ema, config, exported)
+        report = self.checkpoints.save(self.position, config, exported)
         self.log.say(f"checkpoint: {report}")
         scalars = {"checkpoint/pause_sec": report.pause_sec, "checkpoint/bytes_per_rank": float(report.num_bytes)}
         self.log.scalars(self.step, scalars)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dydiff_dist.checkpoints.position import RunPosition
-from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.ranks.world import read_world, start_process_group
-from dydiff_dist.training.config import TrainingConfig
 
 STEPS, BATCH = 3, 6
 STAGES = {
@@ -35,13 +35,14 @@ class Run:
 
     def __init__(self, folder: Path, stage: str, precision: str, world):
         from dydiff_dist.checkpoints.store import CheckpointStore
-        from dydiff_dist.engine.ema import ShardedEMA
+        from dydiff_dist.engine.ema import EMA
+        from dydiff_dist.engine.state import EngineState
 
         torch.manual_seed(world.world_size)  # initial weights that no checkpoint has
         network = torch.nn.Sequential(
             torch.nn.Linear(7, 13), torch.nn.BatchNorm1d(13, affine=False), torch.nn.SiLU(), torch.nn.Linear(13, 3)
         )
-        self.training = TrainingConfig(
+        self.training = OptimizationConfig(
             steps=10,
             global_batch_size=BATCH,
             micro_batch_per_gpu=BATCH // world.world_size,
@@ -52,11 +53,15 @@ class Run:
         )
         section = {"zero_optimization": STAGES[stage], "zero_force_ds_cpu_optimizer": False}
         self.world, self.step = world, 0
-        self.engine = build_engine(network, section, self.training, world)
-        self.late = build_engine(torch.nn.Linear(7, 5), section, self.training, world)
+        self.engine = DeepSpeedEngine(network, self.training, section, world)
+        self.late = DeepSpeedEngine(torch.nn.Linear(7, 5), self.training, section, world)
         self.engines = {"model": self.engine, "late": self.late}
-        self.ema = ShardedEMA(self.engine, 0.9)
-        self.store = CheckpointStore(folder, world, keep_last=2)
+        self.ema = EMA(self.engine.partitions, 0.9)
+        self.states = {
+            "model": EngineState(self.engine, self.ema, world.rank),
+            "late": EngineState(self.late, None, world.rank),
+        }
+        self.store = CheckpointStore(folder, world, self.states, keep_last=2)
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -65,16 +70,16 @@ class Run:
             for engine in (self.engine, self.late) if self.step >= STEPS else (self.engine,):
                 loss = engine(x.to(next(engine.module.parameters()).dtype)).float().square().mean()
                 engine.backward(loss)
-                engine.step()
+                engine.finish()
             self.step += 1
             self.ema.update(self.step)
 
     def save(self) -> None:
-        self.store.save(RunPosition(self.step, self.step), self.engines, self.ema, {"width": 13})
+        self.store.save(RunPosition(self.step, self.step), {"width": 13})
         self.store.wait()
 
     def load(self) -> None:
-        position = self.store.load_latest(self.engines, self.ema, lambda config: None)
+        position = self.store.load_latest(lambda config: None)
         assert position.step == position.batches == STEPS, position
         self.step = position.step
 
@@ -83,7 +88,7 @@ class Run:
 
         found = {f"ema {name}": tensor for name, tensor in self.ema.gather().items()}
         for name, engine in self.engines.items():
-            found |= {f"{name} {key}": tensor for key, tensor in state_of(engine).items()}
+            found |= {f"{name} {key}": tensor for key, tensor in state_of(engine.deepspeed).items()}
         # until a resume each rank has statistics of its own
         found = {name: t for name, t in found.items() if self.world.world_size == 1 or "running" not in name}
         return {name: tensor.detach().clone().cpu().contiguous() for name, tensor in found.items()}
@@ -152,14 +157,14 @@ def convert(source: Path, target: Path, stage: str, precision: str, world) -> No
             with deepspeed.zero.GatheredParameters([p], enabled=hasattr(p, "ds_id")):
                 assert torch.equal(p.data.cpu(), truth[f"model weights {name}"].bfloat16()), name
     assert_equal({name: state[name] for name in truth if name in state}, {k: truth[k] for k in truth if k in state}, "")
-    run.store = type(run.store)(target, world, keep_last=2, asynchronous=False)
+    run.store = type(run.store)(target, world, run.states, keep_last=2, asynchronous=False)
     run.save()
     if world.is_main:
         save_file(truth, target / "truth.safetensors")
 
 
 if __name__ == "__main__":
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     world = read_world()
     torch.set_num_threads(1)
     start_process_group(world, timeout_minutes=1)

@@ -6,35 +6,35 @@ import sys
 
 import torch
 
-from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.ranks.world import read_world, start_process_group
-from dydiff_dist.training.config import TrainingConfig
 
 STEPS, DECAY = 5, 0.9
 
 
 def train(stage: int, precision: str, world) -> None:
-    from dydiff_dist.engine.ema import ShardedEMA, decay_at
+    from dydiff_dist.engine.ema import EMA, decay_at
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(7, 13), torch.nn.SiLU(), torch.nn.Linear(13, 3))
-    training = TrainingConfig(
+    training = OptimizationConfig(
         steps=STEPS,
         global_batch_size=4,
         micro_batch_per_gpu=4 // world.world_size,
         learning_rate=0.05,
         precision=precision,
     )
-    engine = build_engine(network, {"zero_optimization": {"stage": stage}}, training, world)
-    ema = ShardedEMA(engine, DECAY)
-    fresh = ShardedEMA(engine, 0.0)  # decay 0: after an update its gathered weights are the live float32 weights
+    engine = DeepSpeedEngine(network, training, {"zero_optimization": {"stage": stage}}, world)
+    ema = EMA(engine.partitions, DECAY)
+    fresh = EMA(engine.partitions, 0.0)  # decay 0: after an update its gathered weights are the live float32 weights
     expected = ema.gather()
     generator = torch.Generator().manual_seed(1)
     for step in range(1, STEPS + 1):
         x = torch.randn(4, 7, generator=generator).chunk(world.world_size)[world.rank]
         loss = engine(x.to(next(engine.module.parameters()).dtype)).float().square().mean()
         engine.backward(loss)
-        engine.step()
+        engine.finish()
         ema.update(step)
         fresh.update(step)
         live = fresh.gather()
@@ -53,7 +53,7 @@ def train(stage: int, precision: str, world) -> None:
 
 
 if __name__ == "__main__":
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     world = read_world()
     torch.set_num_threads(1)
     start_process_group(world, timeout_minutes=1)

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
+from dydiff_dist.checkpoints import folder as checkpoint_folder
+from dydiff_dist.checkpoints import store as checkpoint
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
-from dydiff_dist.training import checkpoint, checkpoint_folder
 from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import make_plan
 from dydiff_dist.training.trainer import Trainer
@@ -121,7 +122,7 @@ def live(config: str, changes: list[str], num_ranks: int, chance: random.Random 
 
 def main() -> None:
     """Lives until the run is done, with NUM_KILLS deaths on the way."""
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     __import__("deepspeed")  # once, for all lives
     config, num_ranks, num_kills, seed = sys.argv[1], *map(int, sys.argv[2:])
     folder = Path(load_config(config, RunConfig).output_dir)

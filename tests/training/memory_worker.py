@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.engine.deepspeed.build import quiet_deepspeed
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.models import InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
@@ -68,7 +68,7 @@ def report(name: str, before: int, trainer, speaks: bool) -> None:
 
 if __name__ == "__main__":
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each case meets at a port of its own
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     torch.set_num_threads(1)
     warm_up()
     for number, case in enumerate(json.loads(sys.argv[1])):

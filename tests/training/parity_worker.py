@@ -16,10 +16,10 @@ import sys
 
 import torch
 
-from dydiff_dist.engine.deepspeed.build import build_engine, quiet_deepspeed
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
 from dydiff_dist.models import ExecutionConfig, InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import agree_max, read_world, start_process_group, sum_over_ranks
-from dydiff_dist.training.config import TrainingConfig
 
 SAMPLES, STEPS = 4, 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,7 +48,7 @@ def build(words: list[str], world):
         zero["offload_optimizer"] = {"device": "cpu"}
     if "offload_param" in words:
         zero["offload_param"] = {"device": "cpu"}
-    training = TrainingConfig(
+    training = OptimizationConfig(
         steps=10,
         global_batch_size=SAMPLES,
         micro_batch_per_gpu=SAMPLES // world.world_size // (2 if "acc" in words else 1),
@@ -59,7 +59,7 @@ def build(words: list[str], world):
         precision=next((word for word in words if word in DTYPES), "fp32"),
         optimizer="deepspeed_cpu_adam" if "cpu_adam" in words else "adamw",
     )
-    return build_engine(network, {"zero_optimization": zero}, training, world), training
+    return DeepSpeedEngine(network, training, {"zero_optimization": zero}, world), training
 
 
 def forward_backward(engine, training, batch, world) -> torch.Tensor:
@@ -72,42 +72,37 @@ def forward_backward(engine, training, batch, world) -> torch.Tensor:
         output = engine(z.to(dtype), timesteps, history=history.to(dtype))
         losses.append((output.float() - target).square().mean())
         engine.backward(losses[-1])
-        if number < len(micro["z"]) - 1:
-            engine.step()
     return sum_over_ranks(torch.stack(losses).detach().mean()) / world.world_size
 
 
 def train(case: str, world) -> dict:
-    from dydiff_dist.engine.deepspeed.gradients import discard_gradients, finish_step, gradients_are_finite
-    from dydiff_dist.engine.ema import ShardedEMA
+    from dydiff_dist.engine.ema import EMA
 
     words = case.split(":")
     engine, training = build(words, world)
-    ema = ShardedEMA(engine, 0.9, [0.2])
+    averages = {"ema": EMA(engine.partitions, 0.9), "ema_0.2": EMA(engine.partitions, 0.2)}
     losses, norms, skipped = [], [], 0
     for step in range(STEPS):
         if step == 2 and "bad" in words:
             batch = batches(99)
             batch["target"][-1] = float("nan")
             forward_backward(engine, training, batch, world)
-            assert agree_max(int(not gradients_are_finite(engine))) == (1,), "NaN in the gradients went unnoticed"
-            discard_gradients(engine)
-            assert not engine.was_step_applied()
+            assert agree_max(int(not engine.gradients_are_finite())) == (1,), "NaN in the gradients went unnoticed"
+            engine.discard()
+            assert not engine.deepspeed.was_step_applied()
         while True:
             loss = forward_backward(engine, training, batches(step), world)
-            finite = agree_max(int(not gradients_are_finite(engine))) == (0,)
+            finite = agree_max(int(not engine.gradients_are_finite())) == (0,)
             assert finite or "fp16" in words
-            finish_step(engine)
-            if engine.was_step_applied():
+            if engine.finish():
                 break
             skipped += 1  # the search for the loss scale
         losses.append(float(loss))
-        norms.append(float(engine.get_global_grad_norm()))
-        ema.update(step + 1)
-    lags = {
-        name: _distance(ema.gather(name), ema._engine_shards.gather(ema._engine_shards.weights))
-        for name in ema.averages()
-    }
+        norms.append(engine.gradient_norm())
+        for ema in averages.values():
+            ema.update(step + 1)
+    weights = engine.partitions.gather(engine.partitions.weights)
+    lags = {name: _distance(ema.gather(), weights) for name, ema in averages.items()}
     return {"case": case, "losses": losses, "norms": norms, "lags": lags, "skipped": skipped}
 
 
@@ -116,7 +111,7 @@ def _distance(one: dict, other: dict) -> float:
 
 
 if __name__ == "__main__":
-    quiet_deepspeed()
+    DeepSpeedEngine.prepare()
     world = read_world()
     torch.set_num_threads(1)
     start_process_group(world, timeout_minutes=1)

@@ -26,17 +26,17 @@ CONFIG = {"model": {"width": 16}}
 
 
 def open_store(folder: Path, **options) -> CheckpointStore:
-    return CheckpointStore(folder / "checkpoints", WORLD, **{"keep_last": 2, **options})
+    return CheckpointStore(folder / "checkpoints", WORLD, {}, **{"keep_last": 2, **options})
 
 
 def save(store: CheckpointStore, *steps: int) -> None:
     for step in steps:
-        store.save(RunPosition(step, step + 1), {}, None, CONFIG)
+        store.save(RunPosition(step, step + 1), CONFIG)
     store.wait()
 
 
 def load(store: CheckpointStore) -> RunPosition:
-    return store.load_latest({}, None, lambda config: None)
+    return store.load_latest(lambda config: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -99,7 +99,7 @@ def test_another_run_is_refused_before_anything_is_loaded_or_written(tmp_path):
         raise ValueError("holds another run")
 
     with pytest.raises(ValueError, match="holds another run"):
-        open_store(tmp_path).load_latest({}, None, refuse)
+        open_store(tmp_path).load_latest(refuse)
     assert names(tmp_path) == before
 
 
@@ -131,7 +131,7 @@ def test_no_room_is_one_line_and_loses_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a real error of the system, in the thread
     try:
-        store.save(RunPosition(2, 2), {}, None, CONFIG)
+        store.save(RunPosition(2, 2), CONFIG)
         with pytest.raises(ValueError, match=r"step_000002 could not be written: File too large; .* kept") as caught:
             store.wait()
     finally:
@@ -153,11 +153,11 @@ def test_a_failure_in_the_thread_surfaces_and_the_older_ones_stay(tmp_path, monk
     save(store, 1)
     assert not store.has_failed()
     monkeypatch.setattr(checkpoint, "file_sha256", lambda path: "0" * 64)
-    store.save(RunPosition(2, 2), {}, None, CONFIG)
-    store.settle()
+    store.save(RunPosition(2, 2), CONFIG)
+    store.wait_briefly()
     assert store.has_failed()
     with pytest.raises(ValueError, match="reads back differently from what was written"):
-        store.save(RunPosition(3, 3), {}, None, CONFIG)
+        store.save(RunPosition(3, 3), CONFIG)
     assert names(tmp_path) == ["latest", "step_000001"]
 
 
@@ -165,7 +165,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     store, may_write = open_store(tmp_path), threading.Event()
     write = checkpoint.write_tensor_file
     monkeypatch.setattr(checkpoint, "write_tensor_file", lambda *given: may_write.wait(10) and write(*given))
-    report = store.save(RunPosition(1, 1), {}, None, CONFIG)
+    report = store.save(RunPosition(1, 1), CONFIG)
     assert report.pause_sec < 5 and names(tmp_path) == [".step_000001.partial"]
     may_write.set()
     store.wait()

@@ -6,14 +6,15 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import CPUAdamBuilder
 
+from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed.config import check_device, derive_deepspeed
-from dydiff_dist.engine.optimizer import build_optimizer, decay_groups
-from dydiff_dist.training.config import TrainingConfig
+from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
+from dydiff_dist.engine.optimizer import decay_groups
 
 
-def training(**changes) -> TrainingConfig:
+def training(**changes) -> OptimizationConfig:
     sizes = {"steps": 10, "global_batch_size": 4, "micro_batch_per_gpu": 2, "learning_rate": 1e-3}
-    return TrainingConfig(**sizes | changes)
+    return OptimizationConfig(**sizes | changes)
 
 
 def test_what_cannot_be_compiled_is_replaced_by_torch_and_said(monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """DeepSpeed's configuration, derived from ours in one place and checked there."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +44,12 @@ _PASSED_ON = {
 """DeepSpeed's own top-level keys that make sense here. It ignores unknown ones silently, so they are checked here."""
 
 
-def zero_stage(section: dict[str, Any]) -> int:
+def zero_stage(section: Mapping[str, Any]) -> int:
     """The ZeRO stage of the configuration's ``deepspeed`` section (0 if none is given)."""
     return section.get("zero_optimization", {}).get("stage", 0)
 
 
-def check_deepspeed(section: dict[str, Any], training: OptimizationConfig) -> None:
+def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) -> None:
     """Refuses keys that DeepSpeed would ignore, keys that follow from ours, and stages that don't fit the precision.
 
     Raises:
@@ -71,7 +72,7 @@ def check_deepspeed(section: dict[str, Any], training: OptimizationConfig) -> No
         )
 
 
-def check_device(section: dict[str, Any], training: OptimizationConfig, device_type: str) -> None:
+def check_device(section: Mapping[str, Any], training: OptimizationConfig, device_type: str) -> None:
     """Refuses what DeepSpeed can't do on this kind of device: fp16 on CPUs without fp16 products (as DeepSpeed itself
     does), and its CPU optimizer for weights on a GPU.
 
@@ -92,7 +93,7 @@ def check_device(section: dict[str, Any], training: OptimizationConfig, device_t
 
 
 def derive_deepspeed(
-    section: dict[str, Any], training: OptimizationConfig, world_size: int, ranks_per_sample: int = 1
+    section: Mapping[str, Any], training: OptimizationConfig, world_size: int, ranks_per_sample: int = 1
 ) -> dict[str, Any]:
     """The dictionary handed to DeepSpeed: the passed-on section and everything that follows from ``training``.
 

@@ -1,0 +1,180 @@
+"""DeepSpeed's engine behind our protocol; nothing outside of this folder touches it.
+
+Names of DeepSpeed 0.19 that are private in spirit stand here; tests/training/test_parity.py holds them to what is said
+here, for every ZeRO stage.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.deepspeed import config as deepspeed_config
+from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
+from dydiff_dist.engine.deepspeed.partitions import partitions_of
+from dydiff_dist.engine.optimizer import build_schedule, move_schedule
+from dydiff_dist.engine.protocol import Engine
+from dydiff_dist.errors import SharedError
+from dydiff_dist.ranks.world import World
+
+_COUNTS = ("global_steps", "global_samples", "skipped_steps")
+_LOSS_SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class DeepSpeedEngine(Engine):
+    """ZeRO stages 0 to 3, with offloading to the host's memory; options: DeepSpeed's own, see ``config.py`` here."""
+
+    def __init__(self, network: nn.Module, training: OptimizationConfig, options: Mapping[str, Any], world: World):
+        import deepspeed
+
+        # On CPUs DeepSpeed would compile its shared-memory collective at the first start, half a minute; gloo serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        network.to(world.device)
+        optimizer = build_optimizer(network, training)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=optimizer,
+            lr_scheduler=build_schedule(optimizer, training),
+            config=deepspeed_config.derive_deepspeed(options, training, world.world_size, world.ranks_per_sample),
+        )
+        self.module, self.partitions = self.deepspeed.module, partitions_of(self.deepspeed)
+        self._stage, self._scales_loss = self.deepspeed.zero_optimization_stage(), training.precision == "fp16"
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Says which accelerator DeepSpeed is to use and silences its chatter."""
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+        # 0.19 calls collectives by names that newer torch renamed; each call would print a warning on each rank
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+
+    @classmethod
+    def check(cls, training: OptimizationConfig, options: Mapping[str, Any], device_type: str) -> None:
+        deepspeed_config.check_deepspeed(options, training)
+        deepspeed_config.check_device(options, training, device_type)
+
+    @classmethod
+    def state_bytes(
+        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
+    ) -> dict[str, int]:
+        stage = deepspeed_config.zero_stage(options)
+        return deepspeed_config.memory_per_rank_bytes(num_params, world_size, stage, training.precision)
+
+    @classmethod
+    def describe(cls, options: Mapping[str, Any]) -> str:
+        return f"ZeRO stage {deepspeed_config.zero_stage(options)}"
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.deepspeed(*args, **keywords)
+
+    def backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss)
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()  # counts the micro-batch, no more
+
+    def gradients_are_finite(self) -> bool:
+        """One pass over this rank's share of the gradient, which is reduced by then, and one number from the device.
+        Under ZeRO-0, where DeepSpeed keeps no norm of the gradient, it is left in the engine for `gradient_norm`."""
+        if self._scales_loss:
+            return True
+        gradients = list(self._local_gradients())
+        if self._stage == 0:
+            self.deepspeed._global_grad_norm = torch.nn.utils.get_total_norm(gradients)
+            return bool(self.deepspeed._global_grad_norm.isfinite())
+        sums = [gradient.sum(dtype=torch.float32) for gradient in gradients]
+        return not sums or bool(torch.stack(sums).isfinite().all())
+
+    def finish(self) -> bool:
+        try:
+            self.deepspeed.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise SharedError(
+                "gradients overflow float16 even at the smallest loss scale; lower training.learning_rate, or set "
+                "training.precision to bf16"
+            ) from None
+        return self.deepspeed.was_step_applied()
+
+    def discard(self) -> None:
+        """Under ZeRO by the path that DeepSpeed itself takes after an overflow, so its own bookkeeping is done."""
+        optimizer = self.deepspeed.optimizer
+
+        def mark(*_args: Any, **_keywords: Any) -> None:
+            optimizer.overflow = True
+
+        changes: dict[str, Any]
+        if self._stage == 0:
+            changes = {"step": mark}
+        elif self._stage == 3:
+            changes = {"_overflow_check_and_loss_scale_update": mark}
+        else:
+            changes = {"check_grad_overflow": True, "check_overflow": mark}
+        with _replaced(optimizer, changes):
+            self.deepspeed.step()
+        optimizer.overflow = False
+
+    def gradient_norm(self) -> float:
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def learning_rate(self) -> float:
+        return self.deepspeed.get_lr()[0]
+
+    def loss_scale(self) -> float | None:
+        return float(self.deepspeed.optimizer.loss_scale) if self._scales_loss else None
+
+    def numbers(self) -> dict[str, Any]:
+        numbers = {name: getattr(self.deepspeed, name) for name in _COUNTS}
+        numbers["schedule_steps"] = self.deepspeed.lr_scheduler.last_epoch
+        if self._loss_scaler is not None:
+            numbers["loss_scale"] = {name: getattr(self._loss_scaler, name) for name in _LOSS_SCALE_STATE}
+        return numbers
+
+    def restore_numbers(self, numbers: Mapping[str, Any]) -> None:
+        for name in _COUNTS:
+            setattr(self.deepspeed, name, numbers[name])
+        if self._loss_scaler is not None:
+            for name, value in numbers.get("loss_scale", {}).items():
+                setattr(self._loss_scaler, name, value)
+        move_schedule(self.deepspeed.lr_scheduler, numbers["schedule_steps"])
+
+    @property
+    def _loss_scaler(self) -> Any:
+        """DeepSpeed's state of the search for a loss scale; None where there is no search."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return scaler if getattr(scaler, "dynamic", False) else None
+
+    def _local_gradients(self) -> Iterator[Tensor]:
+        """What this rank's optimizer is about to use."""
+        optimizer = self.deepspeed.optimizer
+        if self._stage == 0:
+            yield from (p.grad for p in self.module.parameters() if p.grad is not None)
+        elif self.deepspeed.zero_cpu_offload():
+            yield from (key.grad for key in self.partitions.keys if key.grad is not None)
+        else:
+            for gradients in optimizer.averaged_gradients.values():
+                yield from gradients or ()
+
+
+@contextmanager
+def _replaced(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Instance attributes of ``target`` replaced for a while."""
+    before = {name: vars(target)[name] for name in changes if name in vars(target)}
+    for name, value in changes.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name in changes:
+            if name in before:
+                setattr(target, name, before[name])
+            else:
+                delattr(target, name)
