@@ -3,7 +3,7 @@
 Every tensor with a batch is (B, S, *rest): B samples, S frames, any rest. Frames are axis 1. Where an op takes noise,
 it takes a tensor, or the NoiseCounter to draw it from in the kernel.
 
-    Stream, NoiseCounter                        names of counter-based noise (agreement 2 of docs/architecture.md)
+    Stream, NoiseCounter                        names of counter-based noise (agreement 2 of docs/agreements.md)
     normal(counter, shape, device=…)            standard normals, shape (B, *sample_shape)
     uniform(counter, num, device=…)             uniforms in (0, 1], shape (B, num)
     frame_mix(x, gamma_bar)                     y = D_γ̄ x, the Dynamics operator; differentiable

@@ -22,7 +22,7 @@ from dydiff_dist.models import Denoiser
 from dydiff_kernels import NoiseCounter, Stream, normal
 
 MEMBER_STRIDE = 2**32
-"""Sample index of member m of case c: m · 2³² + c (agreement 2 of docs/architecture.md)."""
+"""Sample index of member m of case c: m · 2³² + c (agreement 2 of docs/agreements.md)."""
 MAX_MEMBERS = 2**24
 
 

@@ -94,7 +94,7 @@ class Task(ABC, Generic[AnyRunConfig]):
 
         Args:
             engines: to be called like the networks; what is to be differentiated must go through them.
-            batch: agreement 1 of docs/architecture.md, on the CPU.
+            batch: agreement 1 of docs/agreements.md, on the CPU.
             step: optimizer updates done so far, the step in the counter of all random numbers.
         """
 

@@ -41,7 +41,7 @@ struct FrameView {
 };
 
 // Noise of a tensor of frames: given, or drawn from a counter, which is a Philox key and the counter words that do not
-// depend on the element (docs/architecture.md, agreement 2); neither is "no noise".
+// depend on the element (docs/agreements.md, agreement 2); neither is "no noise".
 struct NoiseSource {
     uint64_t seed = 0;
     uint32_t step = 0, stream = 0;

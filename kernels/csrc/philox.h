@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al., SC 2011) and Box–Muller normals, W counters at a time.
 //
-// Counter (docs/architecture.md, agreement 2): c0 = element / 4, c1 = step, c2 and c3 = sample index and stream. Each of
+// Counter (docs/agreements.md, agreement 2): c0 = element / 4, c1 = step, c2 and c3 = sample index and stream. Each of
 // the four output words belongs to one element, so W counters make 4·W consecutive normals.
 #pragma once
 #include "args.h"

@@ -1,6 +1,6 @@
 """Counter-based noise: Philox4x32-10, the same numbers on every device, rank count and after every resume.
 
-The layout of key and counter is agreement 2 of docs/architecture.md; the generator is Salmon et al., "Parallel random
+The layout of key and counter is agreement 2 of docs/agreements.md; the generator is Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3" (SC 2011). ``NoiseCounter`` names noise without holding it, so a kernel can draw it again
 instead of storing it.
 """

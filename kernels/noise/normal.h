@@ -1,4 +1,4 @@
-// Standard normals for a batch of samples, written to memory (agreement 2 of docs/architecture.md).
+// Standard normals for a batch of samples, written to memory (agreement 2 of docs/agreements.md).
 #pragma once
 #include "rows.h"
 
