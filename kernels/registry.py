@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,17 @@ logger = logging.getLogger("dydiff_kernels")
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
+
+
+class Operands(NamedTuple):
+    """What the kernels of an op take, in C++ and in Triton under the same names."""
+
+    like: torch.Tensor
+    """A tensor (B, S, *rest) of the operands' shape and device."""
+    writes: Mapping[str, torch.Tensor | None]
+    """Results; None is not wanted."""
+    others: Mapping[str, Any]
+    """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, and lists of a table's columns (B,)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.gpu import AotCase, launch, program_block
+from dydiff_kernels.registry import Operands
 
 
 @triton.jit
@@ -18,7 +19,7 @@ def _doubled_kernel(x_ptr, out_ptr, S, R, BLOCK: tl.constexpr):
 
 def doubled(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    launch(_doubled_kernel, x, dict(out_ptr=out), x_ptr=x)
+    launch(_doubled_kernel, Operands(x, dict(out=out), dict(x=x)))
     return out
 
 
