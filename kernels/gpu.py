@@ -58,8 +58,8 @@ def launch(kernel: Any, operands: Operands) -> None:
     """Launches ``kernel`` over a shape (B, S, *rest).
 
     An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table, the constant ``X`` where the kernel has
-    that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels use one offset for all tensors, so what
-    is not contiguous goes through contiguous memory. They take S, R and BLOCK, and ALIGNED where they draw noise.
+    that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels use one offset for all tensors: other
+    strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED where they draw noise.
     """
     like, names = operands.like, kernel.arg_names
     if not like.numel():

@@ -40,7 +40,7 @@ class Operands(NamedTuple):
     writes: Mapping[str, torch.Tensor | None]
     """Results; None is not wanted."""
     others: Mapping[str, Any]
-    """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, and lists of a table's columns (B,)."""
+    """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, lists of a table's columns (B,)."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def _add_noise_kernel(
     latents_ptr,
     logvar_ptr,
     posterior_noise_ptr,
-    posterior_index_ptr,
+    posterior_noise_index_ptr,
     posterior_noise_key0,
     posterior_noise_key1,
     posterior_noise_step,
@@ -53,8 +53,9 @@ def _add_noise_kernel(
         x = tl.load(latents_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if logvar_ptr is not None:
             n = noise_block(
-                posterior_noise_ptr, posterior_index_ptr, posterior_noise_key0, posterior_noise_key1, posterior_noise_step, posterior_noise_stream,
-                b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
+                posterior_noise_ptr, posterior_noise_index_ptr, posterior_noise_key0, posterior_noise_key1,
+                posterior_noise_step, posterior_noise_stream, b, offset, offset_in_sample(s, R, start), mask,
+                BLOCK, ALIGNED,
             )  # fmt: skip
             logvar = tl.load(logvar_ptr + offset, mask=mask, other=0.0).to(tl.float32)
             x = scale * (x + tl.exp(0.5 * logvar) * n)
@@ -96,6 +97,6 @@ AOT_CASES = [
         "add_noise_posterior",
         ("latents_ptr", "logvar_ptr"),
         (*_Z_TARGET, "x0_ptr"),
-        (*_DRAWN, "posterior_index_ptr"),
+        (*_DRAWN, "posterior_noise_index_ptr"),
     ),
 ]
