@@ -27,6 +27,9 @@ from dydiff_kernels import backends
 logger = logging.getLogger("dydiff_kernels")
 
 
+_resolve = functools.cache(pkgutil.resolve_name)
+
+
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
@@ -107,7 +110,7 @@ class Op:
         detail = f" ({cpp.isa()} instructions)" if kernel == "cpp" and cpp is not None else ""
         self._say(logging.INFO, f"runs on the {kernel} backend{detail}, device {device.type}")
         implementation = getattr(self, kernel)
-        return pkgutil.resolve_name(implementation) if isinstance(implementation, str) else implementation
+        return _resolve(implementation) if isinstance(implementation, str) else implementation
 
 
 _OPS: dict[str, Op] = {}
@@ -155,4 +158,4 @@ def registered_ops() -> Mapping[str, Op]:
 def collect(field: str) -> list[Any]:
     """The entries of ``aot_cases`` or ``benchmarks`` of all ops, imported now."""
     names = [getattr(op, field) for op in _OPS.values()]
-    return [case for name in dict.fromkeys(names) if name is not None for case in pkgutil.resolve_name(name)]
+    return [case for name in dict.fromkeys(names) if name is not None for case in _resolve(name)]

@@ -90,16 +90,10 @@ def add_noise(
         raise ValueError(f"{op}: dtype is {dtype}, {name} has {x.dtype}; float64 cannot be mixed with others")
     keeps_latents = with_x0 and not posterior and x.dtype == dtype and (out is None or out.x0 is None)
     sampled = (posterior.logvar, posterior.noise, float(posterior.scale)) if posterior else (None, None, 1.0)
-    z, target, x0 = run_into(
-        _OP,
-        backend,
-        (x, *sampled, noise),
-        (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target),
-        wanted=dict(z=True, target=with_target, x0=with_x0 and not keeps_latents),
-        out=out,
-        like=x,
-        dtype=dtype,
-    )
+    arguments = (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target)
+    wanted = dict(z=True, target=with_target, x0=with_x0 and not keeps_latents)
+    inputs = (x, *sampled, noise)
+    z, target, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=x, dtype=dtype)
     assert z is not None
     return NoisedLatents(z, target, x if keeps_latents else x0)
 

@@ -15,31 +15,12 @@ _WORDS = [f"{prefix}_{word}" for prefix in ("noise", "posterior_noise") for word
 
 @triton.jit(do_not_specialize=[*_WORDS, "scale"])
 def _add_noise_kernel(
-    latents_ptr,
-    logvar_ptr,
-    posterior_noise_ptr,
-    posterior_noise_index_ptr,
-    posterior_noise_key0,
-    posterior_noise_key1,
-    posterior_noise_step,
-    posterior_noise_stream,
-    scale,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    coefficients_ptr,
-    z_ptr,
-    target_ptr,
-    x0_ptr,
-    S,
-    R,
-    MIXES_TARGET: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    latents_ptr, logvar_ptr, posterior_noise_ptr, posterior_noise_index_ptr,
+    posterior_noise_key0, posterior_noise_key1, posterior_noise_step, posterior_noise_stream, scale,
+    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
+    coefficients_ptr, z_ptr, target_ptr, x0_ptr, S, R,
+    MIXES_TARGET: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """One block of one sample, frame by frame: (posterior sample), A x, B ε, z, target."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R

@@ -116,18 +116,9 @@ def noise_block(
 
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
 def _normal_kernel(
-    out_ptr,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    S,
-    R,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    out_ptr, noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream, S, R,
+    BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Writes the normals of one block of one sample; S is 1."""
     b, first, r = program_block(R, BLOCK)
     index = tl.load(noise_index_ptr + b)

@@ -84,16 +84,9 @@ def reverse_step(
             f"{op}: step.from_z is not 0 for an output before mixing and operators on noise of their own; "
             "expected 0, for an output that is x itself"
         )
-    z_next, x0 = run_into(
-        _OP,
-        backend,
-        (z, output, noise, history, x0_prev),
-        (z, output, step, mixes_output, noise, history, x0_prev),
-        wanted=dict(z=True, x0=return_x0),
-        out=out,
-        like=z,
-        dtype=z.dtype,
-    )
+    arguments = (z, output, step, mixes_output, noise, history, x0_prev)
+    inputs, wanted = (z, output, noise, history, x0_prev), dict(z=True, x0=return_x0)
+    z_next, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=z, dtype=z.dtype)
     assert z_next is not None
     return ReverseStep(z_next, x0)
 

@@ -13,27 +13,11 @@ from dydiff_kernels.reverse_step import operands
 
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
 def _reverse_step_kernel(
-    z_ptr,
-    output_ptr,
-    x0_prev_ptr,
-    history_ptr,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    coefficients_ptr,
-    z_next_ptr,
-    x0_ptr,
-    history_frames,
-    S,
-    R,
-    MIXES_OUTPUT: tl.constexpr,
-    SHARES_OPERATORS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    z_ptr, output_ptr, x0_prev_ptr, history_ptr,
+    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
+    coefficients_ptr, z_next_ptr, x0_ptr, history_frames, S, R,
+    MIXES_OUTPUT: tl.constexpr, SHARES_OPERATORS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """One block of one sample, frame by frame: x̂, its history, and both parts of z'."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
