@@ -6,11 +6,11 @@ they do not spill and that they move 128 bits at a time; not that they are right
 """
 
 import csv
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,17 +103,10 @@ def resources(case: AotCase, storage: str, arch: int) -> Resources:
     return Resources(triton.__version__, case.name, storage, f"sm_{arch}", registers, spilled, shared, *loads, *stores)
 
 
-def all_resources() -> Iterator[Resources]:
-    """A row for every kernel, storage type and architecture."""
-    for case in cases():
-        for storage in STORAGE:
-            for arch in ARCHITECTURES:
-                yield resources(case, storage, arch)
-
-
 def main() -> None:
-    """Writes the table to the file named on the command line, or to standard output."""
-    rows = [asdict(row) for row in all_resources()]
+    """Writes a row for every kernel, storage type and architecture to the file named, or to standard output."""
+    kinds = itertools.product(cases(), STORAGE, ARCHITECTURES)
+    rows = [asdict(resources(case, storage, arch)) for case, storage, arch in kinds]
     with open(sys.argv[1], "w", newline="") if len(sys.argv) > 1 else sys.stdout as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

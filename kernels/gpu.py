@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
+from dydiff_kernels.registry import Operands
 
 MAX_BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
@@ -35,7 +36,7 @@ class AotCase:
     kernel: Any
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    scalars: tuple[str, ...] = ("table_ptr",)
+    scalars: tuple[str, ...] = ("coefficients_ptr",)
     constants: Mapping[str, Any] = field(default_factory=dict)
     floats: tuple[str, ...] = ()
 
@@ -53,27 +54,37 @@ def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
 
 
-def launch(kernel: Any, shape_of: torch.Tensor, writes: Mapping[str, torch.Tensor | None], **arguments: Any) -> None:
-    """Launches ``kernel`` over ``shape_of`` (B, S, *rest).
+def launch(kernel: Any, operands: Operands) -> None:
+    """Launches ``kernel`` over a shape (B, S, *rest).
 
-    Kernels use one offset for all operands: what is not contiguous goes through contiguous memory.
-
-    Args:
-        kernel: the jitted function; it takes S, R and BLOCK.
-        shape_of: a tensor of the operands' shape.
-        writes: the results to write, by the names of their pointers.
-        arguments: all others; tensors may have any strides.
+    An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table, the constant ``X`` where the kernel has
+    that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels use one offset for all tensors: other
+    strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED where they draw noise.
     """
-    if not shape_of.numel():
+    like, names = operands.like, kernel.arg_names
+    if not like.numel():
         return
-    grid, sizes = launch_shape(shape_of)
+    arguments: dict[str, Any] = {}
+    for name, value in operands.others.items():
+        if f"{name}_index_ptr" in names:
+            arguments |= _noise_arguments(value, like.device, name)
+        elif isinstance(value, list):
+            arguments[f"{name}_ptr"] = torch.stack(value, dim=1).to(like.device, torch.float32).contiguous()
+        elif f"{name}_ptr" in names:
+            arguments[f"{name}_ptr"] = None if value is None else value.contiguous()
+        else:
+            arguments[name.upper() if name.upper() in names else name] = value
+    if "ALIGNED" in names:
+        arguments["ALIGNED"] = like.shape[2:].numel() % 4 == 0
+    grid, sizes = launch_shape(like)
     written = {
-        name: out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        for name, out in writes.items()
+        f"{name}_ptr": out
+        if out is None or out.is_contiguous()
+        else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        for name, out in operands.writes.items()
     }
-    read = {name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-    kernel[grid](**read, **written, **sizes)
-    for result, out in zip(written.values(), writes.values(), strict=True):
+    kernel[grid](**arguments, **written, **sizes)
+    for result, out in zip(written.values(), operands.writes.values(), strict=True):
         if out is not None and result is not None and result is not out:
             out.copy_(result)
 
@@ -93,26 +104,17 @@ def offset_in_sample(s, R, start):
     return s * tl.cast(R, tl.int64) + start
 
 
-def coefficient_table(columns: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on ``device``."""
-    return torch.stack(columns, dim=1).to(device, torch.float32).contiguous()
-
-
 def _as_int32(word: int) -> int:
     """The bits of a 32-bit word as a signed integer, the one integer type that launches always pass the same way."""
     return word - 2**32 if word >= 2**31 else word
 
 
-def noise_arguments(
-    noise: torch.Tensor | NoiseCounter | None, device: torch.device, prefix: str = "noise"
-) -> dict[str, Any]:
+def _noise_arguments(noise: torch.Tensor | NoiseCounter | None, device: torch.device, name: str) -> dict[str, Any]:
     """Kernel arguments for noise: a pointer where it is given, counter words where it is to be drawn."""
-    given = noise if isinstance(noise, torch.Tensor) else None
-    arguments = {f"{prefix}_ptr": given, f"{prefix}_index_ptr": None, f"{prefix}_stream": 0}
-    words = dict(zip((f"{prefix}_key0", f"{prefix}_key1", f"{prefix}_step"), (0, 0, 0), strict=True))
+    index, words, stream = None, (0, 0, 0), 0
     if isinstance(noise, NoiseCounter):
-        arguments[f"{prefix}_index_ptr"] = noise.to(device).sample_index
-        arguments[f"{prefix}_stream"] = int(noise.stream)
-        values = (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.step)
-        words = dict(zip(words, map(_as_int32, values), strict=True))
-    return arguments | words
+        index, stream = noise.to(device).sample_index, int(noise.stream)
+        words = (_as_int32(noise.seed & 0xFFFFFFFF), _as_int32(noise.seed >> 32), _as_int32(noise.step))
+    given = noise.contiguous() if isinstance(noise, torch.Tensor) else None
+    suffixes = ("_ptr", "_index_ptr", "_key0", "_key1", "_step", "_stream")
+    return {f"{name}{suffix}": value for suffix, value in zip(suffixes, (given, index, *words, stream), strict=True)}

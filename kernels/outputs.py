@@ -1,6 +1,6 @@
 """Where results go: into tensors that the caller gives as ``out``, or into new memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,22 +15,14 @@ _LARGE_BYTES = 8 << 20
 
 
 def run_into(
-    op: Op,
-    backend: str,
-    inputs: Iterable[object],
-    arguments: Sequence[Any],
-    *,
-    wanted: dict[str, bool],
-    out: Sequence[Tensor | None] | None,
-    like: Tensor,
-    dtype: torch.dtype,
-) -> list[Tensor | None]:
+    op: Op, backend: str, inputs: Iterable[object], arguments: Sequence[Any],
+    *, wanted: Mapping[str, bool], out: Sequence[Tensor | None] | None, like: Tensor, dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
     """Runs an op whose results are like ``like``; its kernels take, as their last argument, the list to write to.
 
     Args:
-        op: whose ``reference`` returns all results, in the dtype that it calculates in.
-        backend: what the caller asks for.
-        inputs: what decides on the backend, as for ``Op.select``.
+        op: its ``reference`` returns all results, in the dtype that it calculates in.
+        backend, inputs: as for ``Op.select``.
         arguments: of the reference; the kernels take them too.
         wanted: the results by name; those that are not wanted come back as None and are not written.
         out: what the caller gives to overwrite.
@@ -45,12 +37,12 @@ def run_into(
         if tensor is not None:
             _check_out(op.name, f"out.{name}", tensor, like, dtype)
     run = op.select(backend, inputs, dtype)
+    places = zip(wanted.values(), given, strict=True)
     if run is op.reference:
-        values = zip(run(*arguments), given, wanted.values(), strict=True)
-        return [None if not want else value.to(dtype) if to is None else to.copy_(value) for value, to, want in values]
-    places = zip(given, wanted.values(), strict=True)
+        values = zip(run(*arguments), places, strict=True)
+        return [None if not want else v.to(dtype) if to is None else to.copy_(v) for v, (want, to) in values]
     results = [
-        None if not want else new_result(like.shape, dtype, like.device) if to is None else to for to, want in places
+        None if not want else new_result(like.shape, dtype, like.device) if to is None else to for want, to in places
     ]
     run(*arguments, results)
     return results

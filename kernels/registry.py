@@ -1,6 +1,6 @@
 """The registry of ops: what an op consists of, and the one visible choice of what runs it.
 
-An op is a torch reference, which is its specification, and kernels with the same arguments and result:
+An op is a torch reference, which is its specification, and kernels that can take its place:
 
     SCALE = register_op("scale", reference=scale_reference, triton="my_package.scale_kernel:scale")
 
@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,9 +27,23 @@ from dydiff_kernels import backends
 logger = logging.getLogger("dydiff_kernels")
 
 
+_resolve = functools.cache(pkgutil.resolve_name)
+
+
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
+
+
+class Operands(NamedTuple):
+    """What the kernels of an op take, in C++ and in Triton under the same names."""
+
+    like: torch.Tensor
+    """A tensor (B, S, *rest) of the operands' shape and device."""
+    writes: Mapping[str, torch.Tensor | None]
+    """Results; None is not wanted."""
+    others: Mapping[str, Any]
+    """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, lists of a table's columns (B,)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class Op:
         detail = f" ({cpp.isa()} instructions)" if kernel == "cpp" and cpp is not None else ""
         self._say(logging.INFO, f"runs on the {kernel} backend{detail}, device {device.type}")
         implementation = getattr(self, kernel)
-        return pkgutil.resolve_name(implementation) if isinstance(implementation, str) else implementation
+        return _resolve(implementation) if isinstance(implementation, str) else implementation
 
 
 _OPS: dict[str, Op] = {}
@@ -117,7 +131,8 @@ def register_op(
     Args:
         name: the op's name, for the log, errors and the benchmark.
         reference: plain torch, the specification; differentiable and able to calculate in float64.
-        cpp: CPU kernel with the arguments and result of ``reference``; without one the reference is what CPUs run.
+        cpp: the CPU kernel, any function that the op's own code can call in the place of ``reference``; without one the
+            reference is what CPUs run.
         triton: the same for GPUs. As ``"module:function"`` it is imported when it is first chosen, so that machines
             without Triton can import the op.
         differentiable: whether the kernels pass gradients on. If not, inputs that require one go to the reference.
@@ -144,4 +159,4 @@ def registered_ops() -> Mapping[str, Op]:
 def collect(field: str) -> list[Any]:
     """The entries of ``aot_cases`` or ``benchmarks`` of all ops, imported now."""
     names = [getattr(op, field) for op in _OPS.values()]
-    return [case for name in dict.fromkeys(names) if name is not None for case in pkgutil.resolve_name(name)]
+    return [case for name in dict.fromkeys(names) if name is not None for case in _resolve(name)]

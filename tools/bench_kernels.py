@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from dydiff_dist.errors import run_command
-from dydiff_kernels import available_backends
 from dydiff_kernels.benchmark import cases, measure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUDGET_SEC = 3.0
 """An op at a size ends after this time of measurement, but not before 5 rounds."""
 CHART_COLORS = {"eager": "#9aa5b1", "compile": "#5b8db8", "ours (new memory)": "#f2b36b", "ours": "#d9662b"}
+Calls = dict[str, Callable[[int], object]]
+"""What is timed, by the variant's name; each takes the round's number, which chooses the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,81 +76,60 @@ def measure_size(
     chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool
 ) -> list[Row]:
     """Rows of every case and variant at one size; cases of one shape share their inputs."""
-    backend = available_backends(device)[0]
-    by_shape: dict[tuple[int, ...], list[cases.BenchmarkCase]] = {}
-    for case in chosen:
-        by_shape.setdefault(case.sizes[size], []).append(case)
     rows = []
-    for shape, alike in by_shape.items():
+    for shape in dict.fromkeys(case.sizes[size] for case in chosen):
+        alike = [case for case in chosen if case.sizes[size] == shape]
         for case in alike:
-            cases.check(case, shape, dtype, device, backend)
-        tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
-        num_sets = measure.num_sets(4 * tensor_bytes)
+            cases.check(case, shape, dtype, device)
+        num_sets = measure.num_sets(4 * torch.Size(shape).numel() * dtype.itemsize)
         inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
         for case in alike:
-            calls = variants(case, inputs, case.parameters(shape, dtype, device), backend, quick)
-            timings = measure.time_in_turn(calls, device, rounds=5 if quick else 25, budget_sec=BUDGET_SEC)
-            copy_rate = 2 * tensor_bytes / timings["copy"].median
-            for variant, timing in timings.items():
-                moved = tensor_bytes * (2 if variant == "copy" else case.tensors_moved)
-                peak = measure.peak_bytes(calls[variant], device)
-                rows.append(make_row(case, size, dtype, variant, timing, moved, copy_rate, peak))
+            calls = variants(case, inputs, case.parameters(shape, dtype, device), quick)
+            rows += measure_case(case, size, calls, dtype, device, rounds=5 if quick else 25)
     return rows
 
 
-def make_row(
-    case: cases.BenchmarkCase,
-    size: str,
-    dtype: torch.dtype,
-    variant: str,
-    timing: measure.Timing,
-    moved: int,
-    copy_rate: float,
-    peak: int | None,
-) -> Row:
-    """A row from a timing (ms), the bytes moved at least, and the rate of the copy (bytes/ms)."""
-    rate = moved / timing.median
-    return Row(
-        op=case.name,
-        size=size,
-        shape="x".join(map(str, case.sizes[size])),
-        dtype=str(dtype).removeprefix("torch."),
-        variant=variant,
-        ms_median=round(timing.median, 3),
-        ms_p20=round(timing.low, 3),
-        ms_p80=round(timing.high, 3),
-        gb_per_s=round(rate / 1e6, 2),
-        of_copy=round(rate / copy_rate, 3),
-        peak_mb=None if peak is None else round(peak / 1e6, 1),
-    )
+def measure_case(
+    case: cases.BenchmarkCase, size: str, calls: Calls, dtype: torch.dtype, device: torch.device, rounds: int
+) -> list[Row]:
+    """A row for each of the calls."""
+    shape, name = case.sizes[size], str(dtype).removeprefix("torch.")
+    timings = measure.time_in_turn(calls, device, rounds, BUDGET_SEC)
+    rows = []
+    for variant, timing in timings.items():
+        tensors = 2 if variant == "copy" else case.tensors_moved
+        bytes_per_ms = tensors * torch.Size(shape).numel() * dtype.itemsize / timing.median
+        of_copy = tensors / timing.median / (2 / timings["copy"].median)
+        peak = measure.peak_bytes(calls[variant], device)
+        median, low, high = (round(value, 3) for value in (timing.median, timing.low, timing.high))
+        rates = round(bytes_per_ms / 1e6, 2), round(of_copy, 3), None if peak is None else round(peak / 1e6, 1)
+        rows.append(Row(case.name, size, "x".join(map(str, shape)), name, variant, median, low, high, *rates))
+    return rows
 
 
-def variants(
-    case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, backend: str, quick: bool
-) -> dict[str, Callable[[int], object]]:
-    """Calls to time, by name; each takes the round's number."""
+def variants(case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, quick: bool) -> Calls:
+    """What to time."""
 
     def chosen(round_number: int) -> cases.Inputs:
         return inputs[round_number % len(inputs)]
 
-    calls: dict[str, Callable[[int], object]] = {
+    calls: Calls = {
         "copy": lambda n: chosen(n).out.copy_(chosen(n).x),
         "eager": lambda n: case.eager(chosen(n), parameters),
     }
     if not quick:
         compiled = torch.compile(case.eager, dynamic=False)
         calls["compile"] = lambda n: compiled(chosen(n), parameters)
-    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, backend)
-    reusing = case.reusing
-    if reusing is not None:
-        calls["ours"] = lambda n: reusing(chosen(n), parameters, backend)
+    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, "auto")
+    if (reusing := case.reusing) is not None:
+        calls["ours"] = lambda n: reusing(chosen(n), parameters, "auto")
     return calls
 
 
 def print_table(rows: list[Row], machine: dict[str, str]) -> None:
     print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-    head = ("op", "size", "variant", "ms (p20–p80)", "GB/s", "of copy", "× eager", "peak MB")
-    print(f"{head[0]:<19}{head[1]:<12}{head[2]:<19}{head[3]:>24}{head[4]:>8}{head[5]:>9}{head[6]:>9}{head[7]:>9}")
+    head = f"{'op':<19}{'size':<12}{'variant':<19}{'ms (p20–p80)':>24}"
+    print(f"{head}{'GB/s':>8}{'of copy':>9}{'× eager':>9}{'peak MB':>9}")
     eager = {(row.op, row.size): row.ms_median for row in rows if row.variant == "eager"}
     for row in rows:
         times = f"{row.ms_median:.2f} ({row.ms_p20:.2f}–{row.ms_p80:.2f})"

@@ -16,7 +16,7 @@ from dydiff_kernels.checks import check_frames, check_like, check_noise
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.levels import Levels
 from dydiff_kernels.outputs import run_into
-from dydiff_kernels.registry import register_op
+from dydiff_kernels.registry import Operands, register_op
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,15 @@ def add_noise(
         raise ValueError(f"{op}: dtype is {dtype}, {name} has {x.dtype}; float64 cannot be mixed with others")
     keeps_latents = with_x0 and not posterior and x.dtype == dtype and (out is None or out.x0 is None)
     sampled = (posterior.logvar, posterior.noise, float(posterior.scale)) if posterior else (None, None, 1.0)
-    z, target, x0 = run_into(
-        _OP,
-        backend,
-        (x, *sampled, noise),
-        (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target),
-        wanted=dict(z=True, target=with_target, x0=with_x0 and not keeps_latents),
-        out=out,
-        like=x,
-        dtype=dtype,
-    )
+    arguments = (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target)
+    wanted = dict(z=True, target=with_target, x0=with_x0 and not keeps_latents)
+    inputs = (x, *sampled, noise)
+    z, target, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=x, dtype=dtype)
     assert z is not None
     return NoisedLatents(z, target, x if keeps_latents else x0)
 
 
-def _add_noise_cpp(
+def operands(
     x: Tensor,
     logvar: Tensor | None,
     posterior_noise: Tensor | NoiseCounter | None,
@@ -113,26 +107,17 @@ def _add_noise_cpp(
     noise: Tensor | NoiseCounter,
     mixes_target: bool,
     out: Sequence[Tensor | None],
-) -> None:
-    table = native.float_table(levels.columns())
-    native.run(
-        "add_noise",
-        x,
-        coefficients=table.data_ptr(),
-        mixes_target=mixes_target,
-        latents=x,
-        logvar=logvar,
-        posterior_noise=posterior_noise,
-        scale=scale,
-        noise=noise,
-        **dict(zip(("z", "target", "x0"), out, strict=True)),
-    )
+) -> Operands:
+    """What the kernels take, from the arguments of the reference and where to write."""
+    reads = dict(latents=x, logvar=logvar, posterior_noise=posterior_noise, scale=scale, noise=noise)
+    writes = dict(zip(("z", "target", "x0"), out, strict=True))
+    return Operands(x, writes, dict(reads, coefficients=levels.columns(), mixes_target=mixes_target))
 
 
 _OP = register_op(
     "add_noise",
     reference=add_noise_reference,
-    cpp=_add_noise_cpp,
+    cpp=lambda *arguments: native.run("add_noise", operands(*arguments)),
     triton="dydiff_kernels.add_noise.triton_kernel:add_noise",
     aot_cases="dydiff_kernels.add_noise.triton_kernel:AOT_CASES",
     benchmarks="dydiff_kernels.add_noise.benchmark:BENCHMARKS",

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.gpu import AotCase, launch, launch_shape, program_block
+from dydiff_kernels.registry import Operands
 
 
 @triton.jit
@@ -35,15 +36,15 @@ def denoising_loss(
 
     Blocks add up in float64 and in order, so runs repeat exactly.
     """
-    operands = dict(output_ptr=output, target_ptr=target, weights_ptr=weights)
+    reads = dict(output=output, target=target, weights=weights)
     if gradient:
         grad = torch.empty_like(output, memory_format=torch.contiguous_format)
-        launch(_denoising_loss_kernel, output, dict(grad_ptr=grad), **operands, partial_ptr=None)
+        launch(_denoising_loss_kernel, Operands(output, dict(grad=grad), dict(reads, partial=None)))
         return grad
     if not output.numel():
         return torch.zeros(output.shape[0], device=output.device)
     partial = torch.empty(launch_shape(output)[0], dtype=torch.float32, device=output.device)
-    launch(_denoising_loss_kernel, output, dict(partial_ptr=partial), **operands, grad_ptr=None)
+    launch(_denoising_loss_kernel, Operands(output, dict(partial=partial), dict(reads, grad=None)))
     return partial.view(output.shape[0], -1).double().sum(1).float()
 
 

@@ -6,6 +6,7 @@ to the first; that is a kernel too, which makes the ops differentiable any numbe
 
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dydiff_kernels.checks import Range, check_frames, check_per_sample
 from dydiff_kernels.dtypes import square_roots
 from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_reference
 from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import Op, register_op
+from dydiff_kernels.registry import Op, Operands, register_op
 
 
 class FrameFilter(enum.IntEnum):
@@ -88,11 +89,15 @@ class _FrameFilterFunction(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
+def coefficients(gamma_bar: Tensor, kind: FrameFilter) -> dict[str, Any]:
+    """What the kernels take beside x."""
+    return dict(coefficients=list(square_roots(gamma_bar)), kind=int(kind))
+
+
 def _filter_cpp(x: Tensor, gamma_bar: Tensor, kind: FrameFilter, inplace: bool) -> Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace and native.writable_in_place(x) else new_result(x.shape, x.dtype)
-    table = native.float_table(list(square_roots(gamma_bar)))
-    native.run("frame_filter", x, kind=int(kind), coefficients=table.data_ptr(), x=x, out=out)
+    native.run("frame_filter", Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
     return x.copy_(out) if inplace and out is not x else out
 
 

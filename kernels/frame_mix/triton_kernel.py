@@ -4,9 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from dydiff_kernels.dtypes import square_roots
-from dydiff_kernels.frame_mix import FrameFilter
-from dydiff_kernels.gpu import AotCase, coefficient_table, launch, program_block
+from dydiff_kernels.frame_mix import FrameFilter, coefficients
+from dydiff_kernels.gpu import AotCase, launch, program_block
+from dydiff_kernels.registry import Operands
 
 
 @triton.jit
@@ -22,11 +22,11 @@ def unmix_frame(s, inverse_keep, carry, x, before):
 
 
 @triton.jit
-def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _frame_filter_kernel(x_ptr, out_ptr, coefficients_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """One block of one sample, frame by frame; KIND is a ``FrameFilter``."""
     b, _, r = program_block(R, BLOCK)
     mask = r < R
-    keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
+    keep, carry = tl.load(coefficients_ptr + 2 * b), tl.load(coefficients_ptr + 2 * b + 1)
     inverse_keep = 1.0 / keep
     state = tl.zeros([BLOCK], tl.float32)
     for position in range(S):
@@ -51,8 +51,7 @@ def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BL
 def frame_filter(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
-    table = coefficient_table(list(square_roots(gamma_bar)), x.device)
-    launch(_frame_filter_kernel, x, dict(out_ptr=out), x_ptr=x, table_ptr=table, KIND=int(kind))
+    launch(_frame_filter_kernel, Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
     return out
 
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
 from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import Op, register_op
+from dydiff_kernels.registry import Op, Operands, register_op
 
 MAX_CHANNELS = 4096
 """ROW of csrc/rows.h: a token's channels fill at most a row."""
@@ -104,10 +104,6 @@ def _rows(condition: Tensor) -> Tensor:
     return condition.reshape(-1, 1, condition.shape[-1])
 
 
-def _new_condition(condition: Tensor) -> Tensor:
-    return torch.empty(condition.shape, dtype=condition.dtype)
-
-
 class _ModulatedNormFunction(torch.autograd.Function):
     """The kernel's modulated norm; backward keeps x and two numbers per token."""
 
@@ -115,16 +111,9 @@ class _ModulatedNormFunction(torch.autograd.Function):
     def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, epsilon: float):
         tokens, out = _in_groups(x, shift), new_result(x.shape, x.dtype)
         statistics = torch.empty(*tokens.shape[:2], 2)  # mean and inverse deviation of each token
-        native.run(
-            "modulate",
-            tokens,
-            epsilon=epsilon,
-            x=tokens,
-            shift=_rows(shift),
-            scale=_rows(scale),
-            statistics=statistics.data_ptr(),
-            out=_in_groups(out, shift),
-        )
+        reads = dict(x=tokens, shift=_rows(shift), scale=_rows(scale), epsilon=epsilon)
+        writes = dict(out=_in_groups(out, shift))
+        native.run("modulate", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
         ctx.save_for_backward(x, shift, scale, statistics)
         return out
 
@@ -133,18 +122,10 @@ class _ModulatedNormFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, shift, scale, statistics = ctx.saved_tensors
         tokens, grad_x = _in_groups(x, shift), new_result(x.shape, x.dtype)
-        grad_shift, grad_scale = _new_condition(shift), _new_condition(scale)
-        native.run(
-            "modulate_backward",
-            tokens,
-            x=tokens,
-            scale=_rows(scale),
-            statistics=statistics.data_ptr(),
-            grad_out=_in_groups(grad, shift),
-            grad_x=_in_groups(grad_x, shift),
-            grad_shift=_rows(grad_shift),
-            grad_scale=_rows(grad_scale),
-        )
+        grad_shift, grad_scale = new_result(shift.shape, shift.dtype), new_result(scale.shape, scale.dtype)
+        reads = dict(x=tokens, scale=_rows(scale), grad_out=_in_groups(grad, shift))
+        writes = dict(grad_x=_in_groups(grad_x, shift), grad_shift=_rows(grad_shift), grad_scale=_rows(grad_scale))
+        native.run("modulate_backward", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
         return grad_x, grad_shift, grad_scale, None
 
 
@@ -160,20 +141,11 @@ class _GatedResidualFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         gate, branch = ctx.saved_tensors
-        tokens, grad_branch, grad_gate = (
-            _in_groups(branch, gate),
-            new_result(branch.shape, branch.dtype),
-            _new_condition(gate),
-        )
-        native.run(
-            "gate_backward",
-            tokens,
-            branch=tokens,
-            gate=_rows(gate),
-            grad_out=_in_groups(grad, gate),
-            grad_branch=_in_groups(grad_branch, gate),
-            grad_gate=_rows(grad_gate),
-        )
+        grad_gate, grad_branch = new_result(gate.shape, gate.dtype), new_result(branch.shape, branch.dtype)
+        tokens = _in_groups(branch, gate)
+        reads = dict(branch=tokens, gate=_rows(gate), grad_out=_in_groups(grad, gate))
+        writes = dict(grad_branch=_in_groups(grad_branch, gate), grad_gate=_rows(grad_gate))
+        native.run("gate_backward", Operands(tokens, writes, reads))
         return grad, grad_gate, grad_branch
 
 

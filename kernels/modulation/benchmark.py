@@ -1,6 +1,5 @@
 """adaLN in the benchmark, forward and backward; gradients are new memory in every variant, as autograd has it."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -33,26 +32,20 @@ def _differentiate(op: Callable[..., Tensor], tensors: list[Tensor], upstream: T
 
 
 def _modulate(i: Inputs, k: tuple[Tensor, ...], backend: str) -> Tensor | None:
-    op = lambda *leaves: modulated_norm(*leaves, backend=_with_kernel(backend))  # noqa: E731
+    op = lambda *leaves: modulated_norm(*leaves, backend=backend)  # noqa: E731
     return _differentiate(op, [i.x, *k[:2]], i.y)[0]
 
 
 def _gate(i: Inputs, k: tuple[Tensor, ...], backend: str) -> Tensor | None:
     """The gradient of the branch: that of x is the upstream gradient itself."""
-    op = lambda *leaves: gated_residual(*leaves, backend=_with_kernel(backend))  # noqa: E731
+    op = lambda *leaves: gated_residual(*leaves, backend=backend)  # noqa: E731
     return _differentiate(op, [i.x, k[2], i.y], i.out)[2]
-
-
-def _with_kernel(backend: str) -> str:
-    """adaLN has no Triton kernel; there torch's own operations are what runs."""
-    return "auto" if backend == "triton" else backend
 
 
 def _case(
     name: str, tensors_moved: int, run: Callable[[Inputs, tuple[Tensor, ...], str], Tensor | None]
 ) -> BenchmarkCase:
-    eager = functools.partial(run, backend="reference")
-    return BenchmarkCase(name, tensors_moved, _conditions, eager, run, sizes=TOKEN_SIZES)
+    return BenchmarkCase(name, tensors_moved, _conditions, lambda i, k: run(i, k, "reference"), run, sizes=TOKEN_SIZES)
 
 
 BENCHMARKS = [_case("modulated_norm", 5, _modulate), _case("gated_residual", 6, _gate)]

@@ -13,7 +13,7 @@ from dydiff_kernels import native
 from dydiff_kernels.checks import check_frames, check_like, check_noise
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.outputs import run_into
-from dydiff_kernels.registry import register_op
+from dydiff_kernels.registry import Operands, register_op
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
 from dydiff_kernels.reverse_step.reference import reverse_step_reference
 
@@ -84,16 +84,9 @@ def reverse_step(
             f"{op}: step.from_z is not 0 for an output before mixing and operators on noise of their own; "
             "expected 0, for an output that is x itself"
         )
-    z_next, x0 = run_into(
-        _OP,
-        backend,
-        (z, output, noise, history, x0_prev),
-        (z, output, step, mixes_output, noise, history, x0_prev),
-        wanted=dict(z=True, x0=return_x0),
-        out=out,
-        like=z,
-        dtype=z.dtype,
-    )
+    arguments = (z, output, step, mixes_output, noise, history, x0_prev)
+    inputs, wanted = (z, output, noise, history, x0_prev), dict(z=True, x0=return_x0)
+    z_next, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=z, dtype=z.dtype)
     assert z_next is not None
     return ReverseStep(z_next, x0)
 
@@ -103,7 +96,7 @@ def _is_not_zero(values: Tensor | None) -> bool:
     return values is not None and values.device.type == "cpu" and any(values.tolist())
 
 
-def _reverse_step_cpp(
+def operands(
     z: Tensor,
     output: Tensor,
     step: StepCoefficients,
@@ -112,28 +105,19 @@ def _reverse_step_cpp(
     history: Tensor | None,
     x0_prev: Tensor | None,
     out: Sequence[Tensor | None],
-) -> None:
-    table = native.float_table(step.columns())
-    native.run(
-        "reverse_step",
-        z,
-        coefficients=table.data_ptr(),
-        mixes_output=mixes_output,
-        shares_operators=step.shares_operators,
-        z=z,
-        output=output,
-        noise=noise,
-        history=history,
-        history_frames=0 if history is None else history.shape[1],
-        x0_prev=x0_prev,
-        **dict(zip(("z_next", "x0"), out, strict=True)),
-    )
+) -> Operands:
+    """What the kernels take, from the arguments of the reference and where to write."""
+    reads = dict(z=z, output=output, noise=noise, history=history, x0_prev=x0_prev, coefficients=step.columns())
+    flags = dict(mixes_output=mixes_output, shares_operators=step.shares_operators)
+    history_frames = 0 if history is None else history.shape[1]
+    writes = dict(zip(("z_next", "x0"), out, strict=True))
+    return Operands(z, writes, dict(reads, **flags, history_frames=history_frames))
 
 
 _OP = register_op(
     "reverse_step",
     reference=reverse_step_reference,
-    cpp=_reverse_step_cpp,
+    cpp=lambda *arguments: native.run("reverse_step", operands(*arguments)),
     triton="dydiff_kernels.reverse_step.triton_kernel:reverse_step",
     aot_cases="dydiff_kernels.reverse_step.triton_kernel:AOT_CASES",
     benchmarks="dydiff_kernels.reverse_step.benchmark:BENCHMARKS",

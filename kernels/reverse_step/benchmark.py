@@ -1,8 +1,5 @@
 """``reverse_step`` in the benchmark: DDIM with a v network, deterministic and with η = 0.5, and noise left white."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -17,28 +14,24 @@ from dydiff_kernels.reverse_step.reference import reverse_step_reference
 _Parameters = tuple[StepCoefficients, NoiseCounter | None]
 
 
-def _parameters(eta: float, white: bool) -> Callable[[tuple[int, ...], torch.dtype, torch.device], _Parameters]:
-    """Of a DDIM step of a variance-preserving process. ``white``: the operators on noise are the identity."""
-
-    def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Parameters:
-        alpha_bar, next_alpha_bar = ramp(0.2, 0.7, shape[0], device), ramp(0.3, 0.8, shape[0], device)
-        a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        sigma = eta * ((1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)).sqrt()
-        step = StepCoefficients(
-            frame_gamma=ramp(0.5, 0.9, shape[0], device),
-            next_frame_gamma=ramp(0.55, 0.95, shape[0], device),
-            from_z=a,
-            from_output=-s,
-            signal=a,
-            clean=next_alpha_bar.sqrt(),
-            kept_noise=(1 - next_alpha_bar - sigma**2).sqrt() / s,
-            sigma=sigma,
-        )
-        if white:
-            step = replace(step, noise_gamma=torch.ones_like(a), next_noise_gamma=torch.ones_like(a))
-        return step.checked("benchmark", shape[0]), noise_counter(shape[0], device) if eta else None
-
-    return make
+def _parameters(eta: float, white: bool, shape: tuple[int, ...], device: torch.device) -> _Parameters:
+    """A DDIM step of a variance-preserving process. ``white``: the operators on noise are the identity."""
+    alpha_bar, next_alpha_bar = ramp(0.2, 0.7, shape[0], device), ramp(0.3, 0.8, shape[0], device)
+    a, s, one = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), torch.ones_like(alpha_bar)
+    sigma = eta * ((1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)).sqrt()
+    step = StepCoefficients(
+        frame_gamma=ramp(0.5, 0.9, shape[0], device),
+        next_frame_gamma=ramp(0.55, 0.95, shape[0], device),
+        noise_gamma=one if white else None,
+        next_noise_gamma=one if white else None,
+        from_z=a,
+        from_output=-s,
+        signal=a,
+        clean=next_alpha_bar.sqrt(),
+        kept_noise=(1 - next_alpha_bar - sigma**2).sqrt() / s,
+        sigma=sigma,
+    )
+    return step.checked("benchmark", shape[0]), noise_counter(shape[0], device) if eta else None
 
 
 def _eager(i: Inputs, parameters: _Parameters) -> Tensor:
@@ -56,17 +49,17 @@ def _eager(i: Inputs, parameters: _Parameters) -> Tensor:
 
 
 def _case(name: str, eta: float = 0.0, white: bool = False) -> BenchmarkCase:
-    def fresh(i: Inputs, k: _Parameters, backend: str) -> ReverseStep:
-        return reverse_step(i.x, i.y, k[0], noise=k[1], backend=backend)
+    def kernel(i: Inputs, k: _Parameters, backend: str, out: ReverseStep | None = None) -> ReverseStep:
+        return reverse_step(i.x, i.y, k[0], noise=k[1], out=out, backend=backend)
 
-    def reusing(i: Inputs, k: _Parameters, backend: str) -> ReverseStep:
-        return reverse_step(i.x, i.y, k[0], noise=k[1], out=ReverseStep(i.out, None), backend=backend)
+    return BenchmarkCase(
+        name,
+        tensors_moved=3,
+        parameters=lambda shape, dtype, device: _parameters(eta, white, shape, device),
+        eager=_eager,
+        fresh=kernel,
+        reusing=lambda i, k, backend: kernel(i, k, backend, ReverseStep(i.out, None)),
+    )
 
-    return BenchmarkCase(name, 3, _parameters(eta, white), _eager, fresh, reusing)
 
-
-BENCHMARKS = [
-    _case("reverse_step"),
-    _case("reverse_step_noise", eta=0.5),
-    _case("reverse_step_white", white=True),
-]
+BENCHMARKS = [_case("reverse_step"), _case("reverse_step_noise", eta=0.5), _case("reverse_step_white", white=True)]

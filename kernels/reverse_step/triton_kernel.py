@@ -1,45 +1,27 @@
 """``reverse_step`` in Triton (formulas of ``StepCoefficients``)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame, unmix_frame
-from dydiff_kernels.gpu import AotCase, coefficient_table, launch, noise_arguments, offset_in_sample, program_block
+from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block
 from dydiff_kernels.noise.triton_kernel import noise_block
-from dydiff_kernels.reverse_step.coefficients import StepCoefficients
+from dydiff_kernels.reverse_step import operands
 
 
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
 def _reverse_step_kernel(
-    z_ptr,
-    output_ptr,
-    x0_prev_ptr,
-    history_ptr,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    table_ptr,
-    z_next_ptr,
-    x0_ptr,
-    history_frames,
-    S,
-    R,
-    MIXES: tl.constexpr,
-    SHARED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """One block of one sample, frame by frame. MIXES: of the output; SHARED: the operators on noise are the frames'."""
+    z_ptr, output_ptr, x0_prev_ptr, history_ptr,
+    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
+    coefficients_ptr, z_next_ptr, x0_ptr, history_frames, S, R,
+    MIXES_OUTPUT: tl.constexpr, SHARES_OPERATORS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One block of one sample, frame by frame: x̂, its history, and both parts of z'."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
-    row = table_ptr + 15 * b
+    row = coefficients_ptr + 15 * b
     from_z, from_output, signal, clean_factor = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     previous_factor, kept_noise, sigma = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
     keep, carry, next_keep, next_carry = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9), tl.load(row + 10)
@@ -47,7 +29,7 @@ def _reverse_step_kernel(
     z_before = tl.zeros([BLOCK], tl.float32)
     mean_before = tl.zeros([BLOCK], tl.float32)
     next_clean = tl.zeros([BLOCK], tl.float32)
-    if not SHARED:
+    if not SHARES_OPERATORS:
         noise_keep, noise_carry = tl.load(row + 11), tl.load(row + 12)
         next_noise_keep, next_noise_carry = tl.load(row + 13), tl.load(row + 14)
         inverse_noise_keep = 1.0 / noise_keep
@@ -58,14 +40,14 @@ def _reverse_step_kernel(
         offset = (b * S + s) * R + r
         z = tl.load(z_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         output = tl.load(output_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        if SHARED:
+        if SHARES_OPERATORS:
             white = unmix_frame(s, inverse_keep, carry, z, z_before)
             z_before = z
-        if MIXES:
+        if MIXES_OUTPUT:
             mean = from_z * z + from_output * output
             x0 = unmix_frame(s, inverse_keep, carry, mean, mean_before)
             mean_before = mean
-        elif SHARED:
+        elif SHARES_OPERATORS:
             x0 = from_z * white + from_output * output
         else:
             x0 = from_output * output  # from_z is 0
@@ -73,7 +55,7 @@ def _reverse_step_kernel(
             known = r < tl.where(s < history_frames, R, 0)
             history = tl.load(history_ptr + (b * history_frames + s) * R + r, mask=known, other=0.0).to(tl.float32)
             x0 = tl.where(known, history, x0)
-        if not SHARED:
+        if not SHARES_OPERATORS:
             mixed_x0 = mix_frame(s, keep, carry, x0, mixed_x0)
             n = z - signal * mixed_x0
             white = unmix_frame(s, inverse_noise_keep, noise_carry, n, n_before)
@@ -87,7 +69,7 @@ def _reverse_step_kernel(
         clean = clean_factor * x0
         if x0_prev_ptr is not None:
             clean += previous_factor * tl.load(x0_prev_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        if SHARED:
+        if SHARES_OPERATORS:
             next_clean = mix_frame(s, next_keep, next_carry, clean + white, next_clean)
             z_next = next_clean
         else:
@@ -99,55 +81,30 @@ def _reverse_step_kernel(
             tl.store(x0_ptr + offset, x0.to(x0_ptr.dtype.element_ty), mask=mask)
 
 
-def reverse_step(
-    z: Tensor,
-    output: Tensor,
-    step: StepCoefficients,
-    mixes_output: bool,
-    noise: Tensor | NoiseCounter | None,
-    history: Tensor | None,
-    x0_prev: Tensor | None,
-    out: Sequence[Tensor | None],
-) -> None:
-    """Writes ``out``, which is z' and x̂, or None where x̂ is not wanted."""
-    launch(
-        _reverse_step_kernel,
-        z,
-        dict(zip(("z_next_ptr", "x0_ptr"), out, strict=True)),
-        z_ptr=z,
-        output_ptr=output,
-        x0_prev_ptr=x0_prev,
-        history_ptr=history,
-        history_frames=0 if history is None else history.shape[1],
-        table_ptr=coefficient_table(step.columns(), z.device),
-        MIXES=mixes_output,
-        SHARED=step.shares_operators,
-        ALIGNED=z.shape[2:].numel() % 4 == 0,
-        **noise_arguments(noise, z.device),
-    )
+def reverse_step(*arguments: Any) -> None:
+    """Takes the arguments of ``reverse_step_reference`` and the list of results to write."""
+    launch(_reverse_step_kernel, operands(*arguments))
 
 
-def _case(name: str, *operands: str, mixes: bool = True, shared: bool = True) -> AotCase:
-    """``operands``: what is present beside z, output and z'."""
-    reads = [operand for operand in operands if operand in ("x0_prev_ptr", "history_ptr")]
-    return AotCase(
-        name,
-        _reverse_step_kernel,
-        ("z_ptr", "output_ptr", *reads),
-        ("z_next_ptr", *(["x0_ptr"] if "x0_ptr" in operands else [])),
-        ("table_ptr", *(["noise_index_ptr"] if "noise_index_ptr" in operands else [])),
-        dict(MIXES=mixes, SHARED=shared, ALIGNED=True),
-    )
+def _case(
+    name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), noise: bool = False, mixes: bool = True,
+    shared: bool = True,
+) -> AotCase:  # fmt: skip
+    """``reads`` and ``writes``: what is present beside z, output and z'; ``noise``: drawn."""
+    scalars = ("coefficients_ptr", "noise_index_ptr") if noise else ("coefficients_ptr",)
+    constants = dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True)
+    reads, writes = ("z_ptr", "output_ptr", *reads), ("z_next_ptr", *writes)
+    return AotCase(name, _reverse_step_kernel, reads, writes, scalars, constants)
 
 
-_ALL = ("x0_prev_ptr", "history_ptr", "noise_index_ptr", "x0_ptr")
+_BOTH, _X0 = ("x0_prev_ptr", "history_ptr"), ("x0_ptr",)
 AOT_CASES = [
     _case("reverse_step"),
     _case("reverse_step_unmixed", mixes=False),
-    _case("reverse_step_noise", "noise_index_ptr"),
-    _case("reverse_step_multistep", "x0_prev_ptr", "x0_ptr"),
-    _case("reverse_step_full", *_ALL),
+    _case("reverse_step_noise", noise=True),
+    _case("reverse_step_multistep", ("x0_prev_ptr",), _X0),
+    _case("reverse_step_full", _BOTH, _X0, noise=True),
     _case("reverse_step_separate", shared=False),
-    _case("reverse_step_separate_unmixed", "history_ptr", mixes=False, shared=False),
-    _case("reverse_step_separate_full", *_ALL, shared=False),
+    _case("reverse_step_separate_unmixed", ("history_ptr",), mixes=False, shared=False),
+    _case("reverse_step_separate_full", _BOTH, _X0, noise=True, shared=False),
 ]
