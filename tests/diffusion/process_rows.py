@@ -76,9 +76,7 @@ def noised(process: DiffusionProcess, x: Tensor, timestep: int, noise: Tensor) -
 def output_for(process: DiffusionProcess, z: Tensor, x: Tensor, timestep: int) -> Tensor:
     """The network output that stands for "the clean frames are ``x``", from matrices; (B, S, *rest) float64."""
     table = process.table
-    a, s, p, q = (
-        column[timestep] for column in (table.signal, table.noise, table.target_noise, table.target_signal)
-    )
+    a, s, p, q = (column[timestep] for column in (table.signal, table.noise, table.target_noise, table.target_signal))
     frames, noise = operators(process, timestep, z.shape[1])
     mean = along_frames(frames, x)
     mixed_noise = (z - a * mean) / s

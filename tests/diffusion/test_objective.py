@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from process_rows import ROWS_AND_PREDICTIONS, along_frames, operators, output_for, process_of
 
 from dydiff_dist.diffusion import build_process, frame_mix, frame_unmix, loss_by_timestep_bin
@@ -68,7 +67,9 @@ def test_controls_separate_input_from_weighting():
         mixed = build_process(prediction="v", loss_space=loss_space)
         unmixed = build_process(prediction="v", loss_space=loss_space, network_space="unmixed")
         target_mixed, target_unmixed = mixed.add_noise(x, T, noise)[1], unmixed.add_noise(x, T, noise)[1]
-        torch.testing.assert_close(target_mixed, frame_mix(target_unmixed, mixed.table.frame_gamma[T]), rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            target_mixed, frame_mix(target_unmixed, mixed.table.frame_gamma[T]), rtol=0, atol=1e-13
+        )
         ours, _ = mixed.loss(target_mixed + frame_mix(error, mixed.table.frame_gamma[T]), target_mixed, T)
         control, _ = unmixed.loss(target_unmixed + error, target_unmixed, T)
         torch.testing.assert_close(ours, control, rtol=1e-12, atol=0)
