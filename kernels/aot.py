@@ -6,48 +6,25 @@ they do not spill and that they move 128 bits at a time; not that they are right
 """
 
 import csv
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dydiff_kernels.add_noise.triton_kernel import _add_noise_kernel
-from dydiff_kernels.denoising_loss.triton_kernel import _denoising_loss_kernel
-from dydiff_kernels.frame_mix.triton_kernel import _frame_filter_kernel
-from dydiff_kernels.gpu import MAX_BLOCK, NUM_WARPS
-from dydiff_kernels.noise.triton_kernel import _normal_kernel
-from dydiff_kernels.reverse_step.triton_kernel import _reverse_step_kernel
+import dydiff_kernels  # noqa: F401  the ops register their cases
+from dydiff_kernels.gpu import MAX_BLOCK, NUM_WARPS, AotCase
+from dydiff_kernels.registry import collect
 
 ARCHITECTURES = (80, 90)
 STORAGE = ("fp32", "bf16", "fp16")
-_FIXED_TYPES = {
-    "table_ptr": "*fp32",
-    "weights_ptr": "*fp32",
-    "partial_ptr": "*fp32",
-    "noise_index_ptr": "*i64",
-    "posterior_index_ptr": "*i64",
-    "scale": "fp32",
-}
-_COUNTER = ("noise_index_ptr",)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One specialisation of a kernel: which pointers are present, and the compile-time constants."""
-
-    name: str
-    kernel: Callable
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    scalars: tuple[str, ...] = ("table_ptr",)
-    constants: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,53 +44,21 @@ class Resources:
     scalar_stores: int
 
 
-def _reverse_case(
-    name: str, optional: tuple[str, ...], scalars: tuple[str, ...], x0: tuple[str, ...] = (), dependent=True
-):
-    constants = dict(IS_X0=False, DEPENDENT=dependent, ALIGNED=True)
-    reads = ("z_ptr", "output_ptr", *optional)
-    return Case(name, _reverse_step_kernel, reads, ("z_next_ptr", *x0), ("table_ptr", *scalars), constants)
+def cases() -> list[AotCase]:
+    """Every kernel of every registered op in the forms that training and sampling use."""
+    return collect("aot_cases")
 
 
-def cases() -> list[Case]:
-    """Every kernel in the forms that training and sampling use."""
-    aligned = dict(ALIGNED=True)
-    noising = dict(PREDICTION=1, **aligned)
-    drawn = ("table_ptr", *_COUNTER)
-    loss = ("weights_ptr",)
-    drawn_loss = (*drawn, "weights_ptr")
-    filters = ("frame_mix", "frame_unmix", "frame_mix_transposed", "frame_unmix_transposed")
-    return [
-        Case("normal", _normal_kernel, (), ("out_ptr",), _COUNTER, aligned),
-        *(
-            Case(name, _frame_filter_kernel, ("x_ptr",), ("out_ptr",), constants=dict(KIND=kind))
-            for kind, name in enumerate(filters)
-        ),
-        Case("add_noise", _add_noise_kernel, ("x_ptr",), ("z_ptr", "target_ptr"), drawn, noising),
-        Case("add_noise_given", _add_noise_kernel, ("x_ptr", "noise_ptr"), ("z_ptr", "target_ptr"), constants=noising),
-        Case(
-            "add_noise_posterior",
-            _add_noise_kernel,
-            ("x_ptr", "logvar_ptr"),
-            ("z_ptr", "target_ptr", "x0_ptr"),
-            (*drawn, "posterior_index_ptr"),
-            noising,
-        ),
-        Case("loss_forward", _denoising_loss_kernel, ("output_ptr", "target_ptr"), (), (*loss, "partial_ptr"), aligned),
-        Case("loss_backward", _denoising_loss_kernel, ("output_ptr", "target_ptr"), ("grad_ptr",), loss, aligned),
-        Case("loss_forward_drawn", _denoising_loss_kernel, ("output_ptr",), (), (*drawn_loss, "partial_ptr"), aligned),
-        Case("loss_backward_drawn", _denoising_loss_kernel, ("output_ptr",), ("grad_ptr",), drawn_loss, aligned),
-        _reverse_case("reverse_step", (), ()),
-        _reverse_case("reverse_step_noise", (), _COUNTER),
-        _reverse_case("reverse_step_multistep", ("x0_prev_ptr",), (), x0=("x0_ptr",)),
-        _reverse_case(
-            "reverse_step_full", ("uncond_ptr", "x0_prev_ptr", "history_ptr"), _COUNTER, x0=("x0_ptr",)
-        ),
-        _reverse_case("reverse_step_independent", ("history_ptr",), _COUNTER, dependent=False),
-    ]  # fmt: skip
+def _argument_type(name: str, case: AotCase, storage: str) -> str:
+    """Triton's name of an argument's type, as a launch would give it."""
+    if not name.endswith("_ptr"):
+        return "fp32" if name in case.floats else "i32"
+    if name in case.scalars:
+        return "*i64" if name.endswith("_index_ptr") else "*fp32"
+    return f"*{storage}" if name in case.reads or name in case.writes else "constexpr"
 
 
-def compile_case(case: Case, storage: str, arch: int, **other_constants):
+def compile_case(case: AotCase, storage: str, arch: int, **other_constants: Any) -> Any:
     """The compiled kernel, specialised as a launch with frames of a multiple of 16 elements specialises it.
 
     ``other_constants`` replace compile-time constants or fix sizes (a launch fixes those that are 1).
@@ -121,16 +66,10 @@ def compile_case(case: Case, storage: str, arch: int, **other_constants):
     constants = {**case.constants, "BLOCK": MAX_BLOCK, **other_constants}
     signature, attributes = {}, {}
     for position, name in enumerate(case.kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            present = name in case.reads or name in case.writes or name in case.scalars
-            signature[name] = _FIXED_TYPES.get(name, f"*{storage}") if present else "constexpr"
-            if not present:
-                constants[name] = None
-        else:
-            signature[name] = _FIXED_TYPES.get(name, "i32")
-        if signature[name] != "constexpr" and (name.endswith("_ptr") or name == "R"):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, case, storage)
+        if signature[name] == "constexpr":
+            constants.setdefault(name, None)
+        elif name.endswith("_ptr") or name == "R":
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=NUM_WARPS))
@@ -155,7 +94,7 @@ def _register_usage(cubin: bytes) -> tuple[int, int]:
     return usage["REG"], usage["STACK"] + usage["LOCAL"]
 
 
-def resources(case: Case, storage: str, arch: int) -> Resources:
+def resources(case: AotCase, storage: str, arch: int) -> Resources:
     """Compiles one case and measures it."""
     compiled = compile_case(case, storage, arch)
     registers, spilled = _register_usage(compiled.asm["cubin"])
@@ -164,17 +103,10 @@ def resources(case: Case, storage: str, arch: int) -> Resources:
     return Resources(triton.__version__, case.name, storage, f"sm_{arch}", registers, spilled, shared, *loads, *stores)
 
 
-def all_resources() -> Iterator[Resources]:
-    """A row for every kernel, storage type and architecture."""
-    for case in cases():
-        for storage in STORAGE:
-            for arch in ARCHITECTURES:
-                yield resources(case, storage, arch)
-
-
 def main() -> None:
-    """Writes the table to the file named on the command line, or to standard output."""
-    rows = [asdict(row) for row in all_resources()]
+    """Writes a row for every kernel, storage type and architecture to the file named, or to standard output."""
+    kinds = itertools.product(cases(), STORAGE, ARCHITECTURES)
+    rows = [asdict(resources(case, storage, arch)) for case, storage, arch in kinds]
     with open(sys.argv[1], "w", newline="") if len(sys.argv) > 1 else sys.stdout as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

@@ -31,6 +31,8 @@ def check_frames(op: str, name: str, x: torch.Tensor) -> None:
 
 def check_like(op: str, name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     """``x`` has the shape and the device of ``other`` and a legal dtype; only float64 must not mix with others."""
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"{op}: {name} is {type(x).__name__}; expected a tensor")
     if x.shape != other.shape:
         raise ValueError(
             f"{op}: {name} has shape {tuple(x.shape)}; expected {tuple(other.shape)}, that of {other_name}"

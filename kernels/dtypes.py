@@ -15,3 +15,9 @@ def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
 def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``value`` (B,) shaped for broadcasting over ``like`` (B, ...), on its device, in its dtype."""
     return value.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def square_roots(gamma_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(√γ̄, √(1-γ̄)) in float64 for γ̄ (B,): how much of a frame, and of the mixed frame before, is in a mixed frame."""
+    gamma_bar = gamma_bar.double()
+    return gamma_bar.sqrt(), (1.0 - gamma_bar).sqrt()

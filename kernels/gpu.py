@@ -4,6 +4,8 @@ A program owns BLOCK elements of a frame of one sample and walks the frames, so 
 in registers and every element is read and written once. Offsets are 64-bit.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,9 +13,32 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
+from dydiff_kernels.registry import Operands
 
 MAX_BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One specialisation of a kernel to compile ahead of time (``aot.py``).
+
+    Args:
+        name: the row's name in the table.
+        kernel: the jitted function.
+        reads, writes: pointers to tensors that are present. Other arguments named ``*_ptr`` are None.
+        scalars: further pointers, to float32 numbers, or to int64 where they are named ``*_index_ptr``.
+        constants: compile-time constants.
+        floats: numbers that are float32; other numbers are int32.
+    """
+
+    name: str
+    kernel: Any
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    scalars: tuple[str, ...] = ("coefficients_ptr",)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    floats: tuple[str, ...] = ()
 
 
 def block_size(inner: int) -> int:
@@ -27,6 +52,41 @@ def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     block = block_size(inner)
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
+
+
+def launch(kernel: Any, operands: Operands) -> None:
+    """Launches ``kernel`` over a shape (B, S, *rest).
+
+    An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table, the constant ``X`` where the kernel has
+    that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels use one offset for all tensors: other
+    strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED where they draw noise.
+    """
+    like, names = operands.like, kernel.arg_names
+    if not like.numel():
+        return
+    arguments: dict[str, Any] = {}
+    for name, value in operands.others.items():
+        if f"{name}_index_ptr" in names:
+            arguments |= _noise_arguments(value, like.device, name)
+        elif isinstance(value, list):
+            arguments[f"{name}_ptr"] = torch.stack(value, dim=1).to(like.device, torch.float32).contiguous()
+        elif f"{name}_ptr" in names:
+            arguments[f"{name}_ptr"] = None if value is None else value.contiguous()
+        else:
+            arguments[name.upper() if name.upper() in names else name] = value
+    if "ALIGNED" in names:
+        arguments["ALIGNED"] = like.shape[2:].numel() % 4 == 0
+    grid, sizes = launch_shape(like)
+    written = {
+        f"{name}_ptr": out
+        if out is None or out.is_contiguous()
+        else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        for name, out in operands.writes.items()
+    }
+    kernel[grid](**arguments, **written, **sizes)
+    for result, out in zip(written.values(), operands.writes.values(), strict=True):
+        if out is not None and result is not None and result is not out:
+            out.copy_(result)
 
 
 @triton.jit
@@ -44,42 +104,17 @@ def offset_in_sample(s, R, start):
     return s * tl.cast(R, tl.int64) + start
 
 
-def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    """``x`` contiguous; the kernels use one offset for all operands."""
-    return None if x is None else x.contiguous()
-
-
-def contiguous_room(out: torch.Tensor | None) -> torch.Tensor | None:
-    """Contiguous memory for a result: ``out`` itself where it is contiguous."""
-    return out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-
-
-def deliver(room: torch.Tensor | None, out: torch.Tensor | None) -> None:
-    """Copies a result to ``out`` where ``contiguous_room`` could not use it."""
-    if out is not None and room is not out:
-        out.copy_(room)
-
-
-def coefficient_table(columns: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on ``device``."""
-    return torch.stack(columns, dim=1).to(device, torch.float32).contiguous()
-
-
 def _as_int32(word: int) -> int:
     """The bits of a 32-bit word as a signed integer, the one integer type that launches always pass the same way."""
     return word - 2**32 if word >= 2**31 else word
 
 
-def noise_arguments(
-    noise: torch.Tensor | NoiseCounter | None, device: torch.device, prefix: str = "noise"
-) -> dict[str, Any]:
+def _noise_arguments(noise: torch.Tensor | NoiseCounter | None, device: torch.device, name: str) -> dict[str, Any]:
     """Kernel arguments for noise: a pointer where it is given, counter words where it is to be drawn."""
-    given = contiguous(noise) if isinstance(noise, torch.Tensor) else None
-    arguments = {f"{prefix}_ptr": given, f"{prefix}_index_ptr": None, f"{prefix}_stream": 0}
-    words = dict(zip((f"{prefix}_key0", f"{prefix}_key1", f"{prefix}_step"), (0, 0, 0), strict=True))
+    index, words, stream = None, (0, 0, 0), 0
     if isinstance(noise, NoiseCounter):
-        arguments[f"{prefix}_index_ptr"] = noise.to(device).sample_index
-        arguments[f"{prefix}_stream"] = int(noise.stream)
-        values = (noise.seed & 0xFFFFFFFF, noise.seed >> 32, noise.step)
-        words = dict(zip(words, map(_as_int32, values), strict=True))
-    return arguments | words
+        index, stream = noise.to(device).sample_index, int(noise.stream)
+        words = (_as_int32(noise.seed & 0xFFFFFFFF), _as_int32(noise.seed >> 32), _as_int32(noise.step))
+    given = noise.contiguous() if isinstance(noise, torch.Tensor) else None
+    suffixes = ("_ptr", "_index_ptr", "_key0", "_key1", "_step", "_stream")
+    return {f"{name}{suffix}": value for suffix, value in zip(suffixes, (given, index, *words, stream), strict=True)}

@@ -1,25 +1,16 @@
-"""The border to the C++ extension: tensors become (pointer, dtype, batch and frame strides), counters become integers.
+"""The border to the C++ extension: tensors become pointers and strides, counters become integers.
 
-The extension accepts any batch and frame strides but wants the rest of a frame contiguous; a tensor is copied only where
-that does not hold, so slices of frames or samples are read in place.
+The extension accepts any batch and frame strides but wants the rest of a frame contiguous; a tensor is copied only
+where that does not hold, so slices of frames or samples are read in place.
 """
-
-from types import ModuleType
-from typing import Any
 
 import torch
 
 from dydiff_kernels import backends
 from dydiff_kernels.counter import NoiseCounter
+from dydiff_kernels.registry import Operands
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
-
-
-def extension() -> ModuleType:
-    """The compiled extension, where a kernel of it has been chosen."""
-    module = backends.cpp_module()
-    assert module is not None
-    return module
 
 
 def has_dense_frames(x: torch.Tensor) -> bool:
@@ -44,34 +35,30 @@ def dense_frames(x: torch.Tensor) -> torch.Tensor:
     return x if has_dense_frames(x) else x.contiguous()
 
 
-def float_table(columns: list[torch.Tensor]) -> torch.Tensor:
-    """Per-sample coefficients (B,) each, float64, as one contiguous float32 table (B, K) on the CPU."""
-    return torch.stack(columns, dim=1).to("cpu", torch.float32).contiguous()
+def run(kernel: str, operands: Operands) -> None:
+    """Calls a kernel of the extension with torch's number of threads; what it writes must have dense frames.
 
-
-def run(kernel: str, shape_of: torch.Tensor, **fields: Any) -> None:
-    """Calls a kernel of the extension with torch's number of threads.
-
-    Args:
-        kernel: the function's name in the extension.
-        shape_of: a tensor (B, S, *rest) of the kernel's shape.
-        fields: members of the C++ struct that it takes: tensors (B, S, *rest), ``NoiseCounter``, numbers, or pointers
-            as integers; None stays absent. What the kernel writes must have dense frames.
+    Its struct has a member for each operand. Numbers may be pointers; a list of columns (B,) becomes the rows of a
+    float32 table; None stays absent.
     """
-    module = extension()
+    module = backends.cpp_module()
+    assert module is not None, "a C++ kernel has been chosen"
     args = getattr(module, f"{kernel}_args")()
-    args.shape = module.Shape(shape_of.shape[0], shape_of.shape[1], shape_of.shape[2:].numel())
+    like = operands.like
+    args.shape = module.Shape(like.shape[0], like.shape[1], like.shape[2:].numel())
     in_use = []  # what the pointers point into lives until the kernel returns
-    for name, value in fields.items():
+    for name, value in {**operands.others, **operands.writes}.items():
         if isinstance(value, NoiseCounter):
             counter = value.to("cpu")
             in_use.append(counter.sample_index)
             pointer = counter.sample_index.data_ptr()
             value = module.NoiseSource(counter.seed, counter.step, int(counter.stream), pointer)
         elif isinstance(value, torch.Tensor):
-            dense = dense_frames(value)
-            in_use.append(dense)
-            value = module.FrameView(dense.data_ptr(), _DTYPE_CODES[dense.dtype], dense.stride(0), dense.stride(1))
+            in_use.append(dense_frames(value))
+            value = module.FrameView(in_use[-1].data_ptr(), _DTYPE_CODES[value.dtype], *in_use[-1].stride()[:2])
+        elif isinstance(value, list):
+            in_use.append(torch.stack(value, dim=1).to("cpu", torch.float32).contiguous())
+            value = in_use[-1].data_ptr()
         if value is not None:
             setattr(args, name, value)
     getattr(module, kernel)(args, torch.get_num_threads())

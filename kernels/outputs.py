@@ -1,43 +1,63 @@
 """Where results go: into tensors that the caller gives as ``out``, or into new memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dydiff_kernels import backends
 from dydiff_kernels.checks import check_no_grad
 from dydiff_kernels.native import writable_in_place
+from dydiff_kernels.registry import Op
 
 _LARGE_BYTES = 8 << 20
 
 
-def check_out(
-    op: str, names: Sequence[str], out: Sequence[torch.Tensor | None] | None, like: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor | None, ...]:
-    """The entries of ``out``, None for each where it is None.
+def run_into(
+    op: Op, backend: str, inputs: Iterable[object], arguments: Sequence[Any],
+    *, wanted: Mapping[str, bool], out: Sequence[Tensor | None] | None, like: Tensor, dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
+    """Runs an op whose results are like ``like``; its kernels take, as their last argument, the list to write to.
+
+    Args:
+        op: its ``reference`` returns all results, in the dtype that it calculates in.
+        backend, inputs: as for ``Op.select``.
+        arguments: of the reference; the kernels take them too.
+        wanted: the results by name; those that are not wanted come back as None and are not written.
+        out: what the caller gives to overwrite.
+        like: a tensor of the results' shape and device.
+        dtype: storage type of the results.
 
     Raises:
-        ValueError: an entry that cannot take a result like ``like``, stored as ``dtype``, by a kernel's writes.
+        ValueError: an entry of ``out`` cannot take its result, or ``backend`` cannot run here.
     """
-    if out is None:
-        return (None,) * len(names)
-    for name, x in zip(names, out, strict=True):
-        if x is None:
-            continue
-        if x.shape != like.shape or x.dtype != dtype or x.device != like.device:
-            found, expected = (tuple(x.shape), x.dtype, x.device), (tuple(like.shape), dtype, like.device)
-            raise ValueError(f"{op}: out.{name} has shape, dtype, device {found}; expected {expected}")
-        check_no_grad(op, f"out.{name}", x)
-        if not writable_in_place(x):
-            raise ValueError(
-                f"{op}: out.{name} has strides {x.stride()}; expected contiguous frames and no shared memory"
-            )
-    return tuple(out)
+    given = [None] * len(wanted) if out is None else list(out)
+    for name, tensor in zip(wanted, given, strict=True):
+        if tensor is not None:
+            _check_out(op.name, f"out.{name}", tensor, like, dtype)
+    run = op.select(backend, inputs, dtype)
+    places = zip(wanted.values(), given, strict=True)
+    if run is op.reference:
+        values = zip(run(*arguments), places, strict=True)
+        return [None if not want else v.to(dtype) if to is None else to.copy_(v) for v, (want, to) in values]
+    results = [
+        None if not want else new_result(like.shape, dtype, like.device) if to is None else to for want, to in places
+    ]
+    run(*arguments, results)
+    return results
 
 
-def new_result(
-    shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def _check_out(op: str, name: str, x: Tensor, like: Tensor, dtype: torch.dtype) -> None:
+    if x.shape != like.shape or x.dtype != dtype or x.device != like.device:
+        found, expected = (tuple(x.shape), x.dtype, x.device), (tuple(like.shape), dtype, like.device)
+        raise ValueError(f"{op}: {name} has shape, dtype, device {found}; expected {expected}")
+    check_no_grad(op, name, x)
+    if not writable_in_place(x):
+        raise ValueError(f"{op}: {name} has strides {x.stride()}; expected contiguous frames and no shared memory")
+
+
+def new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """An uninitialised contiguous tensor.
 
     On a CPU, writing new memory costs more in page faults than in bandwidth, so large tensors ask for huge pages.
@@ -47,13 +67,3 @@ def new_result(
     if result.device.type == "cpu" and result.nbytes >= _LARGE_BYTES and cpp is not None:
         cpp.advise_huge_pages(result.data_ptr(), result.nbytes)
     return result
-
-
-def given_or_new(given: torch.Tensor | None, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor for a kernel to write: ``given``, or a new one like ``like``."""
-    return new_result(like.shape, dtype, like.device) if given is None else given
-
-
-def deliver(value: torch.Tensor, given: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """A reference's result in its storage type: ``value`` itself, or ``given`` with the value copied into it."""
-    return value.to(dtype) if given is None else given.copy_(value)

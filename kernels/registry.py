@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,9 +27,23 @@ from dydiff_kernels import backends
 logger = logging.getLogger("dydiff_kernels")
 
 
+_resolve = functools.cache(pkgutil.resolve_name)
+
+
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
+
+
+class Operands(NamedTuple):
+    """What the kernels of an op take, in C++ and in Triton under the same names."""
+
+    like: torch.Tensor
+    """A tensor (B, S, *rest) of the operands' shape and device."""
+    writes: Mapping[str, torch.Tensor | None]
+    """Results; None is not wanted."""
+    others: Mapping[str, Any]
+    """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, lists of a table's columns (B,)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class Op:
         detail = f" ({cpp.isa()} instructions)" if kernel == "cpp" and cpp is not None else ""
         self._say(logging.INFO, f"runs on the {kernel} backend{detail}, device {device.type}")
         implementation = getattr(self, kernel)
-        return pkgutil.resolve_name(implementation) if isinstance(implementation, str) else implementation
+        return _resolve(implementation) if isinstance(implementation, str) else implementation
 
 
 _OPS: dict[str, Op] = {}
@@ -121,7 +135,7 @@ def register_op(
         triton: the same for GPUs. As ``"module:function"`` it is imported when it is first chosen, so that machines
             without Triton can import the op.
         differentiable: whether the kernels pass gradients on. If not, inputs that require one go to the reference.
-        aot_cases: ``"module:NAME"`` of a list of ``gpu.AotCase`` to compile ahead of time (``python -m dydiff_kernels.aot``).
+        aot_cases: ``"module:NAME"`` of a list of ``gpu.AotCase``, what ``dydiff_kernels.aot`` compiles ahead of time.
         benchmarks: ``"module:NAME"`` of a list of ``benchmark.cases.BenchmarkCase`` for ``tools/bench_kernels.py``.
 
     Returns:
@@ -144,4 +158,4 @@ def registered_ops() -> Mapping[str, Op]:
 def collect(field: str) -> list[Any]:
     """The entries of ``aot_cases`` or ``benchmarks`` of all ops, imported now."""
     names = [getattr(op, field) for op in _OPS.values()]
-    return [case for name in dict.fromkeys(names) if name is not None for case in pkgutil.resolve_name(name)]
+    return [case for name in dict.fromkeys(names) if name is not None for case in _resolve(name)]

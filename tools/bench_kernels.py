@@ -8,10 +8,13 @@ one, else on the CPU. It prints a table and writes CSV rows (with hardware, vers
 import argparse
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +26,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BUDGET_SEC = 3.0
 """An op at a size ends after this time of measurement, but not before 5 rounds."""
 CHART_COLORS = {"eager": "#9aa5b1", "compile": "#5b8db8", "ours (new memory)": "#f2b36b", "ours": "#d9662b"}
+Calls = dict[str, Callable[[int], object]]
+"""What is timed, by the variant's name; each takes the round's number, which chooses the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,107 +49,91 @@ class Row:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", choices=cases.OPS, action="append", help="only this op (may be repeated)")
+    parser.add_argument("--op", action="append", help="only this op (may be repeated)")
     parser.add_argument("--size", choices=cases.SIZES, action="append", help="only this size (may be repeated)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="storage type (default: float32)")
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of up to 25, and no torch.compile")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for kernels.csv and kernels.png")
+    parser.add_argument("--module", action="append", default=[], help="import this first: it registers ops of its own")
     return parser.parse_args()
 
 
-def measure_size(ops: list[str], size: str, dtype: torch.dtype, device: torch.device, quick: bool) -> list[Row]:
-    """Rows of every op and variant at one size; ops of one shape share their inputs."""
-    backend = available_backends(device)[0]
-    by_shape: dict[tuple[int, ...], list[str]] = {}
-    for op in ops:
-        by_shape.setdefault(cases.OPS[op].sizes[size], []).append(op)
-    rows = []
-    for shape, alike in by_shape.items():
-        for op in alike:
-            cases.check(op, shape, dtype, device, backend)
-        rows += measure_shape(alike, size, shape, dtype, device, backend, quick)
-    return rows
+def chosen_cases(names: list[str] | None) -> list[cases.BenchmarkCase]:
+    """The cases named, or all.
+
+    Raises:
+        ValueError: a name that no op has registered.
+    """
+    known = cases.all_cases()
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"--op is {name!r}; expected one of {', '.join(known)}, or --module to import another")
+    return [known[name] for name in names or known]
 
 
-def measure_shape(
-    ops: list[str],
-    size: str,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    backend: str,
-    quick: bool,
+def measure_size(
+    chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool
 ) -> list[Row]:
-    """Rows of ops that take tensors of this shape; the inputs are made once."""
-    tensor_bytes = torch.Size(shape).numel() * dtype.itemsize
-    num_sets = measure.num_sets(4 * tensor_bytes)
-    inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
-    levels = cases.make_levels(shape, dtype, device)
+    """Rows of every case and variant at one size; cases of one shape share their inputs."""
+    backend = available_backends(device)[0]
     rows = []
-    for op in ops:
-        calls = variants(op, inputs, levels, backend, quick)
-        timings = measure.time_in_turn(calls, device, rounds=5 if quick else 25, budget_sec=BUDGET_SEC)
-        copy_rate = 2 * tensor_bytes / timings["copy"].median
-        for variant, timing in timings.items():
-            moved = tensor_bytes * (2 if variant == "copy" else cases.OPS[op].tensors_moved)
-            peak = measure.peak_bytes(calls[variant], device)
-            rows.append(make_row(op, size, dtype, variant, timing, moved, copy_rate, peak))
+    for shape in dict.fromkeys(case.sizes[size] for case in chosen):
+        alike = [case for case in chosen if case.sizes[size] == shape]
+        for case in alike:
+            cases.check(case, shape, dtype, device, backend)
+        num_sets = measure.num_sets(4 * torch.Size(shape).numel() * dtype.itemsize)
+        inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
+        for case in alike:
+            calls = variants(case, inputs, case.parameters(shape, dtype, device), backend, quick)
+            rows += measure_case(case, size, calls, dtype, device, rounds=5 if quick else 25)
     return rows
 
 
-def make_row(
-    op: str,
-    size: str,
-    dtype: torch.dtype,
-    variant: str,
-    timing: measure.Timing,
-    moved: int,
-    copy_rate: float,
-    peak: int | None,
-) -> Row:
-    """A row from a timing (ms), the bytes moved at least, and the rate of the copy (bytes/ms)."""
-    rate = moved / timing.median
-    return Row(
-        op=op,
-        size=size,
-        shape="x".join(map(str, cases.OPS[op].sizes[size])),
-        dtype=str(dtype).removeprefix("torch."),
-        variant=variant,
-        ms_median=round(timing.median, 3),
-        ms_p20=round(timing.low, 3),
-        ms_p80=round(timing.high, 3),
-        gb_per_s=round(rate / 1e6, 2),
-        of_copy=round(rate / copy_rate, 3),
-        peak_mb=None if peak is None else round(peak / 1e6, 1),
-    )
+def measure_case(
+    case: cases.BenchmarkCase, size: str, calls: Calls, dtype: torch.dtype, device: torch.device, rounds: int
+) -> list[Row]:
+    """A row for each of the calls."""
+    shape, name = case.sizes[size], str(dtype).removeprefix("torch.")
+    timings = measure.time_in_turn(calls, device, rounds, BUDGET_SEC)
+    rows = []
+    for variant, timing in timings.items():
+        tensors = 2 if variant == "copy" else case.tensors_moved
+        bytes_per_ms = tensors * torch.Size(shape).numel() * dtype.itemsize / timing.median
+        of_copy = tensors / timing.median / (2 / timings["copy"].median)
+        peak = measure.peak_bytes(calls[variant], device)
+        median, low, high = (round(value, 3) for value in (timing.median, timing.low, timing.high))
+        rates = round(bytes_per_ms / 1e6, 2), round(of_copy, 3), None if peak is None else round(peak / 1e6, 1)
+        rows.append(Row(case.name, size, "x".join(map(str, shape)), name, variant, median, low, high, *rates))
+    return rows
 
 
-def variants(op: str, inputs: list[cases.Inputs], levels: cases.Levels, backend: str, quick: bool) -> dict:
-    """Calls to time, by name; each takes the round's number."""
-    spec = cases.OPS[op]
+def variants(
+    case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, backend: str, quick: bool
+) -> Calls:
+    """What to time."""
 
     def chosen(round_number: int) -> cases.Inputs:
         return inputs[round_number % len(inputs)]
 
-    calls = {
-        "copy": lambda n: chosen(n).room.copy_(chosen(n).x),
-        "eager": lambda n: spec.eager(chosen(n), levels),
+    calls: Calls = {
+        "copy": lambda n: chosen(n).out.copy_(chosen(n).x),
+        "eager": lambda n: case.eager(chosen(n), parameters),
     }
     if not quick:
-        compiled = torch.compile(spec.eager, dynamic=False)
-        calls["compile"] = lambda n: compiled(chosen(n), levels)
-    calls["ours (new memory)"] = lambda n: spec.ours_fresh(chosen(n), levels, backend)
-    if spec.ours is not spec.ours_fresh:
-        calls["ours"] = lambda n: spec.ours(chosen(n), levels, backend)
+        compiled = torch.compile(case.eager, dynamic=False)
+        calls["compile"] = lambda n: compiled(chosen(n), parameters)
+    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, backend)
+    if (reusing := case.reusing) is not None:
+        calls["ours"] = lambda n: reusing(chosen(n), parameters, backend)
     return calls
 
 
 def print_table(rows: list[Row], machine: dict[str, str]) -> None:
     print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-    head = ("op", "size", "variant", "ms (p20–p80)", "GB/s", "of copy", "× eager", "peak MB")
-    print(f"{head[0]:<19}{head[1]:<12}{head[2]:<19}{head[3]:>24}{head[4]:>8}{head[5]:>9}{head[6]:>9}{head[7]:>9}")
+    head = f"{'op':<19}{'size':<12}{'variant':<19}{'ms (p20–p80)':>24}"
+    print(f"{head}{'GB/s':>8}{'of copy':>9}{'× eager':>9}{'peak MB':>9}")
     eager = {(row.op, row.size): row.ms_median for row in rows if row.variant == "eager"}
     for row in rows:
         times = f"{row.ms_median:.2f} ({row.ms_p20:.2f}–{row.ms_p80:.2f})"
@@ -203,11 +192,14 @@ def main() -> None:
         raise ValueError(f"--threads is {arguments.threads}; expected at least 1")
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ops, sizes = arguments.op or list(cases.OPS), arguments.size or list(cases.SIZES)
+    for module in arguments.module:
+        importlib.import_module(module)
+    chosen = chosen_cases(arguments.op)
     rows = []
-    for size in sizes:
-        print(f"{size}: checking, then timing {', '.join(ops)}", file=sys.stderr, flush=True)
-        rows += measure_size(ops, size, DTYPES[arguments.dtype], device, arguments.quick)
+    for size in arguments.size or list(cases.SIZES):
+        names = ", ".join(case.name for case in chosen)
+        print(f"{size}: checking, then timing {names}", file=sys.stderr, flush=True)
+        rows += measure_size(chosen, size, DTYPES[arguments.dtype], device, arguments.quick)
     machine = measure.machine(device)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "kernels.csv", rows, machine)

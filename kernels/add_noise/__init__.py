@@ -3,21 +3,20 @@
 Reads x and writes z and the target: 3·N·b bytes for N elements of b bytes. The kernels pass on no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from dydiff_kernels import native
-from dydiff_kernels.add_noise import reference
-from dydiff_kernels.checks import check_frames, check_like, check_noise, check_per_sample
+from dydiff_kernels.add_noise.reference import add_noise_reference
+from dydiff_kernels.checks import check_frames, check_like, check_noise
 from dydiff_kernels.counter import NoiseCounter
-from dydiff_kernels.dtypes import compute_dtype
-from dydiff_kernels.frame_mix.reference import frame_coefficients
 from dydiff_kernels.levels import Levels
-from dydiff_kernels.noise.reference import draw_noise
-from dydiff_kernels.outputs import check_out, deliver, given_or_new
-from dydiff_kernels.registry import register_op
+from dydiff_kernels.outputs import run_into
+from dydiff_kernels.registry import Operands, register_op
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,24 @@ class LatentPosterior:
         scale: the autoencoder's latent scale.
     """
 
-    mean: torch.Tensor
-    logvar: torch.Tensor
-    noise: torch.Tensor | NoiseCounter
+    mean: Tensor
+    logvar: Tensor
+    noise: Tensor | NoiseCounter
     scale: float = 1.0
 
 
 class NoisedLatents(NamedTuple):
     """Results of ``add_noise``, each (B, S, *rest); None where it was not asked for."""
 
-    z: torch.Tensor
-    target: torch.Tensor | None
-    x0: torch.Tensor | None
+    z: Tensor
+    target: Tensor | None
+    x0: Tensor | None
 
 
 def add_noise(
-    latents: torch.Tensor | LatentPosterior,
+    latents: Tensor | LatentPosterior,
     levels: Levels,
-    noise: torch.Tensor | NoiseCounter,
+    noise: Tensor | NoiseCounter,
     *,
     mixes_target: bool = True,
     with_target: bool = True,
@@ -78,67 +77,9 @@ def add_noise(
     Raises:
         ValueError: wrong shape, dtype, device, length or range.
     """
-    request = _request(latents, levels, noise, mixes_target, with_target, with_x0, dtype)
-    given = check_out("add_noise", NoisedLatents._fields, out, request.latents, request.dtype)
-    inputs = (request.latents, request.logvar, request.posterior_noise, noise)
-    return _OP.select(backend, inputs, request.dtype)(request, given)
-
-
-Given = tuple[torch.Tensor | None, ...]
-"""z, target and x0 to overwrite; None for new memory."""
-
-
-@dataclass(frozen=True)
-class AddNoiseRequest:
-    """Validated arguments of ``add_noise``: ``latents`` is x or, with ``logvar``, the posterior's mean."""
-
-    latents: torch.Tensor
-    logvar: torch.Tensor | None
-    posterior_noise: torch.Tensor | NoiseCounter | None
-    scale: float
-    levels: Levels
-    noise: torch.Tensor | NoiseCounter
-    mixes_target: bool
-    with_target: bool
-    with_x0: bool
-    dtype: torch.dtype
-
-    def columns(self) -> list[torch.Tensor]:
-        """Columns of the kernels' table, (B,) float64: a, s, p, q, then √γ̄ and √(1-γ̄) of the frames and of the noise."""
-        a, s, frame_gamma, noise_gamma, p, q = self.levels
-        return [a, s, p, q, *frame_coefficients(frame_gamma), *frame_coefficients(noise_gamma)]
-
-    def results(self, given: Given) -> NoisedLatents:
-        """Tensors for a kernel to write. The result x is the latents tensor itself where no kernel need write it."""
-        z, target, x0 = given
-        return NoisedLatents(
-            given_or_new(z, self.latents, self.dtype),
-            given_or_new(target, self.latents, self.dtype) if self.with_target else None,
-            None
-            if not self.with_x0
-            else self.latents
-            if self.returns_latents(given)
-            else given_or_new(x0, self.latents, self.dtype),
-        )
-
-    def returns_latents(self, given: Given) -> bool:
-        """Whether x is at hand as the result wants it."""
-        return self.logvar is None and self.latents.dtype == self.dtype and given[2] is None
-
-
-def _request(
-    latents: torch.Tensor | LatentPosterior,
-    levels: Levels,
-    noise: torch.Tensor | NoiseCounter,
-    mixes_target: bool,
-    with_target: bool,
-    with_x0: bool,
-    dtype: torch.dtype | None,
-) -> AddNoiseRequest:
     op = "add_noise"
     posterior = latents if isinstance(latents, LatentPosterior) else None
-    x = latents.mean if isinstance(latents, LatentPosterior) else latents
-    name = "latents.mean" if posterior else "latents"
+    x, name = (latents.mean, "latents.mean") if isinstance(latents, LatentPosterior) else (latents, "latents")
     check_frames(op, name, x)
     if posterior:
         check_like(op, "latents.logvar", posterior.logvar, name, x)
@@ -147,70 +88,36 @@ def _request(
     dtype = dtype or x.dtype
     if (dtype == torch.float64) != (x.dtype == torch.float64):
         raise ValueError(f"{op}: dtype is {dtype}, {name} has {x.dtype}; float64 cannot be mixed with others")
-    return AddNoiseRequest(
-        latents=x,
-        logvar=posterior.logvar if posterior else None,
-        posterior_noise=posterior.noise if posterior else None,
-        scale=float(posterior.scale) if posterior else 1.0,
-        levels=_check_levels(op, levels, x.shape[0]),
-        noise=noise,
-        mixes_target=mixes_target,
-        with_target=with_target,
-        with_x0=with_x0,
-        dtype=dtype,
-    )
+    keeps_latents = with_x0 and not posterior and x.dtype == dtype and (out is None or out.x0 is None)
+    sampled = (posterior.logvar, posterior.noise, float(posterior.scale)) if posterior else (None, None, 1.0)
+    arguments = (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target)
+    wanted = dict(z=True, target=with_target, x0=with_x0 and not keeps_latents)
+    inputs = (x, *sampled, noise)
+    z, target, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=x, dtype=dtype)
+    assert z is not None
+    return NoisedLatents(z, target, x if keeps_latents else x0)
 
 
-def _check_levels(op: str, levels: Levels, batch: int) -> Levels:
-    """``levels`` in float64, in their ranges."""
-    ranges = Levels("[0, inf)", "[0, inf)", "(0, 1]", "(0, 1]", "(-inf, inf)", "(-inf, inf)")
-    return Levels(
-        *(
-            check_per_sample(op, f"levels.{name}", value, batch, within)
-            for name, value, within in zip(Levels._fields, levels, ranges, strict=True)
-        )
-    )
-
-
-def _run_reference(request: AddNoiseRequest, given: Given) -> NoisedLatents:
-    compute = compute_dtype(request.latents)
-    x0 = request.latents.to(compute)
-    if request.logvar is not None and request.posterior_noise is not None:
-        noise = draw_noise(request.posterior_noise, request.latents)
-        x0 = reference.sample_posterior_reference(x0, request.logvar.to(compute), noise, request.scale)
-    noise = draw_noise(request.noise, request.latents)
-    z, target = reference.add_noise_reference(x0, request.levels, noise, request.mixes_target)
-    return NoisedLatents(
-        deliver(z, given[0], request.dtype),
-        deliver(target, given[1], request.dtype) if request.with_target else None,
-        deliver(x0, given[2], request.dtype) if request.with_x0 else None,
-    )
-
-
-def _run_cpp(request: AddNoiseRequest, given: Given) -> NoisedLatents:
-    results = request.results(given)
-    table = native.float_table(request.columns())
-    native.run(
-        "add_noise",
-        request.latents,
-        latents=request.latents,
-        logvar=request.logvar,
-        posterior_noise=request.posterior_noise,
-        scale=request.scale,
-        noise=request.noise,
-        coefficients=table.data_ptr(),
-        mixes_target=request.mixes_target,
-        z=results.z,
-        target=results.target,
-        x0=None if results.x0 is request.latents else results.x0,
-    )
-    return results
+def operands(
+    x: Tensor,
+    logvar: Tensor | None,
+    posterior_noise: Tensor | NoiseCounter | None,
+    scale: float,
+    levels: Levels,
+    noise: Tensor | NoiseCounter,
+    mixes_target: bool,
+    out: Sequence[Tensor | None],
+) -> Operands:
+    """What the kernels take, from the arguments of the reference and where to write."""
+    reads = dict(latents=x, logvar=logvar, posterior_noise=posterior_noise, scale=scale, noise=noise)
+    writes = dict(zip(("z", "target", "x0"), out, strict=True))
+    return Operands(x, writes, dict(reads, coefficients=levels.columns(), mixes_target=mixes_target))
 
 
 _OP = register_op(
     "add_noise",
-    reference=_run_reference,
-    cpp=_run_cpp,
+    reference=add_noise_reference,
+    cpp=lambda *arguments: native.run("add_noise", operands(*arguments)),
     triton="dydiff_kernels.add_noise.triton_kernel:add_noise",
     aot_cases="dydiff_kernels.add_noise.triton_kernel:AOT_CASES",
     benchmarks="dydiff_kernels.add_noise.benchmark:BENCHMARKS",

@@ -1,27 +1,31 @@
 """Forward process and training target in plain torch (arXiv 2503.00951); differentiable."""
 
-import torch
+from torch import Tensor
 
-from dydiff_kernels.dtypes import per_sample
+from dydiff_kernels.counter import NoiseCounter
+from dydiff_kernels.dtypes import compute_dtype, per_sample
 from dydiff_kernels.frame_mix.reference import frame_mix_reference
 from dydiff_kernels.levels import Levels
-
-
-def sample_posterior_reference(
-    mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Latents x = scale·(mean + exp(logvar/2)·n) of a pre-encoded Gaussian posterior."""
-    return scale * (mean + (0.5 * logvar).exp() * noise)
+from dydiff_kernels.noise.reference import draw_noise
 
 
 def add_noise_reference(
-    x0: torch.Tensor, levels: Levels, noise: torch.Tensor, mixes_target: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """z = a A x + s B ε and target = p B ε + q A x, or p ε + q x without mixing; in the dtype of the tensors."""
-    a, s, p, q = (
-        per_sample(factor, x0) for factor in (levels.signal, levels.noise, levels.target_noise, levels.target_signal)
-    )
-    mean = frame_mix_reference(x0, levels.frame_gamma)
-    mixed_noise = frame_mix_reference(noise, levels.noise_gamma)
-    target = p * mixed_noise + q * mean if mixes_target else p * noise + q * x0
-    return a * mean + s * mixed_noise, target
+    x: Tensor,
+    logvar: Tensor | None,
+    posterior_noise: Tensor | NoiseCounter | None,
+    scale: float,
+    levels: Levels,
+    noise: Tensor | NoiseCounter,
+    mixes_target: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z = a A x + s B ε, target = p B ε + q A x (without mixing p ε + q x), and x, in float32 or float64.
+
+    With ``logvar`` the argument x is a posterior's mean, and x = scale·(mean + exp(logvar/2)·n) with its noise n.
+    """
+    x = x.to(compute_dtype(x))
+    if logvar is not None and posterior_noise is not None:
+        x = scale * (x + (0.5 * logvar.to(x.dtype)).exp() * draw_noise(posterior_noise, x))
+    white = draw_noise(noise, x)
+    a, s, p, q = (per_sample(k, x) for k in (levels.signal, levels.noise, levels.target_noise, levels.target_signal))
+    mean, mixed = frame_mix_reference(x, levels.frame_gamma), frame_mix_reference(white, levels.noise_gamma)
+    return a * mean + s * mixed, p * mixed + q * mean if mixes_target else p * white + q * x, x

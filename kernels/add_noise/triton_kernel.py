@@ -1,73 +1,42 @@
-"""``add_noise`` in Triton (formulas in ``reference.py`` and csrc/add_noise.h)."""
+"""``add_noise`` in Triton (formulas in ``reference.py``)."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from dydiff_kernels.add_noise import operands
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame
-from dydiff_kernels.gpu import (
-    coefficient_table,
-    contiguous,
-    contiguous_room,
-    deliver,
-    launch_shape,
-    noise_arguments,
-    offset_in_sample,
-    program_block,
-)
+from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block
 from dydiff_kernels.noise.triton_kernel import noise_block
 
-if TYPE_CHECKING:
-    from dydiff_kernels.add_noise import AddNoiseRequest, NoisedLatents
-
-EPS, V, X0 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-PREDICTION_CODES = {"eps": 0, "v": 1, "x0": 2}
-_WORDS = [f"{prefix}_{word}" for prefix in ("noise", "posterior") for word in ("key0", "key1", "step", "stream")]
+_WORDS = [f"{prefix}_{word}" for prefix in ("noise", "posterior_noise") for word in ("key0", "key1", "step", "stream")]
 
 
 @triton.jit(do_not_specialize=[*_WORDS, "scale"])
 def _add_noise_kernel(
-    x_ptr,
-    logvar_ptr,
-    posterior_ptr,
-    posterior_index_ptr,
-    posterior_key0,
-    posterior_key1,
-    posterior_step,
-    posterior_stream,
-    scale,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    table_ptr,
-    z_ptr,
-    target_ptr,
-    x0_ptr,
-    S,
-    R,
-    PREDICTION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """One block of one sample, frame by frame: (posterior sample), μ, ε̃, z, target."""
+    latents_ptr, logvar_ptr, posterior_noise_ptr, posterior_noise_index_ptr,
+    posterior_noise_key0, posterior_noise_key1, posterior_noise_step, posterior_noise_stream, scale,
+    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
+    coefficients_ptr, z_ptr, target_ptr, x0_ptr, S, R,
+    MIXES_TARGET: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """One block of one sample, frame by frame: (posterior sample), A x, B ε, z, target."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
-    row = table_ptr + 6 * b
-    signal, spread, keep, carry = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5)
+    row = coefficients_ptr + 8 * b
+    signal, spread, target_noise, target_signal = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    keep, carry, noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     mean = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK], tl.float32)
     for s in range(S):
         offset = (b * S + s) * R + r
-        x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(latents_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if logvar_ptr is not None:
             n = noise_block(
-                posterior_ptr, posterior_index_ptr, posterior_key0, posterior_key1, posterior_step, posterior_stream,
-                b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
+                posterior_noise_ptr, posterior_noise_index_ptr, posterior_noise_key0, posterior_noise_key1,
+                posterior_noise_step, posterior_noise_stream, b, offset, offset_in_sample(s, R, start), mask,
+                BLOCK, ALIGNED,
             )  # fmt: skip
             logvar = tl.load(logvar_ptr + offset, mask=mask, other=0.0).to(tl.float32)
             x = scale * (x + tl.exp(0.5 * logvar) * n)
@@ -80,37 +49,35 @@ def _add_noise_kernel(
         z = signal * mean + spread * mixed
         tl.store(z_ptr + offset, z.to(z_ptr.dtype.element_ty), mask=mask)
         if target_ptr is not None:
-            if PREDICTION == EPS:
-                target = mixed
-            elif PREDICTION == V:
-                target = signal * mixed - spread * mean
+            if MIXES_TARGET:
+                target = target_noise * mixed + target_signal * mean
             else:
-                target = x
+                target = target_noise * noise + target_signal * x
             tl.store(target_ptr + offset, target.to(target_ptr.dtype.element_ty), mask=mask)
         if x0_ptr is not None:
             tl.store(x0_ptr + offset, x.to(x0_ptr.dtype.element_ty), mask=mask)
 
 
-def add_noise(request: "AddNoiseRequest", results: "NoisedLatents") -> None:
-    """Fills ``results`` on the latents' device."""
-    x = request.latents
-    if not x.numel():
-        return
-    written = [None if result is x else result for result in results]
-    rooms = [contiguous_room(result) for result in written]
-    grid, sizes = launch_shape(x)
-    posterior = noise_arguments(request.posterior_noise, x.device, "posterior")
-    _add_noise_kernel[grid](
-        x_ptr=contiguous(x),
-        logvar_ptr=contiguous(request.logvar),
-        scale=request.scale,
-        table_ptr=coefficient_table(request.coefficients(), x.device),
-        **dict(zip(("z_ptr", "target_ptr", "x0_ptr"), rooms, strict=True)),
-        PREDICTION=PREDICTION_CODES[request.prediction],
-        ALIGNED=x.shape[2:].numel() % 4 == 0,
-        **posterior,
-        **noise_arguments(request.noise, x.device),
-        **sizes,
-    )
-    for room, result in zip(rooms, written, strict=True):
-        deliver(room, result)
+def add_noise(*arguments: Any) -> None:
+    """Takes the arguments of ``add_noise_reference`` and the list of results to write."""
+    launch(_add_noise_kernel, operands(*arguments))
+
+
+def _case(name: str, reads: tuple[str, ...], writes: tuple[str, ...], scalars: tuple[str, ...], mixes=True) -> AotCase:
+    constants = dict(MIXES_TARGET=mixes, ALIGNED=True)
+    return AotCase(name, _add_noise_kernel, reads, writes, ("coefficients_ptr", *scalars), constants, floats=("scale",))
+
+
+_Z_TARGET = ("z_ptr", "target_ptr")
+_DRAWN = ("noise_index_ptr",)
+AOT_CASES = [
+    _case("add_noise", ("latents_ptr",), _Z_TARGET, _DRAWN),
+    _case("add_noise_unmixed", ("latents_ptr",), _Z_TARGET, _DRAWN, mixes=False),
+    _case("add_noise_given", ("latents_ptr", "noise_ptr"), _Z_TARGET, ()),
+    _case(
+        "add_noise_posterior",
+        ("latents_ptr", "logvar_ptr"),
+        (*_Z_TARGET, "x0_ptr"),
+        (*_DRAWN, "posterior_noise_index_ptr"),
+    ),
+]

@@ -87,7 +87,9 @@ def peak_bytes(call: Callable[[int], object], device: torch.device) -> int | Non
 
 
 def _status_bytes(key: str) -> int:
-    return int(re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -108,11 +110,10 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def _processor() -> str:
-    try:
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-        return f"{model}, {os.cpu_count()} cores"
-    except (OSError, TypeError):
-        return f"{platform.processor()}, {os.cpu_count()} cores"
+    """The processor's name and its number of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores"
 
 
 def _commit() -> str:

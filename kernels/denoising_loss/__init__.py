@@ -14,7 +14,7 @@ from dydiff_kernels.checks import check_frames, check_like, check_no_grad, check
 from dydiff_kernels.denoising_loss.reference import denoising_loss_reference
 from dydiff_kernels.dtypes import compute_dtype
 from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import register_op
+from dydiff_kernels.registry import Operands, register_op
 
 
 def denoising_loss(
@@ -92,13 +92,13 @@ def _run_cpp(
     output: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, *, gradient: bool = False
 ) -> torch.Tensor:
     """Σ_s w_bs Σ_r (output - target)², (B,) float32, or its gradient 2 w_bs (output - target) like ``output``."""
-    fields = dict(output=output, target=target, weights=weights.data_ptr())
+    reads = dict(output=output, target=target, weights=weights)
     if gradient:
         grad = new_result(output.shape, output.dtype)
-        native.run("loss_backward", output, **fields, grad=grad)
+        native.run("loss_backward", Operands(output, dict(grad=grad), reads))
         return grad
     loss = torch.empty(output.shape[0], dtype=torch.float64)
-    native.run("loss_forward", output, **fields, loss=loss.data_ptr())
+    native.run("loss_forward", Operands(output, {}, dict(reads, loss=loss.data_ptr())))
     return loss.float()
 
 

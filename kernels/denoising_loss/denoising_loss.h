@@ -9,9 +9,9 @@ namespace dydiff {
 struct LossArgs {
     Shape shape;
     FrameView output, target;
-    uintptr_t weights = 0;  // const float*, (batch, frames); frames of weight 0 are not read
-    uintptr_t loss = 0;     // forward: double*, (batch): Σ weight·(output - target)²
-    FrameView grad;         // backward: 2·weight·(output - target)
+    FrameView weights;   // float32, one element a frame; frames of weight 0 are not read
+    uintptr_t loss = 0;  // forward: double*, (batch): Σ weight·(output - target)²
+    FrameView grad;      // backward: 2·weight·(output - target)
 
     template <class Visit>
     static void members(Visit visit) {
@@ -37,13 +37,13 @@ inline float squared_error_row(const float* __restrict output, const float* __re
 // Walks the frames of a row and calls body(s, weight, output row, target row), with null rows where the weight is 0.
 template <class Body>
 void walk_errors(const LossArgs& args, int64_t b, int64_t r, int64_t n, const Body& body) {
-    const float* weights = reinterpret_cast<const float*>(args.weights) + b * args.shape.frames;
     Row output, target;
     for (int64_t s = 0; s < args.shape.frames; ++s) {
-        if (weights[s] == 0.0f)
+        const float weight = *reinterpret_cast<const float*>(args.weights.at(b, s, 0));
+        if (weight == 0.0f)
             body(s, 0.0f, nullptr, nullptr);
         else
-            body(s, weights[s], load_row(args.output, b, s, r, n, output), load_row(args.target, b, s, r, n, target));
+            body(s, weight, load_row(args.output, b, s, r, n, output), load_row(args.target, b, s, r, n, target));
     }
 }
 

@@ -1,19 +1,22 @@
 """``frame_mix`` and ``frame_unmix``: the Dynamics operator D_γ along frames (arXiv 2503.00951) and its inverse.
 
 Both are linear in the frames, so the backward pass of each is its transpose, the same filter run from the last frame
-to the first; that is an op here too, which makes the ops differentiable any number of times.
+to the first; that is a kernel too, which makes the ops differentiable any number of times.
 """
 
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dydiff_kernels import native
 from dydiff_kernels.checks import Range, check_frames, check_per_sample
-from dydiff_kernels.frame_mix import reference
+from dydiff_kernels.dtypes import square_roots
+from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_reference
 from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import Op, register_op
+from dydiff_kernels.registry import Op, Operands, register_op
 
 
 class FrameFilter(enum.IntEnum):
@@ -30,17 +33,7 @@ class FrameFilter(enum.IntEnum):
         return FrameFilter((self + 2) % 4)
 
 
-_REFERENCES = {
-    FrameFilter.MIX: reference.frame_mix_reference,
-    FrameFilter.UNMIX: reference.frame_unmix_reference,
-    FrameFilter.MIX_TRANSPOSED: reference.frame_mix_transposed_reference,
-    FrameFilter.UNMIX_TRANSPOSED: reference.frame_unmix_transposed_reference,
-}
-
-
-def frame_mix(
-    x: torch.Tensor, gamma_bar: torch.Tensor, *, backend: str = "auto", inplace: bool = False
-) -> torch.Tensor:
+def frame_mix(x: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: bool = False) -> Tensor:
     """y = D_γ̄ x:  y⁰ = x⁰,  yˢ = √γ̄ xˢ + √(1-γ̄) yˢ⁻¹ (arXiv 2503.00951, the Dynamics operator).
 
     Args:
@@ -58,9 +51,7 @@ def frame_mix(
     return _filter(_MIX, FrameFilter.MIX, x, gamma_bar, backend, inplace)
 
 
-def frame_unmix(
-    y: torch.Tensor, gamma_bar: torch.Tensor, *, backend: str = "auto", inplace: bool = False
-) -> torch.Tensor:
+def frame_unmix(y: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: bool = False) -> Tensor:
     """x = D_γ̄⁻¹ y:  x⁰ = y⁰,  xˢ = (yˢ - √(1-γ̄) yˢ⁻¹) / √γ̄.
 
     Arguments, result and errors as for ``frame_mix``, but ``gamma_bar`` must not be 0, where D has no inverse. Rounding
@@ -69,18 +60,22 @@ def frame_unmix(
     return _filter(_UNMIX, FrameFilter.UNMIX, y, gamma_bar, backend, inplace)
 
 
-def _filter(op: Op, kind: FrameFilter, x: torch.Tensor, gamma_bar: torch.Tensor, backend: str, inplace: bool):
+def _filter(op: Op, kind: FrameFilter, x: Tensor, gamma_bar: Tensor, backend: str, inplace: bool):
     check_frames(op.name, "x" if kind == FrameFilter.MIX else "y", x)
     within: Range = "[0, 1]" if kind == FrameFilter.MIX else "(0, 1]"  # mixing by 0 has no inverse
     gamma_bar = check_per_sample(op.name, "gamma_bar", gamma_bar, x.shape[0], within)
-    return _FrameFilterFunction.apply(x, gamma_bar, kind, op.select(backend, [x]), inplace)
+    run = op.select(backend, [x])
+    if run is op.reference:
+        y = run(x, gamma_bar)
+        return x.copy_(y) if inplace else y
+    return _FrameFilterFunction.apply(x, gamma_bar, kind, run, inplace)
 
 
 class _FrameFilterFunction(torch.autograd.Function):
-    """Any of the four filters; its backward is the transposed one, through this same class."""
+    """A kernel of any of the four filters; its backward is the transposed one, through this same class."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, run: Callable, inplace: bool):
+    def forward(ctx, x: Tensor, gamma_bar: Tensor, kind: FrameFilter, run: Callable, inplace: bool):
         ctx.save_for_backward(gamma_bar)
         ctx.kind, ctx.run = kind, run
         if inplace:
@@ -88,34 +83,33 @@ class _FrameFilterFunction(torch.autograd.Function):
         return run(x, gamma_bar, kind, inplace)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx, grad: Tensor):
         (gamma_bar,) = ctx.saved_tensors
         grad_x = _FrameFilterFunction.apply(grad, gamma_bar, ctx.kind.transposed, ctx.run, False)
         return grad_x, None, None, None, None
 
 
-def _run_reference(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
-    result = _REFERENCES[kind](x, gamma_bar)
-    return x.copy_(result) if inplace else result
+def coefficients(gamma_bar: Tensor, kind: FrameFilter) -> dict[str, Any]:
+    """What the kernels take beside x."""
+    return dict(coefficients=list(square_roots(gamma_bar)), kind=int(kind))
 
 
-def _run_cpp(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
+def _filter_cpp(x: Tensor, gamma_bar: Tensor, kind: FrameFilter, inplace: bool) -> Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace and native.writable_in_place(x) else new_result(x.shape, x.dtype)
-    table = native.float_table(list(reference.frame_coefficients(gamma_bar)))
-    native.run("frame_filter", x, kind=int(kind), coefficients=table.data_ptr(), x=x, out=out)
+    native.run("frame_filter", Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
     return x.copy_(out) if inplace and out is not x else out
 
 
 _MIX, _UNMIX = (
     register_op(
         name,
-        reference=_run_reference,
-        cpp=_run_cpp,
+        reference=reference,
+        cpp=_filter_cpp,
         triton="dydiff_kernels.frame_mix.triton_kernel:frame_filter",
         differentiable=True,
         aot_cases="dydiff_kernels.frame_mix.triton_kernel:AOT_CASES",
         benchmarks="dydiff_kernels.frame_mix.benchmark:BENCHMARKS",
     )
-    for name in ("frame_mix", "frame_unmix")
+    for name, reference in (("frame_mix", frame_mix_reference), ("frame_unmix", frame_unmix_reference))
 )

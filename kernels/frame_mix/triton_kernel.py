@@ -1,16 +1,12 @@
 """The Dynamics operator, its inverse and their transposes in Triton (formulas in ``reference.py``)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
-from dydiff_kernels.frame_mix.reference import frame_coefficients
-from dydiff_kernels.gpu import coefficient_table, contiguous, contiguous_room, deliver, launch_shape, program_block
-
-if TYPE_CHECKING:
-    from dydiff_kernels.frame_mix import FrameFilter
+from dydiff_kernels.frame_mix import FrameFilter, coefficients
+from dydiff_kernels.gpu import AotCase, launch, program_block
+from dydiff_kernels.registry import Operands
 
 
 @triton.jit
@@ -26,11 +22,11 @@ def unmix_frame(s, inverse_keep, carry, x, before):
 
 
 @triton.jit
-def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _frame_filter_kernel(x_ptr, out_ptr, coefficients_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """One block of one sample, frame by frame; KIND is a ``FrameFilter``."""
     b, _, r = program_block(R, BLOCK)
     mask = r < R
-    keep, carry = tl.load(table_ptr + 2 * b), tl.load(table_ptr + 2 * b + 1)
+    keep, carry = tl.load(coefficients_ptr + 2 * b), tl.load(coefficients_ptr + 2 * b + 1)
     inverse_keep = 1.0 / keep
     state = tl.zeros([BLOCK], tl.float32)
     for position in range(S):
@@ -52,14 +48,14 @@ def _frame_filter_kernel(x_ptr, out_ptr, table_ptr, S, R, KIND: tl.constexpr, BL
         tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def frame_filter(x: torch.Tensor, gamma_bar: torch.Tensor, kind: "FrameFilter", inplace: bool) -> torch.Tensor:
+def frame_filter(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not x.numel():
-        return out
-    room = contiguous_room(out)
-    grid, sizes = launch_shape(x)
-    table = coefficient_table(list(frame_coefficients(gamma_bar)), x.device)
-    _frame_filter_kernel[grid](contiguous(x), room, table, KIND=int(kind), **sizes)
-    deliver(room, out)
+    launch(_frame_filter_kernel, Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
     return out
+
+
+AOT_CASES = [
+    AotCase(name, _frame_filter_kernel, ("x_ptr",), ("out_ptr",), constants=dict(KIND=kind))
+    for kind, name in enumerate(("frame_mix", "frame_unmix", "frame_mix_transposed", "frame_unmix_transposed"))
+]

@@ -13,17 +13,19 @@ been shown to beat it there (docs/kernels.md).
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dydiff_kernels.modulation import cpp
+from dydiff_kernels import native
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
-from dydiff_kernels.native import dense_frames
-from dydiff_kernels.registry import Op, register_op
+from dydiff_kernels.outputs import new_result
+from dydiff_kernels.registry import Op, Operands, register_op
+
+MAX_CHANNELS = 4096
+"""ROW of csrc/rows.h: a token's channels fill at most a row."""
 
 
-def modulated_norm(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, epsilon: float = 1e-6, backend: str = "auto"
-) -> torch.Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, epsilon: float = 1e-6, backend: str = "auto") -> Tensor:
     """y = norm(x)·(1 + scale) + shift, the norm being LayerNorm over D without parameters. Differentiable once.
 
     Args:
@@ -44,7 +46,7 @@ def modulated_norm(
     return _select(_NORM, backend, x, shift, scale)(x, shift, scale, epsilon)
 
 
-def gated_residual(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "auto") -> Tensor:
     """x + gate·branch. Differentiable once.
 
     Args:
@@ -67,7 +69,7 @@ def gated_residual(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *,
     return _select(_GATE, backend, x, gate, branch)(x, gate, branch)
 
 
-def _check_condition(op: str, name: str, condition: torch.Tensor, x: torch.Tensor) -> None:
+def _check_condition(op: str, name: str, condition: Tensor, x: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}; expected (B, S, N, D)")
     B, S, _, D = x.shape
@@ -78,68 +80,73 @@ def _check_condition(op: str, name: str, condition: torch.Tensor, x: torch.Tenso
         )
 
 
-def _select(op: Op, backend: str, x: torch.Tensor, *others: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Callable[..., Tensor]:
     """What runs. Mixed dtypes, wide or no tokens, and code that is being compiled take the reference."""
-    fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= cpp.MAX_CHANNELS
+    fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= MAX_CHANNELS
     if torch.compiler.is_compiling() or x.numel() == 0 or (backend == "auto" and not fits):
         return op.reference
     if backend == "cpp" and not fits:
         raise ValueError(
-            f"{op.name}: backend='cpp' needs one dtype and at most {cpp.MAX_CHANNELS} channels; x has "
+            f"{op.name}: backend='cpp' needs one dtype and at most {MAX_CHANNELS} channels; x has "
             f"{tuple(x.shape)}, dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
         )
     return op.select(backend, (x, *others))
 
 
-def _groups(x: torch.Tensor, condition: torch.Tensor) -> tuple[int, int, int]:
-    """(G, T, D): tokens that share a row of the condition form a group."""
+def _in_groups(x: Tensor, condition: Tensor) -> Tensor:
+    """Tokens (B, S, N, D) as (G groups, tokens, D): those that share a row of the condition form a group."""
     B, S, N, D = x.shape
-    return (B, S * N, D) if condition.shape[1] == 1 else (B * S, N, D)
+    return x.contiguous().view(B, S * N, D) if condition.shape[1] == 1 else x.contiguous().view(B * S, N, D)
 
 
-def _rows(condition: torch.Tensor) -> torch.Tensor:
-    """(B, S or 1, 1, D) as (G, D) with dense rows; no copy for a chunk of a linear layer's output."""
-    return dense_frames(condition.reshape(-1, 1, condition.shape[-1]))[:, 0]
+def _rows(condition: Tensor) -> Tensor:
+    """(B, S or 1, 1, D) as a batch of single frames (G, 1, D); no copy for a chunk of a linear layer's output."""
+    return condition.reshape(-1, 1, condition.shape[-1])
 
 
 class _ModulatedNormFunction(torch.autograd.Function):
     """The kernel's modulated norm; backward keeps x and two numbers per token."""
 
     @staticmethod
-    def forward(ctx, x, shift, scale, epsilon):
-        groups = x.contiguous().view(_groups(x, shift))
-        out, statistics = cpp.modulate(groups, _rows(shift), _rows(scale), epsilon)
+    def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, epsilon: float):
+        tokens, out = _in_groups(x, shift), new_result(x.shape, x.dtype)
+        statistics = torch.empty(*tokens.shape[:2], 2)  # mean and inverse deviation of each token
+        reads = dict(x=tokens, shift=_rows(shift), scale=_rows(scale), epsilon=epsilon)
+        writes = dict(out=_in_groups(out, shift))
+        native.run("modulate", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
         ctx.save_for_backward(x, shift, scale, statistics)
-        return out.view(x.shape)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad: Tensor):
         x, shift, scale, statistics = ctx.saved_tensors
-        sizes = _groups(x, shift)
-        grads = cpp.modulate_backward(
-            grad.contiguous().view(sizes), x.contiguous().view(sizes), _rows(scale), statistics
-        )
-        return *(g.view(t.shape) for g, t in zip(grads, (x, shift, scale), strict=True)), None
+        tokens, grad_x = _in_groups(x, shift), new_result(x.shape, x.dtype)
+        grad_shift, grad_scale = new_result(shift.shape, shift.dtype), new_result(scale.shape, scale.dtype)
+        reads = dict(x=tokens, scale=_rows(scale), grad_out=_in_groups(grad, shift))
+        writes = dict(grad_x=_in_groups(grad_x, shift), grad_shift=_rows(grad_shift), grad_scale=_rows(grad_scale))
+        native.run("modulate_backward", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
+        return grad_x, grad_shift, grad_scale, None
 
 
 class _GatedResidualFunction(torch.autograd.Function):
     """torch's own forward pass, which is one pass; the kernel's backward."""
 
     @staticmethod
-    def forward(ctx, x, gate, branch):
+    def forward(ctx, x: Tensor, gate: Tensor, branch: Tensor):
         ctx.save_for_backward(gate, branch)
         return gated_residual_reference(x, gate, branch)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad: Tensor):
         gate, branch = ctx.saved_tensors
-        sizes = _groups(branch, gate)
-        grad_gate, grad_branch = cpp.gate_backward(
-            grad.contiguous().view(sizes), _rows(gate), branch.contiguous().view(sizes)
-        )
-        return grad, grad_gate.view(gate.shape), grad_branch.view(branch.shape)
+        grad_gate, grad_branch = new_result(gate.shape, gate.dtype), new_result(branch.shape, branch.dtype)
+        tokens = _in_groups(branch, gate)
+        reads = dict(branch=tokens, gate=_rows(gate), grad_out=_in_groups(grad, gate))
+        writes = dict(grad_branch=_in_groups(grad_branch, gate), grad_gate=_rows(grad_gate))
+        native.run("gate_backward", Operands(tokens, writes, reads))
+        return grad, grad_gate, grad_branch
 
 
 _NORM = register_op(

@@ -12,7 +12,7 @@ from dydiff_kernels.counter import NoiseCounter, Stream, check_counter
 from dydiff_kernels.dtypes import LEGAL_DTYPES
 from dydiff_kernels.noise import reference
 from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import register_op
+from dydiff_kernels.registry import Operands, register_op
 
 __all__ = ["NoiseCounter", "Stream", "normal", "uniform"]
 
@@ -47,7 +47,7 @@ def normal(
 def _normal_cpp(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     out = new_result(shape, dtype)
     samples = out.view(shape[0], 1, torch.Size(shape[1:]).numel())
-    native.run("normal", samples, noise=counter, out=samples)
+    native.run("normal", Operands(samples, dict(out=samples), dict(noise=counter)))
     return out
 
 

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
-from dydiff_kernels.gpu import launch_shape, noise_arguments, program_block
+from dydiff_kernels.gpu import AotCase, launch, program_block
+from dydiff_kernels.registry import Operands
 
 
 @triton.jit
@@ -115,18 +116,9 @@ def noise_block(
 
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
 def _normal_kernel(
-    out_ptr,
-    noise_ptr,
-    noise_index_ptr,
-    noise_key0,
-    noise_key1,
-    noise_step,
-    noise_stream,
-    S,
-    R,
-    BLOCK: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    out_ptr, noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream, S, R,
+    BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Writes the normals of one block of one sample; S is 1."""
     b, first, r = program_block(R, BLOCK)
     index = tl.load(noise_index_ptr + b)
@@ -136,9 +128,10 @@ def _normal_kernel(
 
 def normal(counter: NoiseCounter, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Normals of ``shape`` (B, *sample_shape) on the counter's device."""
-    device = counter.sample_index.device
-    out = torch.empty(shape, dtype=dtype, device=device)
-    if out.numel():
-        grid, sizes = launch_shape(out.view(shape[0], 1, -1))
-        _normal_kernel[grid](out, ALIGNED=True, **noise_arguments(counter, device), **sizes)
+    out = torch.empty(shape, dtype=dtype, device=counter.sample_index.device)
+    samples = out.view(shape[0], 1, torch.Size(shape[1:]).numel())
+    launch(_normal_kernel, Operands(samples, dict(out=samples), dict(noise=counter)))
     return out
+
+
+AOT_CASES = [AotCase("normal", _normal_kernel, (), ("out_ptr",), ("noise_index_ptr",), dict(ALIGNED=True))]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dydiff_kernels.checks import Range, check_per_sample
-from dydiff_kernels.frame_mix.reference import frame_coefficients
+from dydiff_kernels.dtypes import square_roots
 
 _RANGES: dict[str, Range] = {
     "frame_gamma": "(0, 1]",
@@ -59,7 +59,7 @@ class StepCoefficients:
         """The same in float64, with zeros for ``previous`` and ``sigma`` where they are None.
 
         Raises:
-            ValueError: a length other than ``batch``, a value out of its range, or one noise operator without the other.
+            ValueError: another length than ``batch``, a value out of range, or one noise operator without the other.
         """
         if (self.noise_gamma is None) != (self.next_noise_gamma is None):
             raise ValueError(f"{op}: one of step.noise_gamma and step.next_noise_gamma is None; give both or none")
@@ -87,6 +87,7 @@ class StepCoefficients:
             return self.frame_gamma, self.next_frame_gamma
         return self.noise_gamma, self.next_noise_gamma
 
+    @property
     def shares_operators(self) -> bool:
         """Whether the operators on noise are those on the frames."""
         return self.noise_gamma is None
@@ -97,7 +98,7 @@ class StepCoefficients:
         Where A is B, b - k a stands for b: the difference is taken in float64.
         """
         from_z, from_output, a, b, c, k, sigma = self.factors()
-        b = b - k * a if self.shares_operators() else b
+        b = b - k * a if self.shares_operators else b
         gammas = (self.frame_gamma, self.next_frame_gamma, *self.noise_operators())
-        mixing = [column for gamma in gammas for column in frame_coefficients(gamma)]
+        mixing = [column for gamma in gammas for column in square_roots(gamma)]
         return [from_z, from_output, a, b, c, k, sigma, *mixing]

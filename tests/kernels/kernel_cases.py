@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from dydiff_kernels import NoiseCounter, Stream
+from dydiff_kernels import Levels, NoiseCounter, Stream
 
 # Batch, frames, rest: ragged sizes, one frame, one element, no samples, frames longer than a row of the C++ kernels.
 SHAPES = [(2, 5, 63), (3, 1, 123), (1, 7, 1), (2, 4, 3, 5, 7), (0, 3, 8), (2, 3, 2, 1100), (2, 3)]
@@ -46,3 +46,45 @@ def non_contiguous(x: torch.Tensor) -> list[torch.Tensor]:
     sliced = torch.cat((x, x), 1)[:, : x.shape[1]]
     transposed = x.transpose(0, -1).contiguous().transpose(0, -1)
     return [sliced, transposed]
+
+
+OPERATORS = ["shared", "frames only", "noise only", "different"]
+
+
+def operator_gammas(operators: str, batch: int, low: float = 0.05, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """γ̄ of the operators on frames and on noise, (B,) each; ones for the one that changes nothing."""
+    frame_gamma, noise_gamma, ones = levels(batch, low, seed), levels(batch, low, seed + 1), torch.ones(batch).double()
+    return {
+        "shared": (frame_gamma, frame_gamma),
+        "frames only": (frame_gamma, ones),
+        "noise only": (ones, noise_gamma),
+        "different": (frame_gamma, noise_gamma),
+    }[operators]
+
+
+def random_levels(batch: int, operators: str = "shared", seed: int = 1) -> Levels:
+    """Factors of order 1 and of both signs for the target, and the operators' levels."""
+    a, s, p, q = (levels(batch, seed=seed + i) for i in range(4))
+    return Levels(2 * a, 2 * s, *operator_gammas(operators, batch, seed=seed + 4), p, -q)
+
+
+def mixing_matrix(gamma_bar: torch.Tensor, frames: int) -> torch.Tensor:
+    """The Dynamics operators as lower-triangular matrices (B, S, S), from their closed form, float64.
+
+    D[s, r] = c^(s-r)·√γ̄, without √γ̄ in the first column; c = √(1-γ̄).
+    """
+    matrix = torch.zeros(len(gamma_bar), frames, frames, dtype=torch.float64)
+    for s in range(frames):
+        for r in range(s + 1):
+            matrix[:, s, r] = (1 - gamma_bar) ** ((s - r) / 2) * (gamma_bar.sqrt() if r else 1.0)
+    return matrix
+
+
+def apply_matrix(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``matrix`` (B, S, S) on the frames of ``x`` (B, S, *rest)."""
+    return torch.einsum("bsr,br...->bs...", matrix, x)
+
+
+def scaled(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One factor per sample, (B,), times ``x`` (B, ...)."""
+    return factor.view(-1, *[1] * (x.ndim - 1)) * x

@@ -4,49 +4,88 @@ import itertools
 
 import pytest
 import torch
-from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, counter, levels, non_contiguous, random_tensor
+from kernel_cases import (
+    DTYPES,
+    OPERATORS,
+    SHAPE_IDS,
+    SHAPES,
+    apply_matrix,
+    assert_matches,
+    counter,
+    levels,
+    mixing_matrix,
+    non_contiguous,
+    operator_gammas,
+    random_levels,
+    random_tensor,
+    scaled,
+)
 
-from dydiff_kernels import LatentPosterior, NoisedLatents, Stream, add_noise, frame_mix, normal
-
-PREDICTIONS = ["eps", "v", "x0"]
+from dydiff_kernels import LatentPosterior, Levels, NoisedLatents, Stream, add_noise, normal
 
 
-def assert_same(actual: NoisedLatents, expected: NoisedLatents) -> None:
+def assert_same(actual: NoisedLatents, expected: NoisedLatents, scale: float = 4) -> None:
     for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
-            assert_matches(one, other, scale=4)
+            assert_matches(one, other, scale=scale)
 
 
-def test_reference_is_the_definition():
-    """z, and each target recovers μ and ε̃ by the formulas of the method, in float64."""
+def matrix_truth(x, noise, k: Levels, mixes_target: bool):
+    """z and target from matrices."""
+    A, B = (mixing_matrix(gamma, x.shape[1]) for gamma in (k.frame_gamma, k.noise_gamma))
+    mean, mixed = apply_matrix(A, x), apply_matrix(B, noise)
+    of_noise, of_signal = (mixed, mean) if mixes_target else (noise, x)
+    target = scaled(k.target_noise, of_noise) + scaled(k.target_signal, of_signal)
+    return scaled(k.signal, mean) + scaled(k.noise, mixed), target
+
+
+@pytest.mark.parametrize("mixes_target", [True, False])
+@pytest.mark.parametrize("operators", OPERATORS)
+def test_reference_is_the_definition(operators, mixes_target):
     x, noise = random_tensor((2, 5, 7)).double(), random_tensor((2, 5, 7), seed=1).double()
-    alpha_bar, gamma_bar = levels(2, seed=3), levels(2, seed=4)
-    mean, mixed = frame_mix(x, gamma_bar), frame_mix(noise, gamma_bar)
-    a, b = alpha_bar.sqrt()[:, None, None], (1 - alpha_bar).sqrt()[:, None, None]
-    z, eps, _ = add_noise(x, alpha_bar, gamma_bar, noise, prediction="eps")
-    _, v, x0 = add_noise(x, alpha_bar, gamma_bar, noise, prediction="v", with_x0=True)
-    torch.testing.assert_close(z, a * mean + b * mixed)
+    k = random_levels(2, operators)
+    z, target, x0 = add_noise(x, k, noise, mixes_target=mixes_target, with_x0=True)
+    expected_z, expected_target = matrix_truth(x, noise, k, mixes_target)
+    torch.testing.assert_close(z, expected_z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(target, expected_target, rtol=1e-12, atol=1e-12)
+    assert x0 is x
+
+
+def test_targets_of_the_method_recover_mean_and_noise():
+    """eps and v of arXiv 2503.00951: each gives A x and B ε back by the formulas of the method, in float64."""
+    x, noise = random_tensor((2, 5, 7)).double(), random_tensor((2, 5, 7), seed=1).double()
+    alpha_bar, gammas = levels(2, seed=3), operator_gammas("shared", 2, seed=4)
+    a, s, one, zero = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), torch.ones(2).double(), torch.zeros(2).double()
+    mean, mixed = (apply_matrix(mixing_matrix(gammas[0], 5), t) for t in (x, noise))
+    z, eps, _ = add_noise(x, Levels(a, s, *gammas, one, zero), noise)
+    _, v, _ = add_noise(x, Levels(a, s, *gammas, a, -s), noise)
     torch.testing.assert_close(eps, mixed)
-    torch.testing.assert_close(a * z - b * v, mean)
-    torch.testing.assert_close(b * z + a * v, mixed)
-    assert x0 is x and add_noise(x, alpha_bar, gamma_bar, noise, prediction="x0").target is x
-    independent = add_noise(x, alpha_bar, gamma_bar, noise, dependent_noise=False)
-    torch.testing.assert_close(independent.target, noise)
-    torch.testing.assert_close(independent.z, a * mean + b * noise)
+    torch.testing.assert_close(scaled(a, z) - scaled(s, v), mean)
+    torch.testing.assert_close(scaled(s, z) + scaled(a, v), mixed)
+    clean = add_noise(x, Levels(a, s, *gammas, zero, one), noise, mixes_target=False).target
+    torch.testing.assert_close(clean, x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
 def test_matches_reference(backend, dtype, shape):
     x, noise = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
-    alpha_bar, gamma_bar = levels(shape[0], seed=3), levels(shape[0], seed=4)
-    for prediction, dependent, source in itertools.product(PREDICTIONS, (True, False), (noise, counter(shape[0]))):
-        arguments = (x, alpha_bar, gamma_bar, source)
-        options = dict(prediction=prediction, dependent_noise=dependent)
-        assert_same(
-            add_noise(*arguments, **options, backend=backend), add_noise(*arguments, **options, backend="reference")
-        )
+    for operators, mixes, source in itertools.product(OPERATORS, (True, False), (noise, counter(shape[0]))):
+        arguments = (x, random_levels(shape[0], operators), source)
+        actual = add_noise(*arguments, mixes_target=mixes, backend=backend)
+        assert_same(actual, add_noise(*arguments, mixes_target=mixes, backend="reference"))
+
+
+def test_large_noise_and_negative_factors(backend):
+    """Variance-exploding levels, and flow matching's target ε - x."""
+    x, noise = random_tensor((3, 4, 33)), random_tensor((3, 4, 33), seed=1)
+    one, sigma = torch.ones(3).double(), torch.tensor([0.002, 1.0, 80.0]).double()
+    k = Levels(one, sigma, *operator_gammas("different", 3), one, -one)
+    expected_z, expected_target = matrix_truth(x.double(), noise.double(), k, True)
+    result = add_noise(x, k, noise, backend=backend)
+    torch.testing.assert_close(result.z.double(), expected_z, rtol=2e-6, atol=80 * 2e-6)
+    torch.testing.assert_close(result.target.double(), expected_target, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,11 +93,10 @@ def test_matches_reference(backend, dtype, shape):
 def test_posterior_is_sampled_in_the_same_pass(backend, dtype, shape):
     mean, logvar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1) - 1
     drawn, given = counter(shape[0], stream=Stream.LATENT_POSTERIOR), random_tensor(shape, dtype, seed=2)
-    alpha_bar, gamma_bar = levels(shape[0], seed=3), levels(shape[0], seed=4)
-    for prediction, noise in itertools.product(PREDICTIONS, (drawn, given)):
+    for mixes, noise in itertools.product((True, False), (drawn, given)):
         posterior = LatentPosterior(mean, logvar, noise, scale=0.18215)
-        arguments = (posterior, alpha_bar, gamma_bar, counter(shape[0]))
-        options = dict(prediction=prediction, with_x0=True, dtype=torch.float32)
+        arguments = (posterior, random_levels(shape[0], "different"), counter(shape[0]))
+        options = dict(mixes_target=mixes, with_x0=True, dtype=torch.float32)
         actual = add_noise(*arguments, **options, backend=backend)
         assert_same(actual, add_noise(*arguments, **options, backend="reference"))
         sample = noise if noise is given else normal(drawn, shape)
@@ -69,63 +107,100 @@ def test_extreme_log_variances(backend):
     """The whole range that autoencoders clamp to, and far beyond it."""
     logvar = torch.tensor([[[-1000.0, -170.0, -30.0, -1e-4, 0.0, 1e-4, 20.0, 80.0]]])
     posterior = LatentPosterior(torch.zeros(1, 1, 8), logvar, torch.ones(1, 1, 8))
-    x0 = add_noise(posterior, torch.ones(1), torch.ones(1), torch.zeros(1, 1, 8), with_x0=True, backend=backend).x0
+    x0 = add_noise(posterior, Levels(*[torch.ones(1)] * 6), torch.zeros(1, 1, 8), with_x0=True, backend=backend).x0
     torch.testing.assert_close(x0, (0.5 * logvar).exp(), rtol=1e-6, atol=1e-37)
 
 
 def test_non_contiguous_input(backend):
     x, noise = random_tensor((3, 4, 5, 6)), random_tensor((3, 4, 5, 6), seed=1)
-    alpha_bar, gamma_bar = levels(3, seed=3), levels(3, seed=4)
-    expected = add_noise(x, alpha_bar, gamma_bar, noise, prediction="v", backend="reference")
+    k = random_levels(3, "different")
+    expected = add_noise(x, k, noise, backend="reference")
     for view, noise_view in zip(non_contiguous(x), non_contiguous(noise), strict=True):
-        assert_same(add_noise(view, alpha_bar, gamma_bar, noise_view, prediction="v", backend=backend), expected)
+        assert_same(add_noise(view, k, noise_view, backend=backend), expected)
 
 
-def test_results_into_given_memory(backend):
-    x, levels_2 = random_tensor((2, 5, 63)), levels(2)
-    expected = add_noise(x, levels_2, levels_2, counter(2), prediction="v", with_x0=True, backend=backend)
-    room = torch.full((4, 2, 5, 63), float("nan"))
-    out = NoisedLatents(room[0], room[1], room[2])
-    results = add_noise(x, levels_2, levels_2, counter(2), prediction="v", with_x0=True, out=out, backend=backend)
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_results_into_given_memory(backend, by_reference):
+    name = "reference" if by_reference else backend
+    x, k = random_tensor((2, 5, 63)), random_levels(2)
+    expected = add_noise(x, k, counter(2), with_x0=True, backend=name)
+    memory = torch.full((4, 2, 5, 63), float("nan"))
+    out = NoisedLatents(memory[0], memory[1], memory[2])
+    results = add_noise(x, k, counter(2), with_x0=True, out=out, backend=name)
     assert [r.data_ptr() for r in results] == [r.data_ptr() for r in out]
-    assert torch.equal(room[0], expected.z) and torch.equal(room[1], expected.target) and torch.equal(room[2], x)
-    assert room[3].isnan().all()
+    assert torch.equal(memory[0], expected.z) and torch.equal(memory[1], expected.target) and torch.equal(memory[2], x)
+    assert memory[3].isnan().all()
 
 
 def test_target_can_be_left_out(backend):
-    x, levels_2 = random_tensor((2, 5, 63)), levels(2)
-    full = add_noise(x, levels_2, levels_2, counter(2), backend=backend)
-    bare = add_noise(x, levels_2, levels_2, counter(2), with_target=False, backend=backend)
+    x, k = random_tensor((2, 5, 63)), random_levels(2)
+    full = add_noise(x, k, counter(2), backend=backend)
+    bare = add_noise(x, k, counter(2), with_target=False, backend=backend)
     assert bare.target is None and bare.x0 is None and torch.equal(bare.z, full.z)
 
 
 def test_drawn_noise_is_the_counters_noise(backend):
-    """At ᾱ = 0 and γ̄ = 1 z is the noise itself, for a sample in any batch."""
-    named = counter(3)
-    z = add_noise(random_tensor((3, 4, 33)), torch.zeros(3), torch.ones(3), named, backend=backend).z
+    """At a = 0, s = 1 and γ̄ = 1 z is the noise itself, for a sample in any batch."""
+    named, zero, one = counter(3), torch.zeros(3), torch.ones(3)
+    z = add_noise(random_tensor((3, 4, 33)), Levels(zero, one, one, one, one, zero), named, backend=backend).z
     assert (z - normal(named, (3, 4, 33), backend="reference")).abs().max() < 1e-6
 
 
+def test_gradients_run_the_reference(backend):
+    """Latents and noise that require a gradient get it; a kernel asked for by name refuses."""
+    k = random_levels(2, "different")
+    x, noise = (random_tensor((2, 3, 4), seed=i).requires_grad_() for i in range(2))
+    results = add_noise(x, k, noise)
+    gradients = torch.autograd.grad(results.z.sum() + results.target.square().sum(), (x, noise))
+    leaves = [t.detach().double().requires_grad_() for t in (x, noise)]
+    z, target = matrix_truth(*leaves, k, True)
+    truth = torch.autograd.grad(z.sum() + target.square().sum(), leaves)
+    for gradient, exact in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=f"requires a gradient, which the {backend} kernel does not pass on; detach"):
+        add_noise(x, k, noise, backend=backend)
+    with torch.no_grad():
+        assert_same(
+            add_noise(x, k, noise, backend=backend), NoisedLatents(*(r if r is None else r.detach() for r in results))
+        )
+
+
+def test_gradcheck_in_float64():
+    k, inputs = (
+        random_levels(2, "different"),
+        [random_tensor((2, 3, 4), seed=i).double().requires_grad_() for i in range(2)],
+    )
+    for mixes in (True, False):
+        assert torch.autograd.gradcheck(lambda x, n, m=mixes: add_noise(x, k, n, mixes_target=m)[:2], inputs)
+
+
 X = torch.zeros(2, 3, 4)
-ONES = torch.ones(2)
+K = Levels(*[torch.ones(2)] * 6)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((X, torch.ones(3), ONES, X), {}, "alpha_bar has shape \\(3,\\); expected \\(2,\\)"),
-        ((X, -ONES, ONES, X), {}, "alpha_bar holds -1.0"),
-        ((X, ONES, ONES, X[:1]), {}, "noise has shape \\(1, 3, 4\\); expected \\(2, 3, 4\\)"),
-        ((X, ONES, ONES, X.double()), {}, "noise has dtype torch.float64; latents has torch.float32"),
-        ((X, ONES, ONES, None), {}, "noise is NoneType; expected a tensor or a NoiseCounter"),
-        ((X, ONES, ONES, counter(3)), {}, "names 3 samples"),
-        ((X, ONES, ONES, X), {"prediction": "epsilon"}, "prediction is 'epsilon'; expected one of eps, v, x0"),
-        ((X.clone().requires_grad_(), ONES, ONES, X), {}, "latents requires a gradient"),
-        ((X, ONES, ONES, X), {"dtype": torch.float64}, "dtype is torch.float64"),
-        ((X, ONES, ONES, X), {"out": NoisedLatents(X[:1], None, None)}, "out.z has shape"),
-        ((X, ONES, ONES, X), {"out": NoisedLatents(X[:, :1].expand(2, 3, 4), None, None)}, "out.z has strides"),
-        ((LatentPosterior(X, X[:1], X), ONES, ONES, X), {}, "latents.logvar has shape"),
-        ((X.to("meta"), ONES, ONES, X), {}, "noise is on cpu; expected meta"),
+        ((X, K._replace(signal=torch.ones(3)), X), {}, "levels.signal has shape \\(3,\\); expected \\(2,\\)"),
+        ((X, K._replace(signal=-torch.ones(2)), X), {}, "levels.signal holds -1.0; expected values in \\[0, inf\\)"),
+        ((X, K._replace(noise=torch.full((2,), float("inf"))), X), {}, "levels.noise holds inf"),
+        (
+            (X, K._replace(frame_gamma=torch.zeros(2)), X),
+            {},
+            "levels.frame_gamma holds 0.0; expected values in \\(0, 1\\]",
+        ),
+        ((X, K._replace(noise_gamma=torch.full((2,), 1.5)), X), {}, "levels.noise_gamma holds 1.5"),
+        ((X, K._replace(target_noise=torch.full((2,), float("nan"))), X), {}, "levels.target_noise holds nan"),
+        ((X, K._replace(target_signal=0.5), X), {}, "levels.target_signal is float"),
+        ((X, K, X[:1]), {}, "noise has shape \\(1, 3, 4\\); expected \\(2, 3, 4\\)"),
+        ((X, K, X.double()), {}, "noise has dtype torch.float64; latents has torch.float32"),
+        ((X, K, None), {}, "noise is NoneType; expected a tensor or a NoiseCounter"),
+        ((X, K, counter(3)), {}, "names 3 samples"),
+        ((X, K, X), {"dtype": torch.float64}, "dtype is torch.float64"),
+        ((X, K, X), {"out": NoisedLatents(X[:1], None, None)}, "out.z has shape"),
+        ((X, K, X), {"out": NoisedLatents(X[:, :1].expand(2, 3, 4), None, None)}, "out.z has strides"),
+        ((LatentPosterior(X, X[:1], X), K, X), {}, "latents.logvar has shape"),
+        ((X.to("meta"), K, X), {}, "noise is on cpu; expected meta"),
     ],
 )
 def test_errors_name_expected_and_actual(arguments, options, message):

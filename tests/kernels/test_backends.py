@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dydiff_kernels import available_backends, backends, frame_mix
+from dydiff_kernels import Levels, add_noise, available_backends, backends, frame_mix, registry
 
 X, GAMMA = torch.ones(1, 2, 3), torch.ones(1)
 
@@ -16,10 +16,10 @@ X, GAMMA = torch.ones(1, 2, 3), torch.ones(1)
 @pytest.fixture
 def log(caplog):
     """Messages of the kernels' logger, from a state where nothing was said yet."""
-    backends._log_once.cache_clear()
+    registry._log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="dydiff_kernels")
     yield caplog
-    backends._log_once.cache_clear()
+    registry._log_once.cache_clear()
 
 
 @pytest.fixture
@@ -62,6 +62,15 @@ def test_float64_goes_to_the_reference_and_says_so(log):
     for backend in ("auto", "cpp"):
         assert frame_mix(X.double(), GAMMA, backend=backend).dtype == torch.float64
     assert log.text.count("float64 tensors run on the torch reference") == 1
+
+
+def test_gradients_of_ops_without_a_backward_kernel_run_the_reference_and_say_so_once(log):
+    x, levels = X.clone().requires_grad_(), Levels(*[GAMMA] * 6)
+    for _ in range(2):
+        assert add_noise(x, levels, X).z.requires_grad
+    assert [r.getMessage() for r in log.records] == [
+        "add_noise: inputs that require a gradient run on the torch reference"
+    ]
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""The weighted loss: value and gradient on every backend, masks, and targets drawn again from their counter."""
+"""The weighted loss: value and gradient on every backend, and masks."""
 
 import pytest
 import torch
-from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, counter, levels, non_contiguous, random_tensor
+from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, levels, non_contiguous, random_tensor
 
-from dydiff_kernels import CounterTarget, add_noise, denoising_loss
+from dydiff_kernels import denoising_loss
 
 
 def loss_and_gradient(output, target, upstream, **options):
@@ -41,25 +41,6 @@ def test_loss_and_gradient_match_reference(backend, dtype, target_dtype, shape):
         # Sums of up to 2200 positive float32 terms in another order: relative error below 1e-6.
         torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
         assert_matches(grad, expected_grad)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dependent", [True, False])
-@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-def test_counter_target_is_the_stored_eps_target(backend, dtype, dependent, shape):
-    output, gamma_bar = random_tensor(shape, dtype), levels(shape[0])
-    named = counter(shape[0])
-    x = torch.zeros(shape)
-    stored = add_noise(x, gamma_bar, gamma_bar, named, dependent_noise=dependent, backend="reference").target
-    drawn = CounterTarget(named, gamma_bar if dependent else None)
-    upstream = torch.ones(shape[0])
-    options = weights_for(shape)
-    loss, grad = loss_and_gradient(output, drawn, upstream, backend=backend, **options)
-    expected, expected_grad = loss_and_gradient(output, stored, upstream, backend="reference", **options)
-    torch.testing.assert_close(loss, expected, rtol=4e-6, atol=0)  # normals agree to 1e-6
-    assert_matches(grad, expected_grad, scale=4)
-    reference_loss, _ = loss_and_gradient(output, drawn, upstream, backend="reference", **options)
-    torch.testing.assert_close(reference_loss, expected, rtol=1e-6, atol=0)
 
 
 def test_masked_frames_are_not_looked_at(backend):
@@ -105,9 +86,7 @@ X = torch.zeros(2, 3, 4)
         (X[:, :2], {}, "target has shape \\(2, 2, 4\\); expected \\(2, 3, 4\\), that of output"),
         (X.double(), {}, "float64 cannot be mixed"),
         (X.clone().requires_grad_(), {}, "target requires a gradient"),
-        (None, {}, "target is NoneType; expected a tensor or a CounterTarget"),
-        (CounterTarget(counter(3)), {}, "names 3 samples"),
-        (CounterTarget(counter(2), torch.ones(1)), {}, "target.gamma_bar has shape \\(1,\\)"),
+        (None, {}, "target is NoneType; expected a tensor"),
         (X, {"sample_weights": torch.ones(3)}, "sample_weights has shape \\(3,\\); expected \\(2,\\)"),
         (X, {"sample_weights": -torch.ones(2)}, "sample_weights holds -1.0"),
         (X, {"frame_weights": torch.ones(2)}, "frame_weights has shape \\(2,\\); expected \\(3,\\) or \\(2, 3\\)"),

@@ -6,11 +6,11 @@ shapes, all storage types, both kinds of noise. Without one the same checks run 
 
 import pytest
 import torch
-from kernel_cases import DTYPES, counter, levels, random_tensor
+from kernel_cases import DTYPES, OPERATORS, counter, levels, operator_gammas, random_levels, random_tensor
 
 from dydiff_kernels import (
-    CounterTarget,
     LatentPosterior,
+    Levels,
     StepCoefficients,
     Stream,
     add_noise,
@@ -78,63 +78,69 @@ def test_noise(device, dtype, shape):
     assert_agree([normal(named, shape, device=device, dtype=dtype)], [truth], dtype)
 
 
-@pytest.mark.parametrize("dependent", [True, False], ids=["dependent", "independent"])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_noising(device, dtype, shape, prediction, dependent):
+@pytest.mark.parametrize("operators", OPERATORS)
+@pytest.mark.parametrize("mixes_target", [True, False], ids=["mixed", "unmixed"])
+def test_noising(device, dtype, shape, mixes_target, operators):
     mean, logvar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
-    alpha_bar, gamma_bar, named = levels(shape[0]), levels(shape[0], seed=2), counter(shape[0])
+    k, named = random_levels(shape[0], operators), counter(shape[0])
 
     def run(mean, logvar, device):
         posterior = LatentPosterior(mean, logvar, counter(shape[0], stream=Stream.LATENT_POSTERIOR), 0.5)
-        options = dict(prediction=prediction, dependent_noise=dependent)
-        level = alpha_bar.to(device), gamma_bar.to(device)
-        plain = add_noise(mean, *level, named.to(device), **options)
-        sampled = add_noise(posterior, *level, named.to(device), with_x0=True, **options)
+        level = Levels(*(column.to(device) for column in k))
+        plain = add_noise(mean, level, named.to(device), mixes_target=mixes_target)
+        sampled = add_noise(posterior, level, named.to(device), mixes_target=mixes_target, with_x0=True)
         return plain.z, plain.target, *sampled
 
     assert_agree(run(mean.to(device), logvar.to(device), device), run(mean.double(), logvar.double(), "cpu"), dtype)
 
 
 def test_loss_and_gradient(device, dtype, shape):
-    output, target, gamma_bar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1), levels(shape[0])
+    output, target = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
     weights = torch.linspace(0.0, 2.0, shape[1]) if shape[1] > 1 else torch.ones(1)
 
-    def run(output, target, device):
-        results = []
-        for wanted in (target, CounterTarget(counter(shape[0]).to(device), gamma_bar.to(device))):
-            leaf = output.clone().requires_grad_()
-            loss = denoising_loss(leaf, wanted, frame_weights=weights)
-            loss.sum().backward()
-            results += [loss.detach(), leaf.grad * output[0].numel()]
-        return results
+    def run(output, target):
+        leaf = output.clone().requires_grad_()
+        loss = denoising_loss(leaf, target, frame_weights=weights)
+        loss.sum().backward()
+        return loss.detach(), leaf.grad * output[0].numel()
 
-    ours, truth = run(output.to(device), target.to(device), device), run(output.double(), target.double(), "cpu")
-    assert_agree(ours[1::2], truth[1::2], dtype)
-    for loss, exact in zip(ours[::2], truth[::2], strict=True):
-        torch.testing.assert_close(loss.double().cpu(), exact, rtol=1e-5, atol=0)
+    (loss, grad), (exact, exact_grad) = run(output.to(device), target.to(device)), run(output.double(), target.double())
+    assert_agree([grad], [exact_grad], dtype)
+    torch.testing.assert_close(loss.double().cpu(), exact, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dependent", [True, False], ids=["dependent", "independent"])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_reverse_step(device, dtype, shape, prediction, dependent):
-    z, output, uncond, before = (random_tensor(shape, dtype, seed=seed) for seed in range(4))
+@pytest.mark.parametrize("operators", OPERATORS)
+@pytest.mark.parametrize("mixes_output", [True, False], ids=["mixed", "unmixed"])
+def test_reverse_step(device, dtype, shape, mixes_output, operators):
+    z, output, before = (random_tensor(shape, dtype, seed=seed) for seed in range(3))
     batch, num_history = shape[0], max(1, shape[1] // 2)
-    alpha_bar, gamma_bar, gamma_next = (levels(batch, low=0.2, seed=seed) for seed in range(1, 4))
-    a, b, c = (0.3 + levels(batch, seed=seed) for seed in range(4, 7))
-    sigma = torch.full((batch,), 0.3, dtype=torch.float64)
+    frame_gamma, noise_gamma = operator_gammas(operators, batch, low=0.2)
+    next_frame_gamma, next_noise_gamma = operator_gammas(operators, batch, low=0.2, seed=3)
+    if operators == "shared":
+        noise_gamma = next_noise_gamma = None
+    a, b, c, k, f, g = (0.3 + levels(batch, seed=seed) for seed in range(4, 10))
+    columns = dict(
+        frame_gamma=frame_gamma,
+        next_frame_gamma=next_frame_gamma,
+        noise_gamma=noise_gamma,
+        next_noise_gamma=next_noise_gamma,
+        from_z=f if mixes_output or operators == "shared" else 0 * f,
+        from_output=-g,
+        signal=a,
+        clean=b,
+        previous=c,
+        kept_noise=k,
+        sigma=torch.full((batch,), 0.3, dtype=torch.float64),
+    )
 
-    def run(z, output, uncond, before, device):
-        options = dict(prediction=prediction, dependent_noise=dependent, return_x0=True)
-        if dependent:
-            options["x0_prev"] = before
-        step = StepCoefficients(*(t.to(device) for t in (alpha_bar, gamma_bar, gamma_next, a, b, c, sigma)))
+    def run(z, output, before, device):
+        step = StepCoefficients(**{name: t if t is None else t.to(device) for name, t in columns.items()})
+        options = dict(mixes_output=mixes_output, x0_prev=before, return_x0=True)
         plain = reverse_step(z, output, step, noise=counter(batch).to(device), **options)
-        options.update(noise=before, uncond_output=uncond, guidance_scale=1.5, history=z[:, :num_history])
-        return *plain, *reverse_step(z, output, step, **options)
+        return *plain, *reverse_step(z, output, step, noise=before, history=z[:, :num_history], **options)
 
-    tensors = (z, output, uncond, before)
-    truth = run(*(t.double() for t in tensors), "cpu")
-    assert_agree(run(*(t.to(device) for t in tensors), device), truth, dtype)
+    truth = run(z.double(), output.double(), before.double(), "cpu")
+    assert_agree(run(z.to(device), output.to(device), before.to(device), device), truth, dtype)
 
 
 def test_modulation(device, dtype, shape):

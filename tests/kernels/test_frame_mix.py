@@ -101,9 +101,13 @@ def test_mixing_keeps_white_noise_at_unit_variance():
         (torch.zeros(2, 0, 4), torch.ones(2), "at least one frame"),
         (torch.zeros(2, 3), torch.ones(3), "gamma_bar has shape \\(3,\\); expected \\(2,\\)"),
         (torch.zeros(2, 3), 0.5, "gamma_bar is float"),
-        (torch.zeros(2, 3), torch.tensor([0.5, 1.5]), "gamma_bar holds 1.5; expected values in \\[0, 1\\]"),
+        (torch.zeros(2, 3), torch.tensor([0.5, 1.5]), "gamma_bar holds 1.5; expected values in \\(0, 1\\]"),
         (torch.zeros(2, 3), torch.tensor([0.5, float("nan")]), "gamma_bar holds nan"),
-        (torch.zeros(2, 3), torch.tensor([0.5, 0.0]), "frame_unmix: gamma_bar holds 0"),
+        (
+            torch.zeros(2, 3),
+            torch.tensor([0.5, 0.0]),
+            "frame_unmix: gamma_bar holds 0.0; expected values in \\(0, 1\\]",
+        ),
     ],
 )
 def test_errors_name_expected_and_actual(x, gamma_bar, message):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import counter, levels, random_tensor
+from kernel_cases import counter, levels, random_levels, random_tensor
 
 from dydiff_kernels import StepCoefficients, add_noise, backends, denoising_loss, frame_mix, normal, reverse_step
 
@@ -16,13 +16,21 @@ def gradient():
     return output.grad
 
 
+def step(**noise_gammas):
+    names = ("frame_gamma", "next_frame_gamma", "from_z", "from_output", "signal", "clean", "kept_noise")
+    return StepCoefficients(**dict.fromkeys(names, LEVELS), **noise_gammas)
+
+
 OPS = {
     "normal": lambda: normal(counter(2), SHAPE),
     "frame_mix": lambda: frame_mix(random_tensor(SHAPE), LEVELS),
-    "add_noise": lambda: add_noise(random_tensor(SHAPE), LEVELS, LEVELS, counter(2)).z,
+    "add_noise": lambda: add_noise(random_tensor(SHAPE), random_levels(2), counter(2)).z,
     "denoising_loss": lambda: denoising_loss(random_tensor(SHAPE), random_tensor(SHAPE, seed=1)),
     "denoising_loss gradient": gradient,
-    "reverse_step": lambda: reverse_step(random_tensor(SHAPE), random_tensor(SHAPE), StepCoefficients(*[LEVELS] * 5)).z,
+    "reverse_step": lambda: reverse_step(random_tensor(SHAPE), random_tensor(SHAPE), step()).z,
+    "reverse_step, separate": lambda: (
+        reverse_step(random_tensor(SHAPE), random_tensor(SHAPE), step(noise_gamma=LEVELS, next_noise_gamma=LEVELS)).z
+    ),
 }
 
 

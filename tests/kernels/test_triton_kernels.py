@@ -19,20 +19,21 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels cannot be compiled in an interpreter process", allow_module_level=True)
 
 from dydiff_kernels import aot
+from dydiff_kernels.gpu import AotCase
 
 ROOT = Path(__file__).parents[2]
 OP_TESTS = [f"test_{op}.py" for op in ("noise", "frame_mix", "add_noise", "denoising_loss", "reverse_step")]
-OP_TESTS.append("test_training_curve.py")
+OP_TESTS += ["test_training_curve.py", "test_registry.py"]
 with open(ROOT / "docs" / "kernel_resources.csv", newline="") as file:
     TABLE = {(row["kernel"], row["storage"], row["arch"]): row for row in csv.DictReader(file)}
 
 # Scalars that a program loads on purpose: coefficients of its sample, the sample index, the weight of a frame.
-SCALARS = {"_normal_kernel": 1, "_frame_filter_kernel": 2, "_add_noise_kernel": 8, "_denoising_loss_kernel": 4}
-SCALARS["_reverse_step_kernel"] = 12
+SCALARS = {"_normal_kernel": 1, "_frame_filter_kernel": 2, "_add_noise_kernel": 10, "_denoising_loss_kernel": 1}
+SCALARS["_reverse_step_kernel"] = 16
 FAST = [("add_noise", "bf16", 90), ("loss_forward", "fp32", 80), ("reverse_step", "fp32", 90)]
 
 
-def check(case: aot.Case, storage: str, arch: int) -> None:
+def check(case: AotCase, storage: str, arch: int) -> None:
     row = aot.resources(case, storage, arch)
     assert row.spilled_bytes == 0, f"{row} spills"
     assert bool(row.vector_loads) == bool(case.reads) and bool(row.vector_stores) == bool(case.writes)
