@@ -45,8 +45,8 @@ class GaussianFrames:
     def flow(self, process: DiffusionProcess, z: Tensor, timestep: int, after: int) -> Tensor:
         """Where the exact deterministic flow takes z, for processes that are standard diffusion once whitened.
 
-        y = B⁻¹z has signal M x with a constant M = B⁻¹A. In the eigenvectors of M C Mᵀ, of eigenvalues k, y has variance
-        a² k + s², and the flow rescales it by the square root of what that grows by.
+        y = B⁻¹z has signal M x with a constant M = B⁻¹A. In the eigenvectors of M C Mᵀ, of eigenvalues k, y has
+        variance a² k + s², and the flow rescales it by the square root of what that grows by.
         """
         A, B = operators(process, timestep, S)
         B_after = operators(process, after, S)[1]

@@ -92,7 +92,7 @@ def test_heun_is_the_trapezoid_rule_in_the_ratio_of_signal_and_noise(row):
 
 @pytest.mark.parametrize("row", ["dydiff", "flow_matching_none", "edm_none"])
 def test_weights_of_ddim(row):
-    """η = 1 is the deviation of the forward process' posterior; s'² is shared out whatever η is; no noise at the end."""
+    """η = 1 is the deviation of the forward process' posterior; s'² is shared out for any η; none at the end."""
     d = process_of(row)
     now, after = level(d, 700), level(d, 400)
     posterior = after.noise**2 * (1 - (now.signal * after.noise / (after.signal * now.noise)) ** 2)
