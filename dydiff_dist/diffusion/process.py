@@ -178,7 +178,7 @@ class DiffusionProcess:
             signal=now.signal,
             clean=torch.full_like(now.signal, weights.clean),
             previous=torch.full_like(now.signal, previous_weight),
-            kept_noise=weights.noise / now.noise,
+            kept_noise=torch.full_like(now.noise, weights.noise) / now.noise,
             sigma=torch.full_like(now.signal, weights.sigma),
         )
         return kernels.reverse_step(
@@ -221,11 +221,11 @@ class DiffusionProcess:
 
 def _combined(previous: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor | None, float]:
     """Earlier x̂ as the one tensor that a kernel reads, and its weight."""
+    if len(previous) != len(weights):
+        raise ValueError(f"previous holds {len(previous)} estimates; the weights are for {len(weights)}, give as many")
     if not weights:
         return None, 0.0
     if len(weights) == 1:
         return previous[0], weights[0]
-    total = weights[0] * previous[0]
-    for weight, x0 in zip(weights[1:], previous[1:], strict=True):
-        total.add_(x0, alpha=weight)
-    return total, 1.0
+    compute = torch.float64 if previous[0].dtype == torch.float64 else torch.float32
+    return sum(weight * x0.to(compute) for weight, x0 in zip(weights, previous, strict=True)), 1.0

@@ -88,15 +88,17 @@ def _dpmpp_2m(levels: Sequence[Level], eta: float) -> list[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2).
 
     With h = λ' - λ, r = h_before/h and X = x̂ + (x̂ - x̂_before)/(2r), the published u' = (s'/s) u - a'(e^{-h} - 1) X
-    equals DDIM plus a'(1 - e^{-h})/(2r) (x̂ - x̂_before): the form used here, which stays finite when a or s is 0. The
-    first step, and the last, to clean, are plain DDIM.
+    equals DDIM plus a'(1 - e^{-h})/(2r) (x̂ - x̂_before), the form used here. Steps without such an x̂_before are plain
+    DDIM: the first, the one after pure noise, and the last, to clean.
     """
     steps = _ddim(levels[:2], 0.0)
     for before, now, after in zip(levels, levels[1:], levels[2:], strict=False):
-        h, h_before = after.log_snr - now.log_snr, now.log_snr - before.log_snr
         weights = ddim_weights(now, after)
-        correction = after.signal * -math.expm1(-h) * h / (2 * h_before) if math.isfinite(h) and h_before > 0 else 0.0
-        steps.append(Step(now, after, weights._replace(clean=weights.clean + correction, previous=(-correction,))))
+        h, h_before = after.log_snr - now.log_snr, now.log_snr - before.log_snr
+        if math.isfinite(h) and math.isfinite(h_before):
+            correction = after.signal * -math.expm1(-h) * h / (2 * h_before)
+            weights = weights._replace(clean=weights.clean + correction, previous=(-correction,))
+        steps.append(Step(now, after, weights))
     return steps
 
 

@@ -89,15 +89,18 @@ class ProcessTable:
                     f"column {field.name} is {column.dtype} of shape {tuple(column.shape)}; it must be float64, one "
                     f"number for each timestep, as signal, {tuple(self.signal.shape)}"
                 )
-        ranges = {
-            "signal": bool((self.signal >= 0).all()),
-            "noise": bool((self.noise > 0).all()),
-            "frame_gamma": bool(((self.frame_gamma > 0) & (self.frame_gamma <= 1)).all()),
-            "noise_gamma": bool(((self.noise_gamma > 0) & (self.noise_gamma <= 1)).all()),
-            "signal/noise": bool((self.signal / self.noise).diff().lt(0).all()),
+            wrong = (~column.isfinite()).nonzero().flatten()
+            if len(wrong):
+                raise ValueError(f"column {field.name} holds {column[wrong[0]]} at timestep {wrong[0]}; give a number")
+        holds = {
+            "signal": self.signal >= 0,
+            "noise": self.noise > 0,
+            "frame_gamma": (self.frame_gamma > 0) & (self.frame_gamma <= 1),
+            "noise_gamma": (self.noise_gamma > 0) & (self.noise_gamma <= 1),
+            "signal/noise": (self.signal / self.noise).diff() < 0,
         }
-        for name, holds in ranges.items():
-            if not holds:
+        for name, everywhere in holds.items():
+            if not bool(everywhere.all()):
                 raise ValueError(
                     f"the process' {name} is out of range at some timestep; signal must be at least 0, noise above 0, "
                     "gammas in (0, 1], and signal/noise must fall"

@@ -91,7 +91,7 @@ def along_frames(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def error_gain(process: DiffusionProcess, *timesteps: int) -> float:
-    """A bound, within some factor of 10, on what float64's rounding grows by on the way to x̂ and ε̂ and on from there."""
+    """A bound, within a factor of 10, on what float64's rounding grows by on the way to x̂ and ε̂ and on."""
     table, gain = process.table, 1.0
     for t in timesteps:
         if t < 0:

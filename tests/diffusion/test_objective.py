@@ -67,10 +67,9 @@ def test_controls_separate_input_from_weighting():
         mixed = build_process(prediction="v", loss_space=loss_space)
         unmixed = build_process(prediction="v", loss_space=loss_space, network_space="unmixed")
         target_mixed, target_unmixed = mixed.add_noise(x, T, noise)[1], unmixed.add_noise(x, T, noise)[1]
-        torch.testing.assert_close(
-            target_mixed, frame_mix(target_unmixed, mixed.table.frame_gamma[T]), rtol=0, atol=1e-13
-        )
-        ours, _ = mixed.loss(target_mixed + frame_mix(error, mixed.table.frame_gamma[T]), target_mixed, T)
+        gamma_bar = mixed.table.frame_gamma[T]
+        torch.testing.assert_close(target_mixed, frame_mix(target_unmixed, gamma_bar), rtol=0, atol=1e-13)
+        ours, _ = mixed.loss(target_mixed + frame_mix(error, gamma_bar), target_mixed, T)
         control, _ = unmixed.loss(target_unmixed + error, target_unmixed, T)
         torch.testing.assert_close(ours, control, rtol=1e-12, atol=0)
 

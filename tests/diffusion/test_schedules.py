@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dydiff_dist.diffusion import DynamicalDiffusion
-from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule, log_snr
+from dydiff_dist.diffusion import build_process
+from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
 
 
 def cosine_by_loop(num_timesteps, ratio):
@@ -29,7 +29,7 @@ def cosine_by_loop(num_timesteps, ratio):
 @pytest.mark.parametrize(("ratio", "last", "tolerance"), [(0.5, 0.5, 1e-7), (0.9, 0.1, 1e-7), (1.0, 2.4288e-9, 5e-14)])
 def test_last_gamma_bar(ratio, last, tolerance):
     """The check values of the method at N = 1000, to the digits they are given with."""
-    gamma_bar = DynamicalDiffusion(num_timesteps=1000, gamma_schedule="cosine", gamma_ratio=ratio).gamma_bar
+    gamma_bar = build_process(num_timesteps=1000, gamma_schedule="cosine", gamma_ratio=ratio).table.frame_gamma
     assert gamma_bar.dtype == torch.float64
     assert gamma_bar.shape == (1000,)
     assert abs(gamma_bar[-1].item() - last) < tolerance
@@ -52,8 +52,8 @@ def test_cosine_schedules_are_the_formula(num_timesteps, ratio):
 def test_linear_schedules():
     betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
     assert torch.equal(alpha_bar_schedule(1000, "linear"), (1 - betas).cumprod(0))
-    roots = torch.linspace(0.01**0.5, 0.04**0.5, 10, dtype=torch.float64)
-    scaled = alpha_bar_schedule(10, "scaled_linear", beta_start=0.01, beta_end=0.04)
+    roots = torch.linspace(8.5e-4**0.5, 1.2e-2**0.5, 10, dtype=torch.float64)
+    scaled = alpha_bar_schedule(10, "scaled_linear")
     torch.testing.assert_close(scaled, (1 - roots**2).cumprod(0), rtol=1e-15, atol=0)
 
 
@@ -68,14 +68,18 @@ def test_linear_cumprod_falls_linearly_and_stays_positive():
 @pytest.mark.parametrize("arguments", [("none",), ("cosine", 0.0)])
 def test_no_mixing_is_exactly_one(arguments):
     assert torch.equal(gamma_bar_schedule(1000, *arguments), torch.ones(1000, dtype=torch.float64))
-    assert DynamicalDiffusion(gamma_schedule=arguments[0], gamma_ratio=0.0).is_standard
+    assert not build_process(gamma_schedule=arguments[0], gamma_ratio=0.0).table.mixes
+
+
+def test_constant_mixing():
+    assert torch.equal(gamma_bar_schedule(7, "constant", 0.8), torch.full((7,), 1 - 0.8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("container", [list, np.asarray, torch.tensor])
 def test_explicit_gamma_bar(container):
     values = [1.0, 0.8, 0.3]
-    d = DynamicalDiffusion(num_timesteps=3, gamma_schedule=container(values))
-    torch.testing.assert_close(d.gamma_bar, torch.tensor(values, dtype=torch.float64), rtol=1e-7, atol=0)
+    d = build_process(num_timesteps=3, gamma_schedule=container(values))
+    torch.testing.assert_close(d.table.frame_gamma, torch.tensor(values, dtype=torch.float64), rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "scaled_linear"])
@@ -91,40 +95,33 @@ def test_zero_terminal_snr(schedule):
 def test_the_snr_factor_multiplies_the_signal_to_noise_ratio(factor):
     plain, scaled = (alpha_bar_schedule(1000, "cosine", snr_factor=k) for k in (1.0, factor))
     torch.testing.assert_close(scaled / (1 - scaled), factor * plain / (1 - plain), rtol=1e-10, atol=0)
-    assert torch.equal(DynamicalDiffusion(snr_factor=factor).alpha_bar, scaled)
+    assert torch.equal(build_process(snr_factor=factor).table.signal, scaled.sqrt())
     ended = alpha_bar_schedule(1000, "cosine", snr_factor=factor, zero_terminal_snr=True)
     assert ended[-1].item() == 0 and bool((ended.diff() < 0).all())
 
 
 def test_log_snr():
-    alpha_bar = torch.tensor([0.0, 0.5, 0.8, 1.0], dtype=torch.float64)
-    expected = torch.tensor([-math.inf, 0.0, math.log(2.0), math.inf], dtype=torch.float64)
-    torch.testing.assert_close(log_snr(alpha_bar), expected, rtol=1e-14, atol=1e-15)
+    table = build_process(prediction="v", zero_terminal_snr=True).table
+    alpha_bar = table.signal.square()
+    torch.testing.assert_close(table.log_snr, 0.5 * (alpha_bar / (1 - alpha_bar)).log(), rtol=1e-9, atol=1e-12)
+    assert table.log_snr[-1] == -math.inf
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("call", "words"),
     [
-        ({"num_timesteps": 1}, "num_timesteps is 1"),
-        ({"beta_schedule": "cosin"}, "choose one of cosine, linear, scaled_linear"),
-        ({"gamma_schedule": "linear"}, "choose one of cosine, linear_cumprod, none"),
-        ({"gamma_ratio": 1.5}, r"gamma_ratio is 1.5; it must lie in \[0, 1\]"),
-        ({"beta_schedule": "linear", "beta_start": 0.1, "beta_end": 0.05}, "beta_start 0.1 and beta_end 0.05"),
-        ({"beta_start": 0.1}, "belong to the linear schedules"),
-        ({"gamma_schedule": [0.5, 0.5]}, r"shape \(2,\)"),
-        ({"num_timesteps": 2, "gamma_schedule": [0.5, 0.0]}, r"outside \(0, 1\]"),
-        ({"num_timesteps": 2, "gamma_schedule": [0.5, math.nan]}, r"outside \(0, 1\]"),
-        ({"prediction": "epsilon"}, "prediction is 'epsilon'; choose one of eps, v, x0"),
-        ({"zero_terminal_snr": True, "prediction": "eps"}, "use prediction 'v' or 'x0'"),
-        ({"loss_space": "unmixed", "gamma_ratio": 1.0, "prediction": "v"}, "use loss_space 'mixed'"),
-        ({"normalize_input": True}, "needs frame_autocovariance"),
-        ({"normalize_input": True, "frame_autocovariance": [[1.0, 0.5]]}, r"shape \(1, 2\)"),
-        ({"min_snr": 0.0}, "min_snr is 0.0"),
-        ({"snr_factor": 0.0}, "snr_factor is 0.0; it must be positive"),
-        ({"backend": "cuda"}, "backend is 'cuda'; choose one of auto, triton, cpp, reference"),
+        (lambda: alpha_bar_schedule(1, "cosine"), "num_timesteps is 1"),
+        (lambda: alpha_bar_schedule(10, "cosin"), "choose one of cosine, linear, scaled_linear"),
+        (lambda: alpha_bar_schedule(10, "cosine", snr_factor=0.0), "snr_factor is 0.0; it must be positive"),
+        (lambda: gamma_bar_schedule(10, "linear"), "choose one of cosine, linear_cumprod, constant, none"),
+        (lambda: gamma_bar_schedule(10, "cosine", 1.5), r"gamma_ratio is 1.5; it must lie in \[0, 1\]"),
+        (lambda: gamma_bar_schedule(10, "constant", 1.0), "gamma_bar 0 has no inverse"),
+        (lambda: gamma_bar_schedule(10, [0.5, 0.5]), r"shape \(2,\)"),
+        (lambda: gamma_bar_schedule(2, [0.5, 0.0]), r"outside \(0, 1\]"),
+        (lambda: gamma_bar_schedule(2, [0.5, math.nan]), r"outside \(0, 1\]"),
     ],
 )
-def test_refused_arguments(arguments, words):
+def test_refused_schedules(call, words):
     with pytest.raises(ValueError, match=words) as error:
-        DynamicalDiffusion(**arguments)
+        call()
     assert "\n" not in str(error.value)
