@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,24 @@ class ShardJob:
     source: Source[Any]
     task: ShardTask
     out: Path
-    fingerprint: str
-    """Of the content that the shard must have."""
     encoding: EncodingConfig
+
+    @property
+    def tar_path(self) -> Path:
+        return self.out / self.task.split / self.task.name
+
+    @property
+    def record_path(self) -> Path:
+        return self.tar_path.parent / ".records" / (self.tar_path.stem + ".json")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content that the shard must have: source, options, inputs, and any encoding but the plain."""
+        options = self.source.config.model_dump(mode="json")
+        content = [self.source.name, options, self.task.split, self.task.name, self.task.items]
+        if self.encoding != PLAIN:
+            content.append(self.encoding.model_dump(mode="json"))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 OnShard = Callable[[ShardTask, int, bool], None]
@@ -156,7 +172,7 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
     with hold_lock(out / f".lock-{number}-of-{count}", busy):
-        jobs = [ShardJob(source, task, out, _fingerprint(source, task, encoding), encoding) for task in plan]
+        jobs = [ShardJob(source, task, out, encoding) for task in plan]
         own_jobs = jobs[number::count]
         records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
         finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
@@ -212,7 +228,6 @@ def _write_shard(job: ShardJob) -> ShardRecord:
     bad_items: list[tuple[str, str]] = []
     left_out: Counter[str] = Counter()
     schemas: list[FrameSchema] = []
-    tar_path = job.out / task.split / task.name
 
     def good_samples() -> Iterator[Sample]:
         for item in source.read(task):
@@ -231,7 +246,7 @@ def _write_shard(job: ShardJob) -> ShardRecord:
                 continue
             yield item
 
-    entry, moments = write_shard(tar_path, good_samples(), source.measured_frames, job.encoding)
+    entry, moments = write_shard(job.tar_path, good_samples(), source.measured_frames, job.encoding)
     record = ShardRecord(
         fingerprint=job.fingerprint,
         entry=entry,
@@ -240,7 +255,7 @@ def _write_shard(job: ShardJob) -> ShardRecord:
         bad_items=tuple(bad_items),
         left_out=dict(left_out),
     )
-    write_bytes(_record_path(tar_path), document_bytes(record))
+    write_bytes(job.record_path, document_bytes(record))
     return record
 
 
@@ -259,14 +274,17 @@ def _write_manifests(
     by_split: dict[str, list[ShardRecord]] = {}
     for task, record in finished:
         by_split.setdefault(task.split, []).append(record)
-    moments = {split: _merged_moments(records) for split, records in by_split.items()}
+    moments = {
+        split: FrameMoments.merged(FrameMoments.from_json(record.moments) for record in records)
+        for split, records in by_split.items()
+    }
     reference = moments.get("train") or next(iter(moments.values()))
     for split, merged in moments.items():
         if merged.num_samples == 0:
             raise ValueError(
                 f"split {split!r} has no sample: all of its inputs were rejected; see the list of bad items"
             )
-    shift, scale = source.normalisation() or _standardisation(reference)
+    shift, scale = source.normalisation() or reference.standardisation()
     manifests = {}
     for split, records in by_split.items():
         schemas = [record.frames for record in records if record.frames is not None]
@@ -298,58 +316,30 @@ def _write_manifests(
     return manifests
 
 
-def _merged_moments(records: list[ShardRecord]) -> FrameMoments:
-    merged = FrameMoments()
-    for record in records:
-        merged.merge(FrameMoments.from_json(record.moments))
-    return merged
-
-
-def _standardisation(moments: FrameMoments) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Shift and scale that give each channel mean 0 and variance 1; a constant channel keeps scale 1."""
-    mean, std = moments.mean_and_std()
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-def _fingerprint(source: Source[Any], task: ShardTask, encoding: EncodingConfig) -> str:
-    """Identifies the content that a shard must have: source, options, inputs, and an encoding other than the plain."""
-    content = [source.name, source.config.model_dump(mode="json"), task.split, task.name, task.items]
-    if encoding != PLAIN:
-        content.append(encoding.model_dump(mode="json"))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _standing_records(jobs: list[ShardJob]) -> dict[ShardTask, ShardRecord]:
     """Records of shards that stand complete; an error if they were made with other options or inputs."""
     records = {}
     for job in jobs:
-        tar_path = job.out / job.task.split / job.task.name
-        if not _record_path(tar_path).exists():
+        if not job.record_path.exists():
             continue
-        record = read_document(_record_path(tar_path), ShardRecord)
+        record = read_document(job.record_path, ShardRecord)
         if record.fingerprint != job.fingerprint:
             raise ValueError(
                 f"{job.out} holds shards made with other options or from other inputs; give another --out, or "
                 "remove that folder first"
             )
-        stands = tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists()
-        if stands:
+        tar_path = job.tar_path
+        if tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists():
             records[job.task] = record
     return records
 
 
 def _prepare_folder(job: ShardJob) -> None:
     """Makes the folder of a shard and removes what a killed conversion left of it half-written."""
-    folder = job.out / job.task.split
-    (folder / ".records").mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    tar_path = folder / job.task.name
-    for path in (tar_path, index_path(tar_path), _record_path(tar_path)):
+    job.record_path.parent.mkdir(parents=True, exist_ok=True)
+    job.tar_path.with_name(MANIFEST_NAME).unlink(missing_ok=True)
+    for path in (job.tar_path, index_path(job.tar_path), job.record_path):
         remove_partials(path)
-
-
-def _record_path(tar_path: Path) -> Path:
-    return tar_path.parent / ".records" / (tar_path.stem + ".json")
 
 
 def _check_disk(out: Path, needed_bytes: int) -> None:

@@ -7,6 +7,8 @@ positions, position p belongs to epoch p // n (n samples per epoch), and global 
 1)·G − 1.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -40,9 +42,8 @@ class SampleOrder:
         self.num_samples = manifest.num_samples
         self._samples_per_shard = np.array([entry.num_samples for entry in manifest.shards])
         self._bytes_per_shard = np.array([entry.bytes for entry in manifest.shards])
-        # What was computed last; workers that read ahead go back and forth over the end of an epoch or window.
-        self._layouts: dict[int, EpochLayout] = {}
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        self._layout: tuple[int, EpochLayout] | None = None
+        """The epoch that was asked for last, and its layout: readers ask for positions in order."""
 
     def address(self, position: int) -> SampleAddress:
         """The sample at ``position`` ≥ 0 of the endless global order.
@@ -62,7 +63,7 @@ class SampleOrder:
         in_window = within - start
         if self.window_bytes:
             count = int(first_sample[last_shard]) - start
-            in_window = int(self._permutation(epoch, window, count)[in_window])
+            in_window = int(random_permutation(self.seed, epoch, window, count)[in_window])
         slot = int(np.searchsorted(first_sample, start + in_window, side="right")) - 1
         return SampleAddress(int(shard_order[slot]), start + in_window - int(first_sample[slot]))
 
@@ -75,17 +76,9 @@ class SampleOrder:
         return int(window_starts[window + 1]) if window + 1 < len(window_starts) else len(self._samples_per_shard)
 
     def _epoch_layout(self, epoch: int) -> EpochLayout:
-        if epoch not in self._layouts:
-            _drop_oldest(self._layouts, keep=1)
-            self._layouts[epoch] = self._compute_layout(epoch)
-        return self._layouts[epoch]
-
-    def _permutation(self, epoch: int, window: int, count: int) -> np.ndarray:
-        """The order of a window's ``count`` samples."""
-        if (epoch, window) not in self._permutations:
-            _drop_oldest(self._permutations, keep=2)
-            self._permutations[epoch, window] = random_permutation(self.seed, epoch, window, count)
-        return self._permutations[epoch, window]
+        if self._layout is None or self._layout[0] != epoch:
+            self._layout = epoch, self._compute_layout(epoch)
+        return self._layout[1]
 
     def _compute_layout(self, epoch: int) -> EpochLayout:
         num_shards = len(self._samples_per_shard)
@@ -103,12 +96,10 @@ class SampleOrder:
         return order, first_sample, np.array(window_starts)
 
 
-def _drop_oldest(cache: dict, keep: int) -> None:
-    while len(cache) > keep:
-        del cache[next(iter(cache))]
-
-
+@lru_cache(maxsize=3)
 def random_permutation(seed: int, epoch: int, step: int, count: int) -> np.ndarray:
-    """A permutation of 0..count-1 by sorting counter-based uniforms (agreement 2, stream 7: data order)."""
+    """A permutation of 0..count-1, read-only, by sorting counter-based uniforms (agreement 2, stream 7: data order)."""
     counter = NoiseCounter(seed, torch.tensor([epoch]), step, Stream.DATA_ORDER)
-    return np.argsort(uniform(counter, count)[0].numpy(), kind="stable")
+    permutation = np.argsort(uniform(counter, count)[0].numpy(), kind="stable")
+    permutation.flags.writeable = False
+    return permutation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,19 @@ class FrameMoments:
         self.lag_product_sum += other.lag_product_sum
         self.minimum = np.minimum(self.minimum, other.minimum)
         self.maximum = np.maximum(self.maximum, other.maximum)
+
+    @classmethod
+    def merged(cls, parts: Iterable[FrameMoments]) -> FrameMoments:
+        """The sums of all ``parts``."""
+        whole = cls()
+        for part in parts:
+            whole.merge(part)
+        return whole
+
+    def standardisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Shift and scale that give each channel mean 0 and variance 1; a constant channel keeps scale 1."""
+        mean, std = self.mean_and_std()
+        return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Per channel, (C,) each, in stored units."""
