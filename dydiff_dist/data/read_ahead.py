@@ -108,7 +108,7 @@ def read_ahead(
     loader = DataLoader(
         _WorkerDataset(reader, layout, blocks),
         batch_size=None,
-        sampler=_Orders(batches, blocks),
+        sampler=_orders(batches, blocks),
         num_workers=workers,
         collate_fn=_unchanged,
         prefetch_factor=config.prefetch_batches if workers else None,
@@ -135,17 +135,11 @@ def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSample
         ) from error
 
 
-class _Orders:
+def _orders(batches: Iterable[list[int]], blocks: SharedBlocks | None) -> Iterator[Order]:
     """What workers are asked for. ``DataLoader`` draws an order in this process when a worker is to begin with it, so a
     block is taken no sooner than it is needed."""
-
-    def __init__(self, batches: Iterable[list[int]], blocks: SharedBlocks | None):
-        self.batches = batches
-        self.blocks = blocks
-
-    def __iter__(self) -> Iterator[Order]:
-        for positions in self.batches:
-            yield positions, self.blocks.take() if self.blocks else None
+    for positions in batches:
+        yield positions, blocks.take() if blocks else None
 
 
 def _unchanged(read: Any) -> Any:
