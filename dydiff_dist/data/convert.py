@@ -80,16 +80,18 @@ class ShardJob:
 
 
 OnShard = Callable[[ShardTask, int, bool], None]
-"""Hears of each shard: task, samples, whether it stood already."""
+"""Called for each shard: task, number of samples, whether it was written by an earlier conversion."""
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion did."""
+    """What one call of ``convert`` did; all numbers are of shards."""
 
     manifests: dict[str, Path]
+    """By split; none as long as shards are left to other parts."""
     num_written: int
     num_reused: int
+    """Written by an earlier conversion with the same options."""
     num_elsewhere: int
     """Shards that other parts have still to write; the manifests come with the last of them."""
     bad_items: list[BadItem]
@@ -155,7 +157,7 @@ def convert(
         out: folder of the splits; made if absent.
         num_processes: shards written at the same time.
         max_bad_rate: share of bad inputs above which the conversion stops.
-        on_shard: hears of each shard of this part: task, samples, whether it stood already.
+        on_shard: called for each shard of this part, see ``OnShard``.
         part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
             writes the manifests.
         cluster: address of a Dask scheduler whose workers write the shards in place of processes of this machine.
@@ -168,11 +170,10 @@ def convert(
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    plan = source.plan()
+    jobs = [ShardJob(source, task, out, encoding) for task in source.plan()]
     out.mkdir(parents=True, exist_ok=True)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
     with hold_lock(out / f".lock-{number}-of-{count}", busy):
-        jobs = [ShardJob(source, task, out, encoding) for task in plan]
         own_jobs = jobs[number::count]
         records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
         finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
@@ -180,7 +181,7 @@ def convert(
         if len(finished) == len(jobs):
             # parts that end at the same time write the manifests one after the other
             with hold_lock(out / ".lock-manifests"):
-                manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
+                manifests = _write_manifests(source, out, encoding, {job.task: finished[job.task] for job in jobs})
     return ConversionReport(
         manifests,
         num_written=len(own_jobs) - num_reused,
@@ -268,11 +269,11 @@ def _check_sample(sample: Sample, schema: FrameSchema) -> None:
 
 
 def _write_manifests(
-    source: Source[Any], out: Path, encoding: EncodingConfig, finished: list[tuple[ShardTask, ShardRecord]]
+    source: Source[Any], out: Path, encoding: EncodingConfig, finished: dict[ShardTask, ShardRecord]
 ) -> dict[str, Path]:
     """Merges the records into one manifest per split, normalised alike, by the training split's statistics."""
     by_split: dict[str, list[ShardRecord]] = {}
-    for task, record in finished:
+    for task, record in finished.items():
         by_split.setdefault(task.split, []).append(record)
     moments = {
         split: FrameMoments.merged(FrameMoments.from_json(record.moments) for record in records)

@@ -274,7 +274,7 @@ class ShardSet:
 
 def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_extras: bool = False) -> Sample:
     """Parses the tar members of one sample and checks them against the schema; ``where`` starts every error. States and
-    meta, which the schema does not speak of, are read ``with_extras`` where they are there."""
+    meta, which are no part of the schema, are read ``with_extras`` where they are there."""
     try:
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:

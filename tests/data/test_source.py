@@ -102,7 +102,7 @@ def test_a_split_is_a_share_of_the_names_and_stays_when_others_change():
 
 EXAMPLES = [
     *("extensions", "data.source", "data.options", "data.convert"),
-    *("data.manifest", "data.order", "data.shard_set", "data.stream"),
+    *("data.manifest", "data.order", "data.shard_set", "data.stream", "data.statistics"),
 ]
 
 

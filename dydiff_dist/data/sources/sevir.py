@@ -137,7 +137,7 @@ class SevirEvent:
 
 @register_source("sevir", SevirSourceConfig, "Weather events in SEVIR's layout: CATALOG.csv and HDF5 files.")
 class SevirSource(Source[SevirSourceConfig]):
-    """Reads windows of events."""
+    """Windows of events, one channel of one image type: samples (S, 1, H, W)."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split in order of time; an item is (event, HDF5 file, row, first frames of its windows)."""

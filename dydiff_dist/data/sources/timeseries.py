@@ -81,7 +81,7 @@ class TimeseriesSourceConfig(StrictConfig):
     "timeseries", TimeseriesSourceConfig, "Multivariate series: LSTNet's text or GluonTS-style JSON lines."
 )
 class TimeseriesSource(Source[TimeseriesSourceConfig]):
-    """Cuts windows."""
+    """Windows of one multivariate series, one channel per variate and one pixel: samples (S, D, 1, 1) float32."""
 
     def __init__(self, config: TimeseriesSourceConfig):
         super().__init__(config)
@@ -131,7 +131,7 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
         return sample.frames / history_scale(sample.frames[: self.config.resolved_context()])
 
     def details(self) -> dict[str, Any]:
-        """The resolved protocol."""
+        """Context, horizon and rolling windows after the protocol was looked up, in times and windows."""
         return {
             "context": self.config.resolved_context(),
             "horizon": self.config.resolved_horizon(),
@@ -188,7 +188,7 @@ def read_series(path: Path) -> np.ndarray:
 
 
 def _read_json_lines(path: Path) -> list[np.ndarray]:
-    """The target of each line."""
+    """The target of each line, (T,) float64."""
     if not path.is_file():
         raise FileNotFoundError(f"series {path} does not exist")
     targets = []
