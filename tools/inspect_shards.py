@@ -17,9 +17,12 @@ def main() -> int:
     if arguments.pictures:
         save_pictures(shards, Path(arguments.pictures), arguments.num_samples, seed=arguments.seed)
         print(f"pictures of {min(arguments.num_samples, len(shards))} random samples -> {arguments.pictures}")
-    results = [audit(shards, *arguments.audit, epoch=epoch) for epoch in (0, 1)] if arguments.audit else []
+    if not arguments.audit:
+        return 0
+    world_size, num_workers = arguments.audit
+    results = [audit(shards, world_size, num_workers, epoch) for epoch in (0, 1)]
     for epoch, result in enumerate(results):
-        print("audit    epoch {}, {} ranks x {} workers: {}".format(epoch, *arguments.audit, result))
+        print(f"audit    epoch {epoch}, {world_size} ranks x {num_workers} workers: {result}")
     return 0 if all(result.exact for result in results) else 1
 
 

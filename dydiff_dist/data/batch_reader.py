@@ -48,7 +48,12 @@ class BatchReader:
         for row, position in enumerate(positions):
             sample = self._read(position, damage)
             keys.append(sample.key)
-            self._fill(sample, None if draws is None else draws[row], fields, row)
+            own_draws = None if draws is None else draws[row]
+            self.transform.write_frames(sample.frames, own_draws, fields["frames"][row])
+            if sample.logvar is not None:
+                self.transform.write_logvar(sample.logvar, own_draws, fields["logvar"][row])
+            if sample.actions is not None:
+                self.transform.write_actions(sample.actions, own_draws, fields["actions"][row])
         return keys, damage
 
     def _read(self, position: int, damage: list[str]) -> Sample:
@@ -63,11 +68,3 @@ class BatchReader:
                 damage.append(str(error))
                 address = self.shards.address(self.order.replacement(position, attempt))
         raise DamagedSampleError(f"{MAX_REPLACEMENTS} samples in a row are damaged; the last: {damage[-1]}")
-
-    def _fill(self, sample: Sample, draws: np.ndarray | None, fields: dict[str, np.ndarray], row: int) -> None:
-        """Puts a sample into a row of the batch."""
-        self.transform.write_frames(sample.frames, draws, fields["frames"][row])
-        if sample.logvar is not None:
-            self.transform.write_logvar(sample.logvar, draws, fields["logvar"][row])
-        if sample.actions is not None:
-            self.transform.write_actions(sample.actions, draws, fields["actions"][row])

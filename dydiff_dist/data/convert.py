@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,39 @@ class ShardJob:
     source: Source[Any]
     task: ShardTask
     out: Path
-    fingerprint: str
-    """Of the content that the shard must have."""
     encoding: EncodingConfig
+
+    @property
+    def tar_path(self) -> Path:
+        return self.out / self.task.split / self.task.name
+
+    @property
+    def record_path(self) -> Path:
+        return self.tar_path.parent / ".records" / (self.tar_path.stem + ".json")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content that the shard must have: source, options, inputs, and any encoding but the plain."""
+        options = self.source.config.model_dump(mode="json")
+        content = [self.source.name, options, self.task.split, self.task.name, self.task.items]
+        if self.encoding != PLAIN:
+            content.append(self.encoding.model_dump(mode="json"))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 OnShard = Callable[[ShardTask, int, bool], None]
-"""Hears of each shard: task, samples, whether it stood already."""
+"""Called for each shard: task, number of samples, whether it was written by an earlier conversion."""
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion did."""
+    """What one call of ``convert`` did; all numbers are of shards."""
 
     manifests: dict[str, Path]
+    """By split; none as long as shards are left to other parts."""
     num_written: int
     num_reused: int
+    """Written by an earlier conversion with the same options."""
     num_elsewhere: int
     """Shards that other parts have still to write; the manifests come with the last of them."""
     bad_items: list[BadItem]
@@ -139,7 +157,7 @@ def convert(
         out: folder of the splits; made if absent.
         num_processes: shards written at the same time.
         max_bad_rate: share of bad inputs above which the conversion stops.
-        on_shard: hears of each shard of this part: task, samples, whether it stood already.
+        on_shard: called for each shard of this part, see ``OnShard``.
         part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
             writes the manifests.
         cluster: address of a Dask scheduler whose workers write the shards in place of processes of this machine.
@@ -152,11 +170,10 @@ def convert(
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    plan = source.plan()
+    jobs = [ShardJob(source, task, out, encoding) for task in source.plan()]
     out.mkdir(parents=True, exist_ok=True)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
     with hold_lock(out / f".lock-{number}-of-{count}", busy):
-        jobs = [ShardJob(source, task, out, _fingerprint(source, task, encoding), encoding) for task in plan]
         own_jobs = jobs[number::count]
         records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
         finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
@@ -164,7 +181,7 @@ def convert(
         if len(finished) == len(jobs):
             # parts that end at the same time write the manifests one after the other
             with hold_lock(out / ".lock-manifests"):
-                manifests = _write_manifests(source, out, encoding, [(task, finished[task]) for task in plan])
+                manifests = _write_manifests(source, out, encoding, {job.task: finished[job.task] for job in jobs})
     return ConversionReport(
         manifests,
         num_written=len(own_jobs) - num_reused,
@@ -212,7 +229,6 @@ def _write_shard(job: ShardJob) -> ShardRecord:
     bad_items: list[tuple[str, str]] = []
     left_out: Counter[str] = Counter()
     schemas: list[FrameSchema] = []
-    tar_path = job.out / task.split / task.name
 
     def good_samples() -> Iterator[Sample]:
         for item in source.read(task):
@@ -231,7 +247,7 @@ def _write_shard(job: ShardJob) -> ShardRecord:
                 continue
             yield item
 
-    entry, moments = write_shard(tar_path, good_samples(), source.measured_frames, job.encoding)
+    entry, moments = write_shard(job.tar_path, good_samples(), source.measured_frames, job.encoding)
     record = ShardRecord(
         fingerprint=job.fingerprint,
         entry=entry,
@@ -240,7 +256,7 @@ def _write_shard(job: ShardJob) -> ShardRecord:
         bad_items=tuple(bad_items),
         left_out=dict(left_out),
     )
-    write_bytes(_record_path(tar_path), document_bytes(record))
+    write_bytes(job.record_path, document_bytes(record))
     return record
 
 
@@ -253,20 +269,23 @@ def _check_sample(sample: Sample, schema: FrameSchema) -> None:
 
 
 def _write_manifests(
-    source: Source[Any], out: Path, encoding: EncodingConfig, finished: list[tuple[ShardTask, ShardRecord]]
+    source: Source[Any], out: Path, encoding: EncodingConfig, finished: dict[ShardTask, ShardRecord]
 ) -> dict[str, Path]:
     """Merges the records into one manifest per split, normalised alike, by the training split's statistics."""
     by_split: dict[str, list[ShardRecord]] = {}
-    for task, record in finished:
+    for task, record in finished.items():
         by_split.setdefault(task.split, []).append(record)
-    moments = {split: _merged_moments(records) for split, records in by_split.items()}
+    moments = {
+        split: FrameMoments.merged(FrameMoments.from_json(record.moments) for record in records)
+        for split, records in by_split.items()
+    }
     reference = moments.get("train") or next(iter(moments.values()))
     for split, merged in moments.items():
         if merged.num_samples == 0:
             raise ValueError(
                 f"split {split!r} has no sample: all of its inputs were rejected; see the list of bad items"
             )
-    shift, scale = source.normalisation() or _standardisation(reference)
+    shift, scale = source.normalisation() or reference.standardisation()
     manifests = {}
     for split, records in by_split.items():
         schemas = [record.frames for record in records if record.frames is not None]
@@ -298,58 +317,30 @@ def _write_manifests(
     return manifests
 
 
-def _merged_moments(records: list[ShardRecord]) -> FrameMoments:
-    merged = FrameMoments()
-    for record in records:
-        merged.merge(FrameMoments.from_json(record.moments))
-    return merged
-
-
-def _standardisation(moments: FrameMoments) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Shift and scale that give each channel mean 0 and variance 1; a constant channel keeps scale 1."""
-    mean, std = moments.mean_and_std()
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-def _fingerprint(source: Source[Any], task: ShardTask, encoding: EncodingConfig) -> str:
-    """Identifies the content that a shard must have: source, options, inputs, and an encoding other than the plain."""
-    content = [source.name, source.config.model_dump(mode="json"), task.split, task.name, task.items]
-    if encoding != PLAIN:
-        content.append(encoding.model_dump(mode="json"))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _standing_records(jobs: list[ShardJob]) -> dict[ShardTask, ShardRecord]:
     """Records of shards that stand complete; an error if they were made with other options or inputs."""
     records = {}
     for job in jobs:
-        tar_path = job.out / job.task.split / job.task.name
-        if not _record_path(tar_path).exists():
+        if not job.record_path.exists():
             continue
-        record = read_document(_record_path(tar_path), ShardRecord)
+        record = read_document(job.record_path, ShardRecord)
         if record.fingerprint != job.fingerprint:
             raise ValueError(
                 f"{job.out} holds shards made with other options or from other inputs; give another --out, or "
                 "remove that folder first"
             )
-        stands = tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists()
-        if stands:
+        tar_path = job.tar_path
+        if tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists():
             records[job.task] = record
     return records
 
 
 def _prepare_folder(job: ShardJob) -> None:
     """Makes the folder of a shard and removes what a killed conversion left of it half-written."""
-    folder = job.out / job.task.split
-    (folder / ".records").mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    tar_path = folder / job.task.name
-    for path in (tar_path, index_path(tar_path), _record_path(tar_path)):
+    job.record_path.parent.mkdir(parents=True, exist_ok=True)
+    job.tar_path.with_name(MANIFEST_NAME).unlink(missing_ok=True)
+    for path in (job.tar_path, index_path(job.tar_path), job.record_path):
         remove_partials(path)
-
-
-def _record_path(tar_path: Path) -> Path:
-    return tar_path.parent / ".records" / (tar_path.stem + ".json")
 
 
 def _check_disk(out: Path, needed_bytes: int) -> None:

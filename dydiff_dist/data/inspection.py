@@ -115,18 +115,30 @@ def _take(stream: TrainStream, count: int) -> Iterator[tuple[str, int]]:
 
 
 def save_pictures(shards: ShardSet, path: Path, num_samples: int = 4, num_frames: int = 8, seed: int = 0) -> None:
-    """Draws random samples: a row of frames for each (RGB) or for each and channel; of series, whose frames have one
-    pixel, a row of curves."""
+    """Writes a picture of random samples: frames side by side, or curves of series, whose frames have one pixel.
+
+    Args:
+        shards: to draw from.
+        path: of the picture; its ending says of which kind.
+        num_samples: rows; each of them per channel unless the channels are colours.
+        num_frames: frames in a row, evenly spaced.
+        seed: chooses the samples.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     chosen = random_permutation(seed, 0, 0, len(shards))[:num_samples]
     samples = [shards.read(shards.address(int(number))) for number in chosen]
-    if shards.schema.shape[1:] == (1, 1):
-        figure = _draw_series(shards, samples)
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        return
+    is_series = shards.schema.shape[1:] == (1, 1)
+    figure = _draw_series(shards, samples) if is_series else _draw_frames(shards, samples, num_frames)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_frames(shards: ShardSet, samples: list[Sample], num_frames: int) -> Any:
+    """Up to ``num_frames`` frames, evenly spaced: a row per sample (RGB) or per sample and channel."""
+    from matplotlib import pyplot as plt
+
     channels = [None] if shards.schema.channels == RGB else list(range(shards.schema.shape[0]))
     rows = [(sample, channel) for sample in samples for channel in channels]
     shown = np.unique(np.linspace(0, shards.schema.num_frames - 1, num_frames).round().astype(int))
@@ -139,8 +151,7 @@ def save_pictures(shards: ShardSet, path: Path, num_samples: int = 4, num_frames
             _draw(axis, shards, sample.frames[frame], channel)
         name = "" if channel is None else f"\n{dict(enumerate(shards.schema.channels)).get(channel, channel)}"
         row_axes[0].set_ylabel(f"{sample.key}{name}", fontsize=6)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def _draw_series(shards: ShardSet, samples: list[Sample]) -> Any:

@@ -24,7 +24,12 @@ Augmentation = Literal["periodic_shift", "flip", "rotate"]
 
 
 class FrameSchema(StrictConfig):
-    """What one sample holds."""
+    """What one sample holds.
+
+    Example:
+        >>> FrameSchema(num_frames=15, shape=(2, 64, 64), dtype="float32", allowed_augmentations=("flip",)).num_actions
+        0
+    """
 
     num_frames: Annotated[int, Field(ge=1)]
     """S: frames in every sample."""

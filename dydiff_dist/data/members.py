@@ -152,7 +152,7 @@ def _encode_picture(frame_CHW: np.ndarray, kind: str, settings: dict[str, int]) 
 
 
 def _decode_picture(data: bytes | memoryview) -> np.ndarray:
-    """(H, W, C) uint8."""
+    """The pixels of a png or jpg file, (H, W, C) uint8."""
     picture = np.asarray(Image.open(io.BytesIO(data)))
     return picture[:, :, None] if picture.ndim == 2 else picture
 

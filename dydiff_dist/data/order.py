@@ -7,6 +7,8 @@ positions, position p belongs to epoch p // n (n samples per epoch), and global 
 1)·G − 1.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ REPLACEMENT_STEP = 2**32 - 2
 
 
 EpochLayout = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Shards in an epoch's order, the position of each one's first sample, and the slots where windows start."""
+"""Shards in an epoch's order; the place of each one's first sample in the epoch, with the end; and those of windows."""
 
 
 class SampleOrder:
@@ -40,9 +42,8 @@ class SampleOrder:
         self.num_samples = manifest.num_samples
         self._samples_per_shard = np.array([entry.num_samples for entry in manifest.shards])
         self._bytes_per_shard = np.array([entry.bytes for entry in manifest.shards])
-        # What was computed last; workers that read ahead go back and forth over the end of an epoch or window.
-        self._layouts: dict[int, EpochLayout] = {}
-        self._permutations: dict[tuple[int, int], np.ndarray] = {}
+        self._layout: tuple[int, EpochLayout] | None = None
+        """The epoch that was asked for last, and its layout: readers ask for positions in order."""
 
     def address(self, position: int) -> SampleAddress:
         """The sample at ``position`` ≥ 0 of the endless global order.
@@ -55,37 +56,23 @@ class SampleOrder:
             [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
         """
         epoch, within = divmod(position, self.num_samples)
-        shard_order, first_sample, window_starts = self._epoch_layout(epoch)
-        window = int(np.searchsorted(first_sample[window_starts], within, side="right")) - 1
-        first_shard, last_shard = int(window_starts[window]), self._window_end(window_starts, window)
-        start = int(first_sample[first_shard])
-        in_window = within - start
+        shard_order, first_sample, window_bounds = self._epoch_layout(epoch)
         if self.window_bytes:
-            count = int(first_sample[last_shard]) - start
-            in_window = int(self._permutation(epoch, window, count)[in_window])
-        slot = int(np.searchsorted(first_sample, start + in_window, side="right")) - 1
-        return SampleAddress(int(shard_order[slot]), start + in_window - int(first_sample[slot]))
+            window = int(np.searchsorted(window_bounds, within, side="right")) - 1
+            start, end = int(window_bounds[window]), int(window_bounds[window + 1])
+            within = start + int(random_permutation(self.seed, epoch, window, end - start)[within - start])
+        slot = int(np.searchsorted(first_sample, within, side="right")) - 1
+        return SampleAddress(int(shard_order[slot]), within - int(first_sample[slot]))
 
     def replacement(self, position: int, attempt: int) -> int:
         """The number (in manifest order) of the sample that stands in for a damaged one, the same on every rank."""
         counter = NoiseCounter(self.seed, torch.tensor([position]), REPLACEMENT_STEP - attempt, Stream.DATA_ORDER)
         return min(int(uniform(counter, 1)[0, 0].double() * self.num_samples), self.num_samples - 1)
 
-    def _window_end(self, window_starts: np.ndarray, window: int) -> int:
-        return int(window_starts[window + 1]) if window + 1 < len(window_starts) else len(self._samples_per_shard)
-
     def _epoch_layout(self, epoch: int) -> EpochLayout:
-        if epoch not in self._layouts:
-            _drop_oldest(self._layouts, keep=1)
-            self._layouts[epoch] = self._compute_layout(epoch)
-        return self._layouts[epoch]
-
-    def _permutation(self, epoch: int, window: int, count: int) -> np.ndarray:
-        """The order of a window's ``count`` samples."""
-        if (epoch, window) not in self._permutations:
-            _drop_oldest(self._permutations, keep=2)
-            self._permutations[epoch, window] = random_permutation(self.seed, epoch, window, count)
-        return self._permutations[epoch, window]
+        if self._layout is None or self._layout[0] != epoch:
+            self._layout = epoch, self._compute_layout(epoch)
+        return self._layout[1]
 
     def _compute_layout(self, epoch: int) -> EpochLayout:
         num_shards = len(self._samples_per_shard)
@@ -93,22 +80,20 @@ class SampleOrder:
         if self.window_bytes:
             order = random_permutation(self.seed, epoch, SHARD_ORDER_STEP, num_shards)
         first_sample = np.concatenate([[0], np.cumsum(self._samples_per_shard[order])])
-        window_starts = [0]
+        window_slots = [0]
         held = 0
         for slot, size in enumerate(self._bytes_per_shard[order]):
-            if slot > window_starts[-1] and held + size > self.window_bytes:
-                window_starts.append(slot)
+            if slot > window_slots[-1] and held + size > self.window_bytes:
+                window_slots.append(slot)
                 held = 0
             held += int(size)
-        return order, first_sample, np.array(window_starts)
+        return order, first_sample, first_sample[[*window_slots, num_shards]]
 
 
-def _drop_oldest(cache: dict, keep: int) -> None:
-    while len(cache) > keep:
-        del cache[next(iter(cache))]
-
-
+@lru_cache(maxsize=3)
 def random_permutation(seed: int, epoch: int, step: int, count: int) -> np.ndarray:
-    """A permutation of 0..count-1 by sorting counter-based uniforms (agreement 2, stream 7: data order)."""
+    """A permutation of 0..count-1, read-only, by sorting counter-based uniforms (agreement 2, stream 7: data order)."""
     counter = NoiseCounter(seed, torch.tensor([epoch]), step, Stream.DATA_ORDER)
-    return np.argsort(uniform(counter, count)[0].numpy(), kind="stable")
+    permutation = np.argsort(uniform(counter, count)[0].numpy(), kind="stable")
+    permutation.flags.writeable = False
+    return permutation

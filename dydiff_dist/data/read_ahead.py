@@ -19,7 +19,7 @@ from dydiff_dist.data.workers import begin_process
 
 Batch = dict[str, Any]
 Flat = TypeVar("Flat", np.ndarray, Tensor)
-Order = tuple[list[int], int | None]
+Request = tuple[list[int], int | None]
 """The positions of a batch, and the shared block that it goes to, if any."""
 
 
@@ -69,16 +69,16 @@ class ReadBatch:
 
 
 class _WorkerDataset(Dataset):
-    """In a worker: reads the batch of an order, (positions, block to fill or None)."""
+    """In a worker: reads the batch that is requested."""
 
     def __init__(self, reader: BatchReader, layout: Layout, blocks: SharedBlocks | None):
         self.reader = reader
         self.layout = layout
         self.blocks = blocks
 
-    def __getitem__(self, order: Order) -> ReadBatch | DamagedSampleError:
+    def __getitem__(self, request: Request) -> ReadBatch | DamagedSampleError:
         """The batch, or the error that stops the run: raised in a worker it would reach the user as a traceback."""
-        positions, block = order
+        positions, block = request
         content: Tensor | FilledBlock
         if self.blocks is None or block is None:
             flat = np.empty(self.layout.num_floats, np.float32)
@@ -108,7 +108,7 @@ def read_ahead(
     loader = DataLoader(
         _WorkerDataset(reader, layout, blocks),
         batch_size=None,
-        sampler=_Orders(batches, blocks),
+        sampler=_requests(batches, blocks),
         num_workers=workers,
         collate_fn=_unchanged,
         prefetch_factor=config.prefetch_batches if workers else None,
@@ -135,17 +135,11 @@ def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSample
         ) from error
 
 
-class _Orders:
-    """What workers are asked for. ``DataLoader`` draws an order in this process when a worker is to begin with it, so a
-    block is taken no sooner than it is needed."""
-
-    def __init__(self, batches: Iterable[list[int]], blocks: SharedBlocks | None):
-        self.batches = batches
-        self.blocks = blocks
-
-    def __iter__(self) -> Iterator[Order]:
-        for positions in self.batches:
-            yield positions, self.blocks.take() if self.blocks else None
+def _requests(batches: Iterable[list[int]], blocks: SharedBlocks | None) -> Iterator[Request]:
+    """What workers are asked for. ``DataLoader`` draws a request in this process when a worker is to begin with it, so
+    a block is taken no sooner than it is needed."""
+    for positions in batches:
+        yield positions, blocks.take() if blocks else None
 
 
 def _unchanged(read: Any) -> Any:

@@ -144,7 +144,7 @@ class RemoteStore:
                 self._wait(name, problem, failures)
 
     def _wait(self, name: str, problem: str, failures: int) -> None:
-        """Backs off, or gives up."""
+        """Waits before the next try, or raises ``OSError`` after the last one."""
         if failures >= self.config.attempts:
             raise OSError(f"{problem}, {failures} times in a row") from None
         pause = min(self.config.back_off_sec * 2 ** (failures - 1), MAX_BACK_OFF_SEC)
@@ -282,6 +282,6 @@ def _as_network_error() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line about an error."""
+    """The first line of an error's text, or its kind where it has none."""
     text = str(getattr(error, "reason", None) or error) or type(error).__name__
     return text.splitlines()[0]

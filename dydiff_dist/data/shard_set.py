@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -32,7 +32,6 @@ from dydiff_dist.data.members import (
     META_MEMBER,
     STATES_MEMBER,
     MemberError,
-    Members,
     decode_frames,
     decode_json,
     decode_npy,
@@ -89,6 +88,17 @@ class ShardSet:
         Raises:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
+
+        Example:
+            >>> ShardSet.open("shards/none")
+            Traceback (most recent call last):
+                ...
+            FileNotFoundError: shard folder shards/none does not exist; make it with tools/make_shards.py
+
+            and, where there are shards::
+
+                shards = ShardSet.open("shards/turbulence/train")
+                sample = shards.read(shards.address(0))  # sample.frames: (S, C, H, W) in stored units
         """
         store = RemoteStore(str(path), remote or RemoteConfig()) if "://" in str(path) else LocalStore(Path(path))
         if not store.exists():
@@ -127,7 +137,12 @@ class ShardSet:
         return self.manifest.frames
 
     def check_shard(self, number: int, check: Check) -> None:
-        """Raises a one-line error if the shard is missing, truncated or altered."""
+        """Looks at one shard as ``open`` does.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            ValueError: it is truncated or altered.
+        """
         entry = self.manifest.shards[number]
         where = self.store.where(entry.name)
         try:
@@ -160,7 +175,8 @@ class ShardSet:
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard; a missing or altered one is rebuilt from the tar if that gives what was written.
 
-        Raises ``DamagedSampleError`` if it does not.
+        Raises:
+            DamagedSampleError: it does not.
         """
         index = self._indices.pop(shard, None) or self._load_index(self.manifest.shards[shard])
         self._indices[shard] = index
@@ -173,10 +189,17 @@ class ShardSet:
         return self.index(address.shard).keys[address.item]
 
     def read(self, address: SampleAddress, with_extras: bool = False) -> Sample:
-        """Reads and checks one sample; ``DamagedSampleError`` names shard and key of a bad one.
+        """Reads and checks one sample.
 
-        The arrays are views of the bytes that were read: read-only. ``with_extras`` reads states and meta too, which
-        training has no use for.
+        Args:
+            address: see ``address``.
+            with_extras: whether to read states and meta too, which training has no use for.
+
+        Returns:
+            Arrays in stored units, views of the bytes that were read: read-only.
+
+        Raises:
+            DamagedSampleError: naming shard and key.
         """
         entry = self.manifest.shards[address.shard]
         index = self.index(address.shard)
@@ -251,18 +274,25 @@ class ShardSet:
 
 def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_extras: bool = False) -> Sample:
     """Parses the tar members of one sample and checks them against the schema; ``where`` starts every error. States and
-    meta, which the schema does not speak of, are read ``with_extras`` where they are there."""
+    meta, which are no part of the schema, are read ``with_extras`` where they are there."""
     try:
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:
         raise DamagedSampleError(f"{where} is not a readable tar member: {error}") from None
+    shape, actions_shape = (schema.num_frames, *schema.shape), (schema.num_frames, schema.num_actions)
+    logvar = actions = states = None
+    meta: dict[str, Any] = {}
     try:
-        frames = _decode_frames(members, schema)
-        logvar = _checked(decode_npy(members, LOGVAR_MEMBER), "logvar", schema) if schema.has_logvar else None
-        actions = _decode_actions(members, schema) if schema.num_actions else None
-        has_states, has_meta = (with_extras and name in members for name in (STATES_MEMBER, META_MEMBER))
-        states = decode_npy(members, STATES_MEMBER) if has_states else None
-        meta = decode_json(members, META_MEMBER) if has_meta else {}
+        found = decode_frames(members, schema.encoding, schema.num_frames, schema.shape[0])
+        frames = _checked(found, "frames", shape, schema.dtype)
+        if schema.has_logvar:
+            logvar = _checked(decode_npy(members, LOGVAR_MEMBER), "logvar", shape, schema.dtype)
+        if schema.num_actions:
+            actions = _checked(decode_npy(members, ACTIONS_MEMBER), "actions", actions_shape, "float32")
+        if with_extras and STATES_MEMBER in members:
+            states = decode_npy(members, STATES_MEMBER)
+        if with_extras and META_MEMBER in members:
+            meta = decode_json(members, META_MEMBER)
     except MemberError as error:
         raise DamagedSampleError(f"{where} {error}") from None
     for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
@@ -295,24 +325,10 @@ def _all_finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
-def _decode_frames(members: Members, schema: FrameSchema) -> np.ndarray:
-    """The frames, of the schema's shape and type."""
-    return _checked(decode_frames(members, schema.encoding, schema.num_frames, schema.shape[0]), "frames", schema)
-
-
-def _decode_actions(members: Members, schema: FrameSchema) -> np.ndarray:
-    """The actions, (S, A)."""
-    actions = decode_npy(members, ACTIONS_MEMBER)
-    if actions.shape != (schema.num_frames, schema.num_actions):
-        raise MemberError(f"has actions {actions.shape}, the manifest says {(schema.num_frames, schema.num_actions)}")
-    return actions
-
-
-def _checked(array: np.ndarray, name: str, schema: FrameSchema) -> np.ndarray:
-    """An array that must have the frames' shape and type."""
-    expected = (schema.num_frames, *schema.shape)
-    if array.shape != expected or array.dtype != np.dtype(schema.dtype):
-        raise MemberError(f"has {name} {array.dtype} {array.shape}, the manifest says {schema.dtype} {expected}")
+def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array that must have this shape and type."""
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise MemberError(f"has {name} {array.dtype} {array.shape}, the manifest says {dtype} {shape}")
     return array
 
 

@@ -85,7 +85,7 @@ class Source(ABC, Generic[Config]):
         return None
 
     def expect(self, tasks: list[ShardTask]) -> None:
-        """Hears which shards this process is about to read, in order, so that a source may read ahead."""
+        """Called with the shards that this process is about to read, in order, so that a source may read ahead."""
 
     def measured_frames(self, sample: Sample) -> np.ndarray:
         """What the statistics are taken of, (S, C, H, W), in place of the stored frames: those of data with

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,50 +11,53 @@ import numpy as np
 from dydiff_dist.data.manifest import FrameStatistics
 
 
+@dataclass(eq=False)
 class FrameMoments:
     """Sums over samples, in float64, that can be merged across shards and saved as JSON.
 
     Letters: S frames, C channels, H W height and width. All samples have the same (S, C).
+
+    Example:
+        >>> moments = FrameMoments()
+        >>> moments.add(np.arange(8.0).reshape(2, 1, 2, 2))
+        >>> [float(value[0]) for value in moments.mean_and_std()]  # doctest: +ELLIPSIS
+        [3.5, 2.29...]
     """
 
-    def __init__(self) -> None:
-        self.num_samples = 0
-        self.num_pixels = 0
-        """Sum of H·W over samples."""
-        self.frame_sum = np.zeros((0, 0))
-        """Σ x^s over pixels and samples, (S, C)."""
-        self.lag_product_sum = np.zeros((0, 0))
-        """Σ x^s x^{s+m} over pixels, samples and frames s, for each lag m, (S, C)."""
-        self.minimum = np.zeros(0)
-        self.maximum = np.zeros(0)
+    num_samples: int = 0
+    num_pixels: int = 0
+    """Sum of H·W over samples."""
+    frame_sum: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """Σ x^s over pixels and samples, (S, C)."""
+    lag_product_sum: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """Σ x^s x^{s+m} over pixels, samples and frames s, for each lag m, (S, C)."""
+    minimum: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    maximum: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def add(self, frames_SCHW: np.ndarray, logvar_SCHW: np.ndarray | None = None) -> None:
         """Adds one sample (S, C, H, W).
 
         With ``logvar`` the frames are the mean of a Gaussian, and mean, spread and covariance are those of its draws:
         the variance, independent between frames, adds to lag 0 alone. Minimum and maximum are the mean's.
+
+        Raises:
+            ValueError: earlier samples had other (S, C).
         """
         S, C, H, W = frames_SCHW.shape
         frames_CSP = frames_SCHW.reshape(S, C, H * W).transpose(1, 0, 2).astype(np.float64)
-        other = FrameMoments()
-        other.num_samples = 1
-        other.num_pixels = H * W
-        other.frame_sum = frames_CSP.sum(-1).T
         products_CSS = np.matmul(frames_CSP, frames_CSP.transpose(0, 2, 1))
-        other.lag_product_sum = np.stack([np.trace(products_CSS, lag, 1, 2) for lag in range(S)])
+        lag_products = np.stack([np.trace(products_CSS, lag, 1, 2) for lag in range(S)])
         if logvar_SCHW is not None:
-            other.lag_product_sum[0] += np.exp(logvar_SCHW.astype(np.float64)).sum((0, 2, 3))
-        other.minimum = frames_CSP.min((1, 2))
-        other.maximum = frames_CSP.max((1, 2))
-        self.merge(other)
+            lag_products[0] += np.exp(logvar_SCHW.astype(np.float64)).sum((0, 2, 3))
+        low, high = frames_CSP.min((1, 2)), frames_CSP.max((1, 2))
+        self.merge(FrameMoments(1, H * W, frames_CSP.sum(-1).T, lag_products, low, high))
 
     def merge(self, other: FrameMoments) -> None:
-        """Adds another set of sums to this one."""
+        """Adds another set of sums to this one; ``ValueError`` as in ``add``."""
         if other.num_samples == 0:
             return
         if self.num_samples == 0:
-            self.__dict__.update({name: np.copy(value) for name, value in other.__dict__.items()})
-            self.num_samples, self.num_pixels = other.num_samples, other.num_pixels
+            vars(self).update(vars(other))
             return
         if self.frame_sum.shape != other.frame_sum.shape:
             raise ValueError(
@@ -61,10 +66,23 @@ class FrameMoments:
             )
         self.num_samples += other.num_samples
         self.num_pixels += other.num_pixels
-        self.frame_sum += other.frame_sum
-        self.lag_product_sum += other.lag_product_sum
+        self.frame_sum = self.frame_sum + other.frame_sum
+        self.lag_product_sum = self.lag_product_sum + other.lag_product_sum
         self.minimum = np.minimum(self.minimum, other.minimum)
         self.maximum = np.maximum(self.maximum, other.maximum)
+
+    @classmethod
+    def merged(cls, parts: Iterable[FrameMoments]) -> FrameMoments:
+        """The sums of all ``parts``."""
+        whole = cls()
+        for part in parts:
+            whole.merge(part)
+        return whole
+
+    def standardisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Shift and scale that give each channel mean 0 and variance 1; a constant channel keeps scale 1."""
+        mean, std = self.mean_and_std()
+        return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
     def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Per channel, (C,) each, in stored units."""
@@ -98,16 +116,10 @@ class FrameMoments:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists; floats survive JSON exactly."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else int(value)
-            for name, value in self.__dict__.items()
-        }
+        return {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in vars(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FrameMoments:
         """The inverse of :meth:`to_json`."""
-        moments = cls()
-        for name, value in moments.__dict__.items():
-            loaded = data[name]
-            setattr(moments, name, np.asarray(loaded, np.float64) if isinstance(value, np.ndarray) else int(loaded))
-        return moments
+        fields: dict[str, Any] = {name: np.asarray(x, float) if isinstance(x, list) else x for name, x in data.items()}
+        return cls(**fields)

@@ -11,6 +11,7 @@ next epoch.
 import itertools
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.batch_reader import BatchReader
@@ -64,17 +65,16 @@ class TrainStream:
             )
         check_against_schema(config, shards.schema, str(shards.folder))
         self.config = config
-        self.micro_batches_per_step = global_batch_size // (micro_batch_size * world_size)
         self.num_damaged = 0
         """Damaged samples this rank met so far."""
         self._num_samples = 0
-        self._positions = RankPositions(global_batch_size, micro_batch_size, rank, world_size, start_step)
+        self._micro_batch_size = micro_batch_size
+        self._positions = partial(rank_positions, global_batch_size, micro_batch_size, rank, world_size, start_step)
         self._reader = BatchReader(shards, config, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         """Micro-batches from ``start_step`` on, without end."""
-        loaded = read_ahead(self._reader, self._positions, self._positions.micro_batch_size, self.config)
-        for batch, damage in loaded:
+        for batch, damage in read_ahead(self._reader, self._positions(), self._micro_batch_size, self.config):
             self._count(len(batch["key"]), damage)
             yield batch
 
@@ -89,31 +89,25 @@ class TrainStream:
         self.num_damaged += len(damage)
         for message in damage:
             logger.warning("skipped: %s (%d of %d samples damaged)", message, self.num_damaged, self._num_samples)
-        if self._num_samples >= MIN_SAMPLES_TO_JUDGE:
-            _check_damage_rate(self.num_damaged, self._num_samples, self.config.max_damaged_rate)
+        if self._num_samples >= MIN_SAMPLES_TO_JUDGE and self.damaged_fraction > self.config.max_damaged_rate:
+            raise DamagedSampleError(
+                f"{self.num_damaged} of {self._num_samples} samples were damaged, more than data.max_damaged_rate "
+                f"{self.config.max_damaged_rate}; restore the shards or raise it"
+            )
 
 
-class RankPositions:
-    """The positions of each micro-batch of one rank, endless."""
+def rank_positions(
+    global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, start_step: int
+) -> Iterator[list[int]]:
+    """The positions of each micro-batch of one rank, from global batch ``start_step`` on, without end.
 
-    def __init__(self, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, start_step: int):
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.start_step = start_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        per_rank = self.global_batch_size // self.world_size
-        for step in itertools.count(self.start_step):
-            first = step * self.global_batch_size + self.rank * per_rank
-            for start in range(first, first + per_rank, self.micro_batch_size):
-                yield list(range(start, start + self.micro_batch_size))
-
-
-def _check_damage_rate(num_damaged: int, num_samples: int, allowed: float) -> None:
-    if num_damaged > allowed * num_samples:
-        raise DamagedSampleError(
-            f"{num_damaged} of {num_samples} samples were damaged, more than data.max_damaged_rate {allowed}; restore "
-            "the shards or raise it"
-        )
+    Example:
+        >>> batches = rank_positions(8, 2, rank=1, world_size=2, start_step=0)
+        >>> [next(batches) for _ in range(3)]
+        [[4, 5], [6, 7], [12, 13]]
+    """
+    per_rank = global_batch_size // world_size
+    for step in itertools.count(start_step):
+        first = step * global_batch_size + rank * per_rank
+        for start in range(first, first + per_rank, micro_batch_size):
+            yield list(range(start, start + micro_batch_size))

@@ -17,7 +17,6 @@ Letters: R runs simulated side by side, S frames, H W the grid; wavenumbers k al
 """
 
 import hashlib
-import math
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -25,8 +24,6 @@ import torch
 from pydantic import Field, model_validator
 
 from dydiff_dist.strict_config import StrictConfig
-
-BOX_SIDE = 2 * math.pi
 
 
 class TurbulenceConfig(StrictConfig):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pickle
 import tarfile
 from datetime import datetime, timedelta
 
@@ -335,6 +336,8 @@ def test_robonet_metadata_filters_leave_out_and_count(tmp_path):
     assert report.left_out == {"not adim=4": 1, "not robot=sawyer,baxter": 1} and not report.bad_items
     details = read_document(tmp_path / "out" / "train" / "manifest.json", Manifest).details
     assert details["left_out_items"] == report.left_out
+    sent = pickle.loads(pickle.dumps(robonet(tmp_path, where=("adim=4",))))  # as to another process
+    assert LeftOut("not adim=4") in list(sent.read(sent.plan()[0]))
     misspelt = robonet(tmp_path, where=("robt=baxter",))
     with pytest.raises(ValueError, match=r"--where 'adim' must have the form NAME=VALUE"):
         RobonetSource(RobonetSourceConfig(root=str(tmp_path), where=("adim",)))

@@ -100,7 +100,10 @@ def test_a_split_is_a_share_of_the_names_and_stays_when_others_change():
     assert all(after == before for before, after in zip(splits, wider, strict=True) if before != "train")
 
 
-EXAMPLES = ["extensions", "data.source", "data.options", "data.convert"]
+EXAMPLES = [
+    *("extensions", "data.source", "data.options", "data.convert"),
+    *("data.manifest", "data.order", "data.shard_set", "data.stream", "data.statistics"),
+]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -20,7 +20,7 @@ from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema, FrameStatistics, Manifest, ShardEntry
 from dydiff_dist.data.order import SampleOrder
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.data.stream import RankPositions, TrainStream
+from dydiff_dist.data.stream import TrainStream, rank_positions
 
 
 def config(**options) -> DataConfig:
@@ -36,7 +36,7 @@ def global_batches(shards, data_config, world_size, num_steps, start_step=0, mic
         )
         batches = iter(stream)
         for step in steps:
-            for _ in range(stream.micro_batches_per_step):
+            for _ in range(global_batch_size // (micro_batch_size * world_size)):
                 batch = next(batches)
                 step.extend(zip(batch["key"], batch["sample_index"].tolist(), batch["frames"].unbind(), strict=True))
         batches.close()
@@ -89,7 +89,7 @@ def test_every_sample_once_per_epoch_and_steps_equal_on_every_rank(counts, world
 def global_positions(world_size, start_step, stop_step):
     """Positions of steps start..stop of global batches of 24, over all ranks, in the order of the global batches."""
     per_rank = 24 // world_size
-    ranks = [iter(RankPositions(24, 1, rank, world_size, start_step)) for rank in range(world_size)]
+    ranks = [rank_positions(24, 1, rank, world_size, start_step) for rank in range(world_size)]
     steps = range(start_step, stop_step)
     return [position for _ in steps for rank in ranks for batch in islice(rank, per_rank) for position in batch]
 

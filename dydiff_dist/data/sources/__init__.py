@@ -1,3 +1,4 @@
-"""The sources that come with the package. Each module registers its own; a new one is imported here."""
+"""The sources that come with the package: each module registers its own. The order is that of the help."""
 
-from dydiff_dist.data.sources import turbulence, sevir, robonet, bair, timeseries, arrays  # noqa: F401, I001 - in the order of the help
+# ruff: noqa: F401, I001
+from dydiff_dist.data.sources import turbulence, sevir, robonet, bair, timeseries, arrays

@@ -60,7 +60,7 @@ class ArraysSourceConfig(StrictConfig):
 
 @register_source("arrays", ArraysSourceConfig, "Your own data: npy, npz, HDF5, zarr or video files.")
 class ArraysSource(Source[ArraysSourceConfig]):
-    """Reads trajectories from array files."""
+    """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone)."""
@@ -92,16 +92,14 @@ class ArraysSource(Source[ArraysSourceConfig]):
             where = name if number < 0 else f"{name}, trajectory {number}"
             try:
                 frames, actions = self._read_trajectory(Path(self.config.root) / name, number)
+                if frames.dtype.kind == "f" and not np.isfinite(frames).all():
+                    raise ValueError("it holds NaN or infinite values")
+                if len(frames) < self.config.num_frames:
+                    raise ValueError(f"{len(frames)} frames are fewer than --num-frames {self.config.num_frames}")
             except (OSError, KeyError, ValueError, av.FFmpegError) as error:
                 yield BadItem(where, str(error))
-                continue
-            if frames.dtype.kind == "f" and not np.isfinite(frames).all():
-                yield BadItem(where, "it holds NaN or infinite values")
-                continue
-            if len(frames) < self.config.num_frames:
-                yield BadItem(where, f"{len(frames)} frames are fewer than --num-frames {self.config.num_frames}")
-                continue
-            yield from self._windows(name, number, frames, actions)
+            else:
+                yield from self._windows(name, number, frames, actions)
 
     def schema(self, sample: Sample) -> FrameSchema:
         """As the arrays are and as the options say."""

@@ -40,7 +40,7 @@ class BairSourceConfig(StrictConfig):
 
 @register_source("bair", BairSourceConfig, "BAIR robot pushing: TFRecord files, read without TensorFlow.")
 class BairSource(Source[BairSourceConfig]):
-    """Reads trajectories from records."""
+    """Trajectories of one camera with actions and states: samples (S, 3, 64, 64) uint8 RGB."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, record number, first byte, bytes)."""

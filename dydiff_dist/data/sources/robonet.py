@@ -81,7 +81,7 @@ class RobonetSourceConfig(StrictConfig):
 
 @register_source("robonet", RobonetSourceConfig, "Robot trajectories with actions in RoboNet's HDF5 layout.")
 class RobonetSource(Source[RobonetSourceConfig]):
-    """Reads trajectories."""
+    """Stretches of trajectories with actions and states: samples (S, 3, H, W) uint8 RGB."""
 
     def __init__(self, config: RobonetSourceConfig):
         super().__init__(config)
@@ -211,7 +211,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
         return _fit(actions, wanted, self.config.action_mismatch, "action")
 
     def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """(C, height, width) uint8."""
+        """An (H, W, 3) frame as (3, height, width) uint8."""
         height, width = self.config.size
         if frame_HWC.shape[:2] != (height, width):
             frame_HWC = np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BILINEAR))

@@ -9,7 +9,6 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,7 +101,7 @@ class SevirSourceConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _times_are_ordered(self) -> "SevirSourceConfig":
-        starts = [_parse_time(text, name) for name, text in self._starts() if text is not None]
+        starts = [begin for _, begin, _ in self.intervals()]
         if starts != sorted(starts):
             raise ValueError(f"valid_start {self.valid_start} must come before test_start {self.test_start}; swap them")
         if self.values == "log" and self.image_type not in ("vil", "lght"):
@@ -110,14 +109,13 @@ class SevirSourceConfig(StrictConfig):
         shift_and_scale(self.image_type, self.values, self.normalisation)
         return self
 
-    def _starts(self) -> list[tuple[str, str | None]]:
-        return [("valid_start", self.valid_start), ("test_start", self.test_start)]
-
-    def split_starts(self) -> list[tuple[str, datetime]]:
-        """Splits in order of time with the time each begins."""
+    def intervals(self) -> list[tuple[str, datetime, datetime]]:
+        """(split, begin, end) in order of time; training begins with ``datetime.min``, the last ends with ``.max``."""
         named = [("valid", self.valid_start), ("test", self.test_start)]
         later = [(split, _parse_time(text, f"{split}_start")) for split, text in named if text is not None]
-        return [("train", datetime.min), *later]
+        starts = [("train", datetime.min), *later]
+        ends = [begin for _, begin in later] + [datetime.max]
+        return [(split, begin, end) for (split, begin), end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -139,14 +137,14 @@ class SevirEvent:
 
 @register_source("sevir", SevirSourceConfig, "Weather events in SEVIR's layout: CATALOG.csv and HDF5 files.")
 class SevirSource(Source[SevirSourceConfig]):
-    """Reads windows of events."""
+    """Windows of events, one channel of one image type: samples (S, 1, H, W)."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split in order of time; an item is (event, HDF5 file, row, first frames of its windows)."""
         events = read_catalogue(Path(self.config.root), self.config.image_type, self.config.max_pct_missing)
         tasks: list[ShardTask] = []
-        for split, _ in self.config.split_starts():
-            cut = [(event, self._window_starts(event, split)) for event in events]
+        for split, begin, end in self.config.intervals():
+            cut = [(event, self._window_starts(event, begin, end)) for event in events]
             items = [
                 ((event.event, event.file, event.row, starts), len(starts) * self._window_bytes(event))
                 for event, starts in cut
@@ -213,12 +211,11 @@ class SevirSource(Source[SevirSourceConfig]):
     def summary(self, tasks: list[ShardTask]) -> list[str]:
         """Dates, windows and events of each split."""
         lines = []
-        starts = [*self.config.split_starts(), ("", None)]
-        for (split, begin), (_, end) in pairwise(starts):
+        for split, begin, end in self.config.intervals():
             items = [item for task in tasks if task.split == split for item in task.items]
             windows = sum(len(window_starts) for _, _, _, window_starts in items)
             since = "the beginning" if begin == datetime.min else f"{begin:%Y-%m-%d %H:%M}"
-            until = "the end" if end is None else f"{end:%Y-%m-%d %H:%M}"
+            until = "the end" if end == datetime.max else f"{end:%Y-%m-%d %H:%M}"
             lines.append(
                 f"{split}: {windows} windows of {self.config.window_frames} frames at {5 * self.config.time_stride} "
                 f"minutes from {len(items)} events, {since} to {until}"
@@ -229,11 +226,8 @@ class SevirSource(Source[SevirSourceConfig]):
         """Stored frames from a window's first to its last, inclusive."""
         return (self.config.window_frames - 1) * self.config.time_stride + 1
 
-    def _window_starts(self, event: SevirEvent, split: str) -> tuple[int, ...]:
-        """First frames of the event's windows that lie wholly in the split."""
-        starts = dict(self.config.split_starts())
-        begin = starts[split]
-        end = min((time for time in starts.values() if time > begin), default=datetime.max)
+    def _window_starts(self, event: SevirEvent, begin: datetime, end: datetime) -> tuple[int, ...]:
+        """First frames of the event's windows that lie wholly between two times."""
         inside = []
         for first in range(0, len(event.minutes) - self._span_frames() + 1, self.config.window_step):
             first_time = event.time + timedelta(minutes=event.minutes[first])

@@ -22,7 +22,7 @@ class ImageType:
     """One of the five kinds of images of an event."""
 
     name: str
-    """For people."""
+    """In words, for messages and units."""
     physical_units: str
     to_physical: Callable[[np.ndarray], np.ndarray]
     """Stored values -> physical units."""

@@ -12,7 +12,6 @@ for training, so no training window reaches into what is forecast later.
 import gzip
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,24 +77,11 @@ class TimeseriesSourceConfig(StrictConfig):
         return self.rolling_windows or (PROTOCOLS[self.protocol][1] if self.protocol else 1)
 
 
-@dataclass(frozen=True)
-class WindowRange:
-    """First times of the windows of one split in one array."""
-
-    first: int
-    last: int
-    """Inclusive."""
-    step: int
-
-    def starts(self) -> range:
-        return range(self.first, self.last + 1, self.step)
-
-
 @register_source(
     "timeseries", TimeseriesSourceConfig, "Multivariate series: LSTNet's text or GluonTS-style JSON lines."
 )
 class TimeseriesSource(Source[TimeseriesSourceConfig]):
-    """Cuts windows."""
+    """Windows of one multivariate series, one channel per variate and one pixel: samples (S, D, 1, 1) float32."""
 
     def __init__(self, config: TimeseriesSourceConfig):
         super().__init__(config)
@@ -104,9 +90,7 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (test group or -1 for the training file, first time) of a window."""
         series_TD = read_series(Path(self.config.train_file))
-        by_split = {
-            split: [(-1, start) for start in where.starts()] for split, where in self._ranges(series_TD).items()
-        }
+        by_split = {split: [(-1, start) for start in starts] for split, starts in self._starts(series_TD).items()}
         if self.config.test_file is not None:
             groups = self._test_groups(self.config.test_file, series_TD.shape[1])
             by_split["test"] = [(number, len(group) - self._window) for number, group in enumerate(groups)]
@@ -147,32 +131,32 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
         return sample.frames / history_scale(sample.frames[: self.config.resolved_context()])
 
     def details(self) -> dict[str, Any]:
-        """The resolved protocol."""
+        """Context, horizon and rolling windows after the protocol was looked up, in times and windows."""
         return {
             "context": self.config.resolved_context(),
             "horizon": self.config.resolved_horizon(),
             "rolling_windows": self.config.resolved_rolling_windows(),
         }
 
-    def _ranges(self, series_TD: np.ndarray) -> dict[str, WindowRange]:
-        """Where the windows of each split start in the training file."""
+    def _starts(self, series_TD: np.ndarray) -> dict[str, range]:
+        """First times of each split's windows in the training file."""
         horizon, total = self.config.resolved_horizon(), len(series_TD)
         num_test = 0 if self.config.test_file is not None else self.config.resolved_rolling_windows()
         test_begin = total - num_test * horizon
         valid_begin = test_begin - self.config.valid_windows * horizon
         context = self.config.resolved_context()
-        ranges = {"train": WindowRange(0, valid_begin - self._window, self.config.train_step)}
-        if self.config.valid_windows:
-            ranges["valid"] = WindowRange(valid_begin - context, test_begin - self._window, horizon)
-        if num_test:
-            ranges["test"] = WindowRange(test_begin - context, total - self._window, horizon)
         if valid_begin < self._window:
             raise ValueError(
                 f"{self.config.train_file} has {total} times, too few for {num_test} test and "
                 f"{self.config.valid_windows} validation windows of horizon {horizon} and a training window of "
                 f"{self._window}; lower --context, --rolling-windows or --valid-windows"
             )
-        return ranges
+        starts = {"train": range(0, valid_begin - self._window + 1, self.config.train_step)}
+        if self.config.valid_windows:
+            starts["valid"] = range(valid_begin - context, test_begin - self._window + 1, horizon)
+        if num_test:
+            starts["test"] = range(test_begin - context, total - self._window + 1, horizon)
+        return starts
 
     def _test_groups(self, test_file: str, num_variates: int) -> list[np.ndarray]:
         """The series of each test window, (T, D), each ending with the horizon to forecast."""
@@ -204,7 +188,7 @@ def read_series(path: Path) -> np.ndarray:
 
 
 def _read_json_lines(path: Path) -> list[np.ndarray]:
-    """The target of each line."""
+    """The target of each line, (T,) float64."""
     if not path.is_file():
         raise FileNotFoundError(f"series {path} does not exist")
     targets = []

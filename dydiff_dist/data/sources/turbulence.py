@@ -38,7 +38,7 @@ class TurbulenceSourceConfig(StrictConfig):
 
 @register_source("turbulence", TurbulenceSourceConfig, "Two-dimensional turbulence, simulated here: nothing is read.")
 class TurbulenceSource(Source[TurbulenceSourceConfig]):
-    """Simulates the runs of one shard at a time."""
+    """Velocity of simulated flows: samples (S, 2, H, W) float32. The runs of a shard are simulated side by side."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of train, valid and test; an item is (first run, runs, trajectories to keep, first trajectory)."""
