@@ -20,7 +20,7 @@ from dydiff_dist.benchmarks.turns import ratios, spread
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.errors import run_command
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.run_config import load_config
+from dydiff_dist.run_config import RunConfig, load_config
 from dydiff_dist.study.records import read_run_rows, write_run_rows
 from dydiff_dist.study.runner import versions
 
@@ -69,7 +69,8 @@ def bench_latents(arguments: argparse.Namespace) -> None:
 
 def bench_overhead(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    config, world = load_config(arguments.config, arguments.overrides), read_world()
+    config: RunConfig = load_config(arguments.config, arguments.overrides)
+    world = read_world()
     seconds = measure_overhead(config, world, arguments.rounds)
     step_ms = {name: 1e3 * spread(each).median for name, each in seconds.items()}
     memory_mib = {name: peak_memory_mib(twin, world) for name, twin in twins(config).items()}

@@ -8,12 +8,11 @@ import numpy as np
 
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
-from dydiff_dist.evaluation.frechet import frechet_distance
+from dydiff_dist.evaluation.fvd import Fvd, frechet_distance
 from dydiff_dist.evaluation.resampling import Independent, choose_independent, describe_resampling, group_cases
 from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
-from dydiff_dist.evaluation.video import Fvd
 
 FORECAST, TRUTH = "forecast", "truth"
 FVD = "fvd"

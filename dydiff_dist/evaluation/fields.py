@@ -41,7 +41,7 @@ def _shares_of_shells(height: int, width: int) -> np.ndarray:
     one of an even width.
     """
     across = np.fft.rfftfreq(width, 1 / width)
-    shell = np.rint(np.hypot(_waves(height)[:, None], across)).astype(int)
+    shell = np.rint(np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], across)).astype(int)
     share = np.broadcast_to(np.where((across == 0) | (2 * across == width), 0.5, 1.0), shell.shape)
     num_shells = min(height, width) // 2 + 1
     return np.where(shell.reshape(-1, 1) == np.arange(num_shells), share.reshape(-1, 1), 0.0)
@@ -57,11 +57,8 @@ def divergence_and_gradient(
     slope = _spectral_slope if periodic else lambda field, axis: np.gradient(field, axis=axis)
     u, v = (frames[..., channel, :, :].astype(np.float64) for channel in (along_w, along_h))
     u_x, u_y, v_x, v_y = slope(u, -1), slope(u, -2), slope(v, -1), slope(v, -2)
-
-    def mean_square(values: np.ndarray) -> np.ndarray:
-        return np.square(values).mean(axis=(-2, -1))
-
-    return mean_square(u_x + v_y), sum(mean_square(slope) for slope in (u_x, u_y, v_x, v_y))
+    divergence, *squares = (np.square(x).mean(axis=(-2, -1)) for x in (u_x + v_y, u_x, u_y, v_x, v_y))
+    return divergence, squares[0] + squares[1] + squares[2] + squares[3]
 
 
 def spectrum_suite(periodic: bool) -> Suite:
@@ -146,7 +143,7 @@ def image_suite(data_range: float) -> Suite:
     return Suite(
         "image",
         measure,
-        _unchanged,
+        dict,
         ("psnr", "psnr_best_member", "ssim", "ssim_best_member"),
         protocol={
             "data_range": data_range,
@@ -207,15 +204,6 @@ def _window_mean(frames: np.ndarray) -> np.ndarray:
     margin = SSIM_WINDOW // 2
     means = gaussian_filter(frames, sigma=1.5, radius=margin, axes=(-2, -1))
     return means[..., margin:-margin, margin:-margin]
-
-
-def _unchanged(terms: Terms) -> Terms:
-    return dict(terms)
-
-
-def _waves(size: int) -> np.ndarray:
-    """Integer wavenumbers of an FFT of ``size``."""
-    return np.fft.fftfreq(size, 1 / size)
 
 
 def _spectral_slope(field: np.ndarray, axis: int) -> np.ndarray:

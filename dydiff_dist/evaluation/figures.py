@@ -27,6 +27,14 @@ def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> F
         case: the forecast.
         style: how its frames are shown, as ``CaseReader.style()`` gives it.
         title: above all; empty names members, quantity and case.
+
+    Example:
+        >>> from dydiff_dist.evaluation.colors import field_style
+        >>> noise = np.random.default_rng(0).normal(size=(5, 1, 16, 16))
+        >>> case = ForecastCase(0, "noise", history=noise[:2], truth=noise[2:], members=noise[None, 2:])
+        >>> figure = forecast_figure(case, field_style(num_channels=1))
+        >>> len(figure.axes)  # truth, mean, one member and error, by last given frame and three lead times
+        16
     """
     leads = spaced(case.num_leads, MAX_COLUMNS)
     shown = {label: style.show(frames) for label, frames in case.shown_futures().items()}
@@ -110,8 +118,7 @@ def _label_row(axis: Axes, label: str, *, on_frame: bool = False, fontsize: floa
         box = {"facecolor": BACKGROUND, "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
         axis.text(0.95, 0.08, label, transform=axis.transAxes, color=INK, fontsize=12, ha="right", bbox=box, zorder=3)
     else:
-        place = {"transform": axis.transAxes, "ha": "right", "va": "center"}
-        axis.text(0.95, 0.5, label, color=INK, fontsize=fontsize, **place)
+        axis.text(0.95, 0.5, label, transform=axis.transAxes, color=INK, fontsize=fontsize, ha="right", va="center")
 
 
 def _draw_frames(axes: np.ndarray, shown: np.ndarray, style: FieldStyle, limits: tuple[float, float]) -> None:
@@ -184,7 +191,7 @@ def style_axis(axis: Axes, title: str, from_zero: bool = True, xlabel: str = "le
     axis.set_xlabel(xlabel, color=FAINT_INK, fontsize=11)
     if from_zero:
         axis.set_ylim(bottom=0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.margins(x=0.02)
     axis.tick_params(colors=FAINT_INK, labelsize=10)
     axis.grid(True, color="#21262d", linewidth=0.8)

@@ -64,7 +64,12 @@ class Cases(ABC):
 
 
 class CaseReader(Cases):
-    """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded."""
+    """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded.
+
+    Example:
+        >>> cases = CaseReader.for_model("runs/turbulence_small", "shards/turbulence/test")  # doctest: +SKIP
+        >>> case = cases.read(0)  # doctest: +SKIP
+    """
 
     def __init__(self, shards: ShardSet, data: DataConfig):
         """
@@ -258,6 +263,12 @@ def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, s
         case: as ``CaseReader.read`` gives it.
         num_members: M.
         seed: key of all noise.
+
+    Example:
+        >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
+        >>> forecast = forecast_case(forecaster, cases.read(0), num_members=8)  # doctest: +SKIP
+        >>> forecast.members.shape  # doctest: +SKIP
+        (8, 11, 2, 64, 64)
     """
     num_frames = len(case.truth) or forecaster.num_future_frames
     history, actions, case_index = stack_cases([case], num_frames)

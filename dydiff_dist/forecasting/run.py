@@ -11,10 +11,10 @@ from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.forecasting.cases import open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
-from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore
+from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore, Precision
 from dydiff_dist.strict_config import describe_error
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ForecastRun:
@@ -31,7 +31,7 @@ class ForecastRun:
         num_frames: int | None = None,
         seed: int = 0,
         sampling: dict | None = None,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         file_format: FileFormat = "npz",
         device: torch.device | str | None = None,
         batch: int = 32,

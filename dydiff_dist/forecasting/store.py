@@ -23,6 +23,7 @@ from dydiff_dist.strict_config import StrictConfig, describe_error
 REQUEST_NAME = "forecast.json"
 ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
+Precision = Literal["fp32", "bf16"]
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
 _PLACES = ("model", "shards", "data.train", "data.valid")
 """Where things lie is no part of what they are: checksums say that."""
@@ -51,7 +52,7 @@ class ForecastRequest(StrictConfig):
     """M."""
     seed: int
     """Key of all noise."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Storage of the network."""
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""

@@ -95,7 +95,7 @@ def _order_of(study: StudyConfig):
 def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
     fields = {**study.set, **study.arms[arm].set, "seed": seed}
     try:
-        config = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+        config: RunConfig = load_config(study.base, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
     except ValueError as error:
         raise ValueError(f"arm {arm!r}: {error}") from None
     content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling"})
