@@ -1,9 +1,10 @@
 """Fréchet video distance (Unterthiner et al. 2018): features of clips by the user's own network, and their distance.
 
-No weights come with this project: the user gives a TorchScript file. The I3D file of the field (``i3d_torchscript.pt``) takes clips (N, 3, S, H, W) and
-has arguments ``rescale``, ``resize`` and ``return_features``; another extractor needs only to take clips and return
-(N, D). Loading TorchScript runs the program in the file: only take one from a source that you trust, and pin its
-SHA-256. Letters: N clips, M members, S frames, C channels, H W height and width, D features.
+No weights come with this project: the user gives a TorchScript file. The I3D file of the field
+(``i3d_torchscript.pt``) takes clips (N, 3, S, H, W) and has arguments ``rescale``, ``resize`` and ``return_features``;
+another extractor needs only to take clips and return (N, D). Loading TorchScript runs the program in the file: only
+take one from a source that you trust, and pin its SHA-256.
+Letters: N clips, M members, S frames, C channels, H W height and width, D features.
 """
 
 from pathlib import Path

@@ -66,7 +66,7 @@ class ForecastRun:
         data = case_data(description, model)
         num_frames = num_frames or data.num_future_frames
         self.reader = open_cases(source, data, description.data_schema, num_frames)
-        self.sampling = _replaced(description.sampling, sampling or {})
+        self.sampling = changed_sampling(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
         request = ForecastRequest(
             model=str(find_model(model)),
@@ -146,8 +146,12 @@ def _check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} is {count}; ask for at least 1")
 
 
-def _replaced(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
-    """``sampling`` with some fields replaced and everything checked again."""
+def changed_sampling(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
+    """``sampling`` with some fields replaced and everything checked again.
+
+    Raises:
+        ValueError: one line with the field, the value and the rule.
+    """
     try:
         return SamplingConfig(**{**sampling.model_dump(), **fields})
     except ValidationError as error:
