@@ -33,7 +33,7 @@ class ForecastCase:
 
     @property
     def num_leads(self) -> int:
-        """Lead times, S."""
+        """S, how many frames are forecast."""
         return len(self.truth)
 
     def check(self) -> None:

@@ -63,7 +63,7 @@ class ForecastKind:
 
     @property
     def is_series(self) -> bool:
-        """Whether frames are one pixel."""
+        """Whether these are time series: frames of one pixel."""
         return self.shape[2:] == (1, 1)
 
     @property

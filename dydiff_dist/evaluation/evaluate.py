@@ -52,7 +52,7 @@ class Evaluation:
 
     @property
     def num_cases(self) -> int:
-        """Cases that were scored."""
+        """How many cases were scored; ``errors`` holds the others."""
         return len(self.tables[FORECAST].cases)
 
     @property
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def num_leads(self) -> int:
-        """Lead times, S."""
+        """S, how many frames of each case are scored."""
         return len(self.tables[FORECAST].by_lead("crps"))
 
     @property

@@ -52,7 +52,10 @@ def divergence_and_gradient(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean squares of ∂u/∂x + ∂v/∂y and of all four velocity derivatives, (..., C, H, W) -> two (...).
 
-    Derivatives are spectral where the field wraps around and central differences elsewhere, per pixel spacing.
+    Args:
+        frames: velocities.
+        along_w, along_h: channels of u, along x and the width, and of v, along y and the height.
+        periodic: whether the field wraps around; derivatives are then spectral, else central differences, per pixel.
     """
     slope = _spectral_slope if periodic else lambda field, axis: np.gradient(field, axis=axis)
     u, v = (frames[..., channel, :, :].astype(np.float64) for channel in (along_w, along_h))
@@ -96,7 +99,10 @@ def spectrum_suite(periodic: bool) -> Suite:
 
 
 def flow_suite(along_w: int, along_h: int, periodic: bool) -> Suite:
-    """Relative divergence of the members and of the truth: 0 for an incompressible flow, 1/√2 for independent noise."""
+    """Relative divergence of the members and of the truth: 0 for an incompressible flow, 1/√2 for independent noise.
+
+    The arguments are those of ``divergence_and_gradient``.
+    """
 
     def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
         terms: Terms = {}
@@ -155,7 +161,12 @@ def image_suite(data_range: float) -> Suite:
 
 
 def psnr(frames: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
-    """10 log10(data_range² / MSE) per frame in dB, at most 100: (..., S, C, H, W) -> (..., S) float64."""
+    """10 log10(data_range² / MSE) per frame in dB, at most 100; arguments and result as of ``ssim``.
+
+    Example:
+        >>> float(psnr(np.full((1, 1, 4, 4), 25.5), np.zeros((1, 1, 4, 4)), data_range=255.0)[0])
+        20.0
+    """
     mse = _of_each(frames, lambda forecast: np.square(forecast - truth_SCHW).mean(axis=(1, 2, 3)))
     with np.errstate(divide="ignore"):
         return np.minimum(10 * np.log10(data_range**2 / mse), 100.0)

@@ -185,7 +185,7 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
 
 
 def style_axis(axis: Axes, title: str, from_zero: bool = True, xlabel: str = "lead time (frames)") -> None:
-    """The look of every panel with curves."""
+    """Gives a panel with curves its title, axes, grid and colours; ``from_zero`` starts the vertical axis at 0."""
     axis.set_facecolor(BACKGROUND)
     axis.set_title(title, color=INK, fontsize=13, loc="left", pad=10)
     axis.set_xlabel(xlabel, color=FAINT_INK, fontsize=11)
@@ -201,7 +201,7 @@ def style_axis(axis: Axes, title: str, from_zero: bool = True, xlabel: str = "le
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:
-    """Writes a figure as PNG with its own background; the folder is created where needed."""
+    """Writes a figure as PNG with its own background at ``dpi`` dots per inch; creates the folder where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, facecolor=figure.get_facecolor())

@@ -31,7 +31,7 @@ MAX_SERIES_SHOWN = 8
 
 
 def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> Path:
-    """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``."""
+    """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``, in this style."""
     path = folder / STRIPS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     records = []

@@ -46,7 +46,7 @@ class ScoreTable:
 
     @property
     def names(self) -> list[str]:
-        """The scores of every case."""
+        """Names of the scores, which every case has; empty before the first."""
         return list(next(iter(self.cases.values()))) if self.cases else []
 
     def values(self, name: str) -> np.ndarray:

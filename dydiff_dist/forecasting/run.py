@@ -7,7 +7,6 @@ import torch
 from pydantic import ValidationError
 
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.forecasting.cases import open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
@@ -18,7 +17,31 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 
 
 class ForecastRun:
-    """An ensemble forecast of the first cases of a folder of shards or of an array, by one process or several."""
+    """An ensemble forecast of the first cases of a folder of shards or of an array, by one process or several.
+
+    Args:
+        model: a model's or a run's folder.
+        source: the cases: a folder of shards, or a ``.npy`` or ``.npz`` file of histories (``ArrayCases``).
+        out: folder of the forecasts; it may hold a stopped run of the same request.
+        num_members: M.
+        num_cases: the first so many cases; None is all.
+        num_frames: frames to forecast; None is the model's own number, more are rolled out, also beyond the frames
+            that the shards know.
+        seed: key of all noise, 0 <= seed < 2**64.
+        sampling: fields of SamplingConfig that replace the model's own.
+        precision: the network's storage.
+        file_format: a file per case, or one zarr array of all.
+        device: where the network runs; None takes a GPU if there is one.
+        batch: members that pass through the network together.
+        rank, world_size: this process among those that share the cases; each takes every world_size-th.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with what doesn't fit, before the first forecast.
+
+    Example:
+        >>> run = ForecastRun("runs/radar", "shards/radar/test", "forecasts/radar", num_members=16)  # doctest: +SKIP
+        >>> run.run()  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -38,27 +61,6 @@ class ForecastRun:
         rank: int = 0,
         world_size: int = 1,
     ):
-        """Opens everything and checks what can be checked before the first forecast.
-
-        Args:
-            model: a model's or a run's folder.
-            source: the cases: a folder of shards, or a ``.npy`` or ``.npz`` file of histories (``ArrayCases``).
-            out: folder of the forecasts; it may hold a stopped run of the same request.
-            num_members: M.
-            num_cases: the first so many cases; None is all.
-            num_frames: frames to forecast; None is the model's own number, more are rolled out, also beyond the
-                frames that the shards know.
-            seed: key of all noise.
-            sampling: fields of SamplingConfig that replace the model's own.
-            precision: "fp32" or "bf16", the network's storage.
-            file_format: a file per case, or one zarr array of all.
-            device: where the network runs; None takes a GPU if there is one.
-            batch: members that pass through the network together.
-            rank, world_size: this process among those that share the cases; each takes every world_size-th.
-
-        Raises:
-            ValueError, FileNotFoundError: one line with what doesn't fit.
-        """
         _check_counts(num_members=num_members, num_frames=num_frames, batch=batch)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
@@ -75,17 +77,16 @@ class ForecastRun:
             shards=str(source),
             shards_sha256=self.reader.sha256,
             data=self.reader.data,
-            num_frames=num_frames,
+            frames=self.reader.schema,
             sampling=self.sampling,
+            num_frames=num_frames,
             num_members=num_members,
             seed=seed,
             precision=precision,
-            frames=self.reader.schema,
             file_format=file_format,
         )
-        self.forecaster = load_forecaster(
-            model, device=device, sampling=self.sampling, dtype=_DTYPES[precision], max_batch=batch
-        )
+        dtype = _DTYPES[precision]
+        self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
         self._mine = range(rank, self.num_cases, world_size)
@@ -125,9 +126,7 @@ class ForecastRun:
         written = []
         for number in self._mine:
             if number < num_cases:
-                case = self.reader.read(number)
-                key, members = self.store.read(number)
-                shown = ForecastCase(number, key, case.history, case.truth, members)
+                shown = self.reader.read(number).with_members(self.store.read(number)[1])
                 path = self.store.folder / f"case_{number:06d}.{suffix}"
                 written.append(forecast_animation(shown, self.reader.style(), path))
         return written

@@ -60,12 +60,12 @@ class ForecastRequest(StrictConfig):
 
     @property
     def num_leads(self) -> int:
-        """Frames forecast, S."""
+        """S, how many frames of each case are forecast."""
         return self.num_frames or self.data.num_future_frames
 
     @property
     def shape_MSCHW(self) -> tuple[int, int, int, int, int]:  # noqa: N802 - the letters are the shape
-        """Of one case."""
+        """Shape of one case's ensemble."""
         height, width = self.data.crop_size or self.frames.shape[1:]
         return self.num_members, self.num_leads, self.frames.shape[0], height, width
 
@@ -146,12 +146,12 @@ class NpzStore(ForecastStore):
     """``case_000017.npz`` holds ``members`` (M, S, C, H, W) float32, ``lead_frames`` (S,) int64 and ``key``."""
 
     def cases(self) -> list[int]:
-        """From the files' names."""
+        """Numbers of the cases that have a file, ascending."""
         names = (_NPZ_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def path(self, case: int) -> Path:
-        """The case's file."""
+        """The file of a case, whether it is there or not."""
         return self.folder / f"case_{case:06d}.npz"
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
@@ -164,7 +164,7 @@ class NpzStore(ForecastStore):
         partial.replace(path)
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """From the case's file."""
+        """(key, members) from the case's file."""
         path = self.path(case)
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -206,11 +206,11 @@ class ZarrStore(ForecastStore):
             raise ValueError(f"{self._array_folder} holds cases of shape {self._members.shape[1:]}, expected {shape}")
 
     def cases(self) -> list[int]:
-        """Those marked complete."""
+        """Numbers of the cases that are marked complete."""
         return np.flatnonzero(self._complete[:]).tolist()
 
     def path(self, case: int) -> Path:
-        """The chunk of the case."""
+        """Folder of the case's chunk of ``members``."""
         return self._array_folder / "members" / "c" / str(case)
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
@@ -220,7 +220,7 @@ class ZarrStore(ForecastStore):
         self._complete[case] = True
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """From the case's chunk."""
+        """(key, members) from the case's chunk."""
         if case >= self._complete.shape[0] or not self._complete[case]:
             raise _missing(self.path(case))
         try:

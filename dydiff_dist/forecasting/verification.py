@@ -77,7 +77,7 @@ class Verification:
             raise ValueError(
                 f"{self.store.path(number)} is of sample {key!r}, case {number} is {case.key!r}; delete it"
             )
-        return ForecastCase(number, key, case.history, case.truth, members)
+        return case.with_members(members)
 
     @property
     def kind(self) -> ForecastKind:

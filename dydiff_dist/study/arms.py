@@ -55,12 +55,12 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Arm and seed, for messages."""
+        """Arm and seed, as messages name the run."""
         return f"{self.arm} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """The run's output folder."""
+        """Where the training writes: its output_dir."""
         return Path(self.config.output_dir)
 
     @property
