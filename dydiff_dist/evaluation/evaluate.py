@@ -77,8 +77,7 @@ class Evaluation:
 
     def by_lead(self, forecaster: str) -> Terms:
         """All scores (S,) and profiles (S, K) of a forecaster by lead time."""
-        means = self._means(forecaster)
-        return {name: values for suite in self.suites for name, values in suite.derive(means).items()}
+        return _derived(self.suites, self._means(forecaster))
 
     def overall(self, forecaster: str) -> Terms:
         """All scores () and profiles (K,) over lead times, pooled or averaged as each suite says."""
@@ -103,8 +102,7 @@ class Evaluation:
         """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""
         if forecaster not in self._drawn:
             means = self.tables[forecaster].bootstrap_means(self._groups()[0])
-            by_lead = {name: values for suite in self.suites for name, values in suite.derive(means).items()}
-            found = (by_lead, _over_leads(self.suites, means, lead_axis=1))
+            found = _derived(self.suites, means), _over_leads(self.suites, means, lead_axis=1)
             names = set(self.scores)
             self._drawn[forecaster] = Draws(*({k: v for k, v in terms.items() if k in names} for terms in found))
         return self._drawn[forecaster]
@@ -146,6 +144,11 @@ class Evaluation:
         """Means over cases of all terms."""
         table = self.tables[forecaster]
         return {name: table.by_lead(name) for name in table.names}
+
+
+def _derived(suites: Sequence[Suite], means: Terms) -> Terms:
+    """Scores and profiles of terms with any axes before that of the lead times."""
+    return {name: values for suite in suites for name, values in suite.derive(means).items()}
 
 
 def _over_leads(suites: Sequence[Suite], means: Terms, lead_axis: int) -> Terms:
@@ -200,15 +203,11 @@ def evaluate(
     if fvd is not None:
         evaluation.clips = {name: {} for name in (TRUTH, *names)}
     for case in cases:
-        if isinstance(case, UnreadableCase):
-            evaluation.errors[case.number] = case.reason
-            continue
-        try:
-            case.check()
-        except ValueError as error:
-            evaluation.errors[case.number] = str(error)
-            continue
-        _enter(evaluation, case, all_baselines, fvd)
+        problem = case.problem()
+        if problem:
+            evaluation.errors[case.number] = problem
+        elif isinstance(case, ForecastCase):
+            _enter(evaluation, case, all_baselines, fvd)
     return evaluation
 
 

@@ -8,6 +8,7 @@ series with their truth and quantiles.
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         "cases": _merged_cases(runs),
         "series": _merged_series(runs),
         "groups": _groups(summaries),
-        "comparisons": [compare(runs[0], run).to_json() for run in runs[1:]],
+        "comparisons": [asdict(compare(runs[0], run)) for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
     }
     page = files("dydiff_dist.evaluation") / "report_page"

@@ -146,16 +146,13 @@ class NpzStore(ForecastStore):
     """``case_000017.npz`` holds ``members`` (M, S, C, H, W) float32, ``lead_frames`` (S,) int64 and ``key``."""
 
     def cases(self) -> list[int]:
-        """Numbers of the cases that have a file, ascending."""
         names = (_NPZ_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def path(self, case: int) -> Path:
-        """The file of a case, whether it is there or not."""
         return self.folder / f"case_{case:06d}.npz"
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """Under a temporary name first, then renamed."""
         path = self.path(case)
         partial = path.with_name(f".{path.name}.partial")
         lead_frames = self.request.lead_frames[: members.shape[1]]
@@ -164,7 +161,6 @@ class NpzStore(ForecastStore):
         partial.replace(path)
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """(key, members) from the case's file."""
         path = self.path(case)
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -206,21 +202,17 @@ class ZarrStore(ForecastStore):
             raise ValueError(f"{self._array_folder} holds cases of shape {self._members.shape[1:]}, expected {shape}")
 
     def cases(self) -> list[int]:
-        """Numbers of the cases that are marked complete."""
         return np.flatnonzero(self._complete[:]).tolist()
 
     def path(self, case: int) -> Path:
-        """Folder of the case's chunk of ``members``."""
         return self._array_folder / "members" / "c" / str(case)
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """The case's chunk, then the mark that it is complete."""
         self._members[case] = members.astype(np.float32)
         self._key[case] = key
-        self._complete[case] = True
+        self._complete[case] = True  # last, so that what is complete is whole
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """(key, members) from the case's chunk."""
         if case >= self._complete.shape[0] or not self._complete[case]:
             raise _missing(self.path(case))
         try:
