@@ -17,9 +17,9 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
 from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
+from dydiff_dist.evaluation.fvd import FvdProtocol
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
-from dydiff_dist.evaluation.video import FvdProtocol
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress

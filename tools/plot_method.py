@@ -37,7 +37,7 @@ def main() -> None:
 def turbulent_field() -> Tensor:
     """Vorticity of simulated turbulence, of unit variance, (1, S, H, W) float32."""
     velocity_RSCHW = next(simulate(TurbulenceConfig(resolution=48), 0, "figure", range(1), 1, NUM_FRAMES, 0))
-    vorticity_RSHW = torch.from_numpy(STYLE.scalar(velocity_RSCHW.numpy()))
+    vorticity_RSHW = torch.from_numpy(STYLE.show(velocity_RSCHW.numpy()))
     return vorticity_RSHW / vorticity_RSHW.std()
 
 
@@ -61,10 +61,11 @@ def draw(field_BSHW: Tensor) -> Figure:
 
 def draw_row(axes: list[Axes], z_SHW: Tensor) -> None:
     """The shown frames, then the middle row of the image against the frame number (downwards)."""
-    style = {"cmap": STYLE.colormap, "vmin": -COLOUR_LIMIT, "vmax": COLOUR_LIMIT, "aspect": "auto"}
-    for axis, frame in zip(axes, SHOWN_FRAMES, strict=False):
-        axis.imshow(z_SHW[frame], interpolation="nearest", **style)
-    axes[-1].imshow(z_SHW[:, z_SHW.shape[1] // 2], interpolation="nearest", **style)
+    pictures = [*(z_SHW[frame] for frame in SHOWN_FRAMES), z_SHW[:, z_SHW.shape[1] // 2]]
+    for axis, picture in zip(axes, pictures, strict=True):
+        axis.imshow(
+            picture, STYLE.colormap, vmin=-COLOUR_LIMIT, vmax=COLOUR_LIMIT, aspect="auto", interpolation="nearest"
+        )
 
 
 def level_label(process: DiffusionProcess, timestep: int, with_gamma: bool) -> str:
@@ -111,8 +112,7 @@ class Layout:
         box = (left / self.size[0], bottom / self.size[1], width / self.size[0], PANEL_INCHES / self.size[1])
         axes = self.figure.add_axes(box)
         axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         return axes
 
 

@@ -25,7 +25,7 @@ def main() -> int:
         write_page(studies, Path(arguments.out), Path(arguments.page_file), Path(arguments.images))
         print(arguments.page_file)
         return 0
-    failures = {}
+    failures: dict[str, str] = {}
     for name, study in studies.items():
         failures |= run_study(name, study, arguments)
     for run, reason in failures.items():

@@ -40,8 +40,8 @@ def compare_encoding(
 
     def whole_job() -> Seconds:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            settings = {"num_workers": num_workers, "batch_frames": batch_frames}
-            job = EncodingJob.prepare(split, autoencoder, Path(folder), **settings)
+            to = Path(folder)
+            job = EncodingJob.prepare(split, autoencoder, to, num_workers=num_workers, batch_frames=batch_frames)
             return timed(lambda: job.run(0.0, lambda *_: None, lambda *_: None), autoencoder.device)
 
     def encode_batches() -> None:

@@ -69,7 +69,8 @@ def _row(shards: ShardSet, reader: str, num_workers: int, rates: list[float], re
 
 
 def memory_over_epochs(shards: ShardSet, num_epochs: int, num_workers: int = 0) -> list[float]:
-    """Resident memory in MB, of this process and its workers together, after each of ``num_epochs`` epochs."""
+    """Resident memory in MB, of this process and its ``num_workers`` workers together, after each of ``num_epochs``
+    epochs of reading ``shards``."""
     batches = _stream(shards, num_workers)
     process = psutil.Process()
     memory = []

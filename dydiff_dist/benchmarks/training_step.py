@@ -99,14 +99,16 @@ def training_steps(config: RunConfig, world: World, *, same_batch: bool = False)
     if same_batch:
         batches = repeat(next(batches))
 
-    def train(step: int) -> None:
-        for part in task.losses({"model": network}, next(batches), step):
+    numbers = count()
+
+    def train() -> None:
+        for part in task.losses({"model": network}, next(batches), next(numbers)):
             part.loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for step in count():
-        yield timed(lambda step=step: train(step), world.device)
+    while True:
+        yield timed(train, world.device)
 
 
 def peak_memory_mib(config: RunConfig, world: World) -> float:

@@ -50,7 +50,7 @@ def in_turn(contestants: Mapping[str, Callable[[], T]], rounds: int, warm_up_rou
     """
     readings: dict[str, list[T]] = {name: [] for name in contestants}
     for number in range(-warm_up_rounds, rounds):
-        for name in contestants if number % 2 == 0 else reversed(contestants):
+        for name in list(contestants)[:: 1 if number % 2 == 0 else -1]:
             readings[name].append(contestants[name]())
     return {name: values[warm_up_rounds:] for name, values in readings.items()}
 

@@ -106,19 +106,13 @@ def _animation_frame(
     text = "given" if is_given else f"forecast +{frame - num_given + 1}"
     color = FAINT_INK if is_given else OURS
     draw.text((canvas.width - gap - draw.textlength(text, font), head + height + 6), text, font=font, fill=color)
-    _progress_bar(draw, frame, num_given, num_frames, (gap, head + height + 11, canvas.width - gap - caption_width))
-    return canvas
-
-
-def _progress_bar(
-    draw: ImageDraw.ImageDraw, frame: int, num_given: int, num_frames: int, place: tuple[int, int, int]
-) -> None:
-    """A row of ticks, one per frame: grey for given frames, orange for forecast ones, faint where still to come."""
-    left, top, right = place
-    step = (right - left) / num_frames
+    # a tick per frame: grey for given frames, orange for forecast ones, faint where still to come
+    top, step = head + height + 11, (canvas.width - 2 * gap - caption_width) / num_frames
     for tick in range(num_frames):
+        left = gap + tick * step
         color = _PENDING if tick > frame else (FAINT_INK if tick < num_given else OURS)
-        draw.rounded_rectangle((left + tick * step, top, left + (tick + 1) * step - 3, top + 6), radius=3, fill=color)
+        draw.rounded_rectangle((left, top, left + step - 3, top + 6), radius=3, fill=color)
+    return canvas
 
 
 def _palette(style: FieldStyle, images: list[Image.Image]) -> Image.Image:

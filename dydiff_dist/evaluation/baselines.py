@@ -50,11 +50,11 @@ class Persistence(Baseline):
     name = "persistence"
 
     def ensemble(self, case: ForecastCase) -> np.ndarray:
-        """(1, S, C, H, W)."""
+        """(1, S, C, H, W) in the history's units and dtype."""
         return np.repeat(case.history[None, -1:], case.num_leads, axis=1)
 
     def protocol(self) -> dict:
-        """What it is."""
+        """What is repeated, and what CRPS is of a single member."""
         return {"forecast": "the last given frame at every lead time", "crps": "of one member: its absolute error"}
 
 
@@ -87,7 +87,7 @@ class SeasonalNaive(Baseline):
         return last_season[np.arange(case.num_leads) % self.season_frames][None]
 
     def protocol(self) -> dict:
-        """Its season."""
+        """What is repeated, and the length of the season in frames."""
         return {"forecast": "the given frame one season before, repeated", "season_frames": self.season_frames}
 
 
@@ -125,7 +125,7 @@ class RandomWalk(Baseline):
         return np.random.Generator(counter).random(case.num_leads)
 
     def protocol(self) -> dict:
-        """Its members and draws."""
+        """Where steps are from, number of members and seed."""
         return {
             "forecast": "the last given frame plus steps drawn with replacement from the history's differences",
             "num_members": self.num_members,

@@ -15,7 +15,7 @@ class ForecastCase:
     Example:
         >>> history, truth = np.zeros((2, 1, 8, 8)), np.ones((3, 1, 8, 8))
         >>> case = ForecastCase(0, "storm-00", history, truth, members=np.zeros((4, 3, 1, 8, 8)))
-        >>> case.check()
+        >>> case.problem()  # none
         >>> case.num_leads
         3
     """
@@ -33,21 +33,22 @@ class ForecastCase:
 
     @property
     def num_leads(self) -> int:
-        """Lead times, S."""
+        """S, how many frames are forecast."""
         return len(self.truth)
 
-    def check(self) -> None:
-        """Raises a one-line ``ValueError`` that names the case if shapes don't fit or a value is not finite."""
+    def problem(self) -> str | None:
+        """Why it can't be scored, in a line that names the case: shapes that don't fit, values that are not finite."""
         name = f"case {self.number} ({self.key})"
         if self.members.ndim != 5 or self.members.shape[1:] != self.truth.shape:
-            raise ValueError(
+            return (
                 f"{name}: members have shape {self.members.shape}, the truth {self.truth.shape}; expected "
                 "(M, S, C, H, W) and (S, C, H, W)"
             )
         for what, values in (("forecast", self.members), ("truth", self.truth), ("history", self.history)):
             num_bad = values.size - int(np.isfinite(values).sum())
             if num_bad:
-                raise ValueError(f"{name}: {num_bad} of {values.size} values of the {what} are NaN or infinite")
+                return f"{name}: {num_bad} of {values.size} values of the {what} are NaN or infinite"
+        return None
 
     def shown_futures(self, num_members: int = 2) -> dict[str, np.ndarray]:
         """What pictures show, (S, C, H, W) by label: the truth, the mean of all members and the first members."""
@@ -62,3 +63,7 @@ class UnreadableCase:
     number: int
     reason: str
     """One line that names the case."""
+
+    def problem(self) -> str:
+        """Why it can't be scored."""
+        return self.reason

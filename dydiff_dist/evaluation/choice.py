@@ -5,6 +5,7 @@ Letters: M members, S_h given and S forecast frames, C channels, H W height and 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.colors import looks_like_rain
@@ -12,7 +13,32 @@ from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, 
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import Suite, ensemble_suite
-from dydiff_dist.evaluation.video import VIDEO_PRESETS, VideoProtocol
+from dydiff_dist.strict_config import StrictConfig
+
+
+class VideoProtocol(StrictConfig):
+    """What published numbers of video prediction ask for."""
+
+    name: str
+    frames: tuple[int, int] | None = None
+    """(history, future); None takes any."""
+    size: tuple[int, int] | None = None
+    """(H, W); None takes any."""
+    num_members: int | None = None
+    """Samples per context; None takes any."""
+    lpips_network: Literal["alex", "vgg"] | None = None
+    """Backbone of LPIPS; None takes either."""
+
+
+VIDEO_PRESETS = {
+    name: VideoProtocol(name=name, frames=frames, size=size, num_members=100, lpips_network="vgg")
+    for name, frames, size in (
+        ("bair", (1, 15), (64, 64)),
+        ("robonet-64", (2, 10), (64, 64)),
+        ("robonet-256", (2, 10), (256, 256)),
+    )
+}
+"""Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
 SUITES = ("ensemble", "spectrum", "flow", "rain", "image", "series")
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
@@ -37,7 +63,7 @@ class ForecastKind:
 
     @property
     def is_series(self) -> bool:
-        """Whether frames are one pixel."""
+        """Whether these are time series: frames of one pixel."""
         return self.shape[2:] == (1, 1)
 
     @property

@@ -159,7 +159,16 @@ def looks_like_rain(channels: tuple[str, ...], units: str) -> bool:
 
 
 def vorticity(frames: np.ndarray, along_w: int, along_h: int, periodic: bool) -> np.ndarray:
-    """∂v/∂x - ∂u/∂y by central differences, per pixel spacing: (..., C, H, W) -> (..., H, W)."""
+    """∂v/∂x - ∂u/∂y by central differences, per pixel spacing.
+
+    Args:
+        frames: (..., C, H, W).
+        along_w, along_h: channels of u, along x and the width, and of v, along y and the height.
+        periodic: whether the field wraps around; at other edges differences are one-sided.
+
+    Returns:
+        (..., H, W).
+    """
     return _slope(frames[..., along_h, :, :], -1, periodic) - _slope(frames[..., along_w, :, :], -2, periodic)
 
 

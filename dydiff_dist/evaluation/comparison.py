@@ -1,6 +1,6 @@
 """Is one run better than another? Paired differences over the same cases."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,11 +27,8 @@ class PairedScore:
     lower: float
     upper: float
     """95 % interval of the difference over resampled cases, the same for both runs in each draw."""
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval leaves out 0. It speaks of other cases of this kind, not of training again."""
-        return self.lower > 0 or self.upper < 0
+    is_significant: bool
+    """Whether the interval leaves out 0. It speaks of other cases of this kind, not of training again."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ class Comparison:
     """Why their numbers don't compare, one line each; empty if they do."""
     intervals: str = ""
     """What was resampled."""
-
-    def to_json(self) -> dict:
-        """As JSON types, with each score's significance."""
-        scores = [asdict(score) | {"is_significant": score.is_significant} for score in self.scores]
-        return asdict(self) | {"scores": scores, "objections": list(self.objections)}
 
 
 def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
@@ -73,9 +65,9 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
     scores = []
     for name in (name for name in draws if name in other_draws):
         before, after = (summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other))
-        lower, upper = interval_95(other_draws[name] - draws[name])
-        if None not in (before, after) and np.isfinite(lower) and np.isfinite(upper):
-            scores.append(PairedScore(name, before, after, after - before, float(lower), float(upper)))
+        lower, upper = interval_95(other_draws[name] - draws[name]).tolist()
+        if None not in (before, after) and np.isfinite([lower, upper]).all():
+            scores.append(PairedScore(name, before, after, after - before, lower, upper, lower > 0 or upper < 0))
     return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"])
 
 

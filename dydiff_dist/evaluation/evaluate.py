@@ -8,12 +8,11 @@ import numpy as np
 
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
-from dydiff_dist.evaluation.frechet import frechet_distance
+from dydiff_dist.evaluation.fvd import Fvd, frechet_distance
 from dydiff_dist.evaluation.resampling import Independent, choose_independent, describe_resampling, group_cases
 from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
-from dydiff_dist.evaluation.video import Fvd
 
 FORECAST, TRUTH = "forecast", "truth"
 FVD = "fvd"
@@ -53,7 +52,7 @@ class Evaluation:
 
     @property
     def num_cases(self) -> int:
-        """Cases that were scored."""
+        """How many cases were scored; ``errors`` holds the others."""
         return len(self.tables[FORECAST].cases)
 
     @property
@@ -63,7 +62,7 @@ class Evaluation:
 
     @property
     def num_leads(self) -> int:
-        """Lead times, S."""
+        """S, how many frames of each case are scored."""
         return len(self.tables[FORECAST].by_lead("crps"))
 
     @property
@@ -78,8 +77,7 @@ class Evaluation:
 
     def by_lead(self, forecaster: str) -> Terms:
         """All scores (S,) and profiles (S, K) of a forecaster by lead time."""
-        means = self._means(forecaster)
-        return {name: values for suite in self.suites for name, values in suite.derive(means).items()}
+        return _derived(self.suites, self._means(forecaster))
 
     def overall(self, forecaster: str) -> Terms:
         """All scores () and profiles (K,) over lead times, pooled or averaged as each suite says."""
@@ -104,8 +102,7 @@ class Evaluation:
         """All scores of 1000 sets of resampled cases, the same cases in each draw for every forecaster and run."""
         if forecaster not in self._drawn:
             means = self.tables[forecaster].bootstrap_means(self._groups()[0])
-            by_lead = {name: values for suite in self.suites for name, values in suite.derive(means).items()}
-            found = (by_lead, _over_leads(self.suites, means, lead_axis=1))
+            found = _derived(self.suites, means), _over_leads(self.suites, means, lead_axis=1)
             names = set(self.scores)
             self._drawn[forecaster] = Draws(*({k: v for k, v in terms.items() if k in names} for terms in found))
         return self._drawn[forecaster]
@@ -147,6 +144,11 @@ class Evaluation:
         """Means over cases of all terms."""
         table = self.tables[forecaster]
         return {name: table.by_lead(name) for name in table.names}
+
+
+def _derived(suites: Sequence[Suite], means: Terms) -> Terms:
+    """Scores and profiles of terms with any axes before that of the lead times."""
+    return {name: values for suite in suites for name, values in suite.derive(means).items()}
 
 
 def _over_leads(suites: Sequence[Suite], means: Terms, lead_axis: int) -> Terms:
@@ -201,15 +203,11 @@ def evaluate(
     if fvd is not None:
         evaluation.clips = {name: {} for name in (TRUTH, *names)}
     for case in cases:
-        if isinstance(case, UnreadableCase):
-            evaluation.errors[case.number] = case.reason
-            continue
-        try:
-            case.check()
-        except ValueError as error:
-            evaluation.errors[case.number] = str(error)
-            continue
-        _enter(evaluation, case, all_baselines, fvd)
+        problem = case.problem()
+        if problem:
+            evaluation.errors[case.number] = problem
+        elif isinstance(case, ForecastCase):
+            _enter(evaluation, case, all_baselines, fvd)
     return evaluation
 
 

@@ -41,7 +41,7 @@ def _shares_of_shells(height: int, width: int) -> np.ndarray:
     one of an even width.
     """
     across = np.fft.rfftfreq(width, 1 / width)
-    shell = np.rint(np.hypot(_waves(height)[:, None], across)).astype(int)
+    shell = np.rint(np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], across)).astype(int)
     share = np.broadcast_to(np.where((across == 0) | (2 * across == width), 0.5, 1.0), shell.shape)
     num_shells = min(height, width) // 2 + 1
     return np.where(shell.reshape(-1, 1) == np.arange(num_shells), share.reshape(-1, 1), 0.0)
@@ -52,16 +52,16 @@ def divergence_and_gradient(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean squares of ∂u/∂x + ∂v/∂y and of all four velocity derivatives, (..., C, H, W) -> two (...).
 
-    Derivatives are spectral where the field wraps around and central differences elsewhere, per pixel spacing.
+    Args:
+        frames: velocities.
+        along_w, along_h: channels of u, along x and the width, and of v, along y and the height.
+        periodic: whether the field wraps around; derivatives are then spectral, else central differences, per pixel.
     """
     slope = _spectral_slope if periodic else lambda field, axis: np.gradient(field, axis=axis)
     u, v = (frames[..., channel, :, :].astype(np.float64) for channel in (along_w, along_h))
     u_x, u_y, v_x, v_y = slope(u, -1), slope(u, -2), slope(v, -1), slope(v, -2)
-
-    def mean_square(values: np.ndarray) -> np.ndarray:
-        return np.square(values).mean(axis=(-2, -1))
-
-    return mean_square(u_x + v_y), sum(mean_square(slope) for slope in (u_x, u_y, v_x, v_y))
+    divergence, *squares = (np.square(x).mean(axis=(-2, -1)) for x in (u_x + v_y, u_x, u_y, v_x, v_y))
+    return divergence, squares[0] + squares[1] + squares[2] + squares[3]
 
 
 def spectrum_suite(periodic: bool) -> Suite:
@@ -99,7 +99,10 @@ def spectrum_suite(periodic: bool) -> Suite:
 
 
 def flow_suite(along_w: int, along_h: int, periodic: bool) -> Suite:
-    """Relative divergence of the members and of the truth: 0 for an incompressible flow, 1/√2 for independent noise."""
+    """Relative divergence of the members and of the truth: 0 for an incompressible flow, 1/√2 for independent noise.
+
+    The arguments are those of ``divergence_and_gradient``.
+    """
 
     def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
         terms: Terms = {}
@@ -146,7 +149,7 @@ def image_suite(data_range: float) -> Suite:
     return Suite(
         "image",
         measure,
-        _unchanged,
+        dict,
         ("psnr", "psnr_best_member", "ssim", "ssim_best_member"),
         protocol={
             "data_range": data_range,
@@ -158,7 +161,12 @@ def image_suite(data_range: float) -> Suite:
 
 
 def psnr(frames: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
-    """10 log10(data_range² / MSE) per frame in dB, at most 100: (..., S, C, H, W) -> (..., S) float64."""
+    """10 log10(data_range² / MSE) per frame in dB, at most 100; arguments and result as of ``ssim``.
+
+    Example:
+        >>> float(psnr(np.full((1, 1, 4, 4), 25.5), np.zeros((1, 1, 4, 4)), data_range=255.0)[0])
+        20.0
+    """
     mse = _of_each(frames, lambda forecast: np.square(forecast - truth_SCHW).mean(axis=(1, 2, 3)))
     with np.errstate(divide="ignore"):
         return np.minimum(10 * np.log10(data_range**2 / mse), 100.0)
@@ -207,15 +215,6 @@ def _window_mean(frames: np.ndarray) -> np.ndarray:
     margin = SSIM_WINDOW // 2
     means = gaussian_filter(frames, sigma=1.5, radius=margin, axes=(-2, -1))
     return means[..., margin:-margin, margin:-margin]
-
-
-def _unchanged(terms: Terms) -> Terms:
-    return dict(terms)
-
-
-def _waves(size: int) -> np.ndarray:
-    """Integer wavenumbers of an FFT of ``size``."""
-    return np.fft.fftfreq(size, 1 / size)
 
 
 def _spectral_slope(field: np.ndarray, axis: int) -> np.ndarray:

@@ -27,6 +27,14 @@ def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> F
         case: the forecast.
         style: how its frames are shown, as ``CaseReader.style()`` gives it.
         title: above all; empty names members, quantity and case.
+
+    Example:
+        >>> from dydiff_dist.evaluation.colors import field_style
+        >>> noise = np.random.default_rng(0).normal(size=(5, 1, 16, 16))
+        >>> case = ForecastCase(0, "noise", history=noise[:2], truth=noise[2:], members=noise[None, 2:])
+        >>> figure = forecast_figure(case, field_style(num_channels=1))
+        >>> len(figure.axes)  # truth, mean, one member and error, by last given frame and three lead times
+        16
     """
     leads = spaced(case.num_leads, MAX_COLUMNS)
     shown = {label: style.show(frames) for label, frames in case.shown_futures().items()}
@@ -110,8 +118,7 @@ def _label_row(axis: Axes, label: str, *, on_frame: bool = False, fontsize: floa
         box = {"facecolor": BACKGROUND, "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.25"}
         axis.text(0.95, 0.08, label, transform=axis.transAxes, color=INK, fontsize=12, ha="right", bbox=box, zorder=3)
     else:
-        place = {"transform": axis.transAxes, "ha": "right", "va": "center"}
-        axis.text(0.95, 0.5, label, color=INK, fontsize=fontsize, **place)
+        axis.text(0.95, 0.5, label, transform=axis.transAxes, color=INK, fontsize=fontsize, ha="right", va="center")
 
 
 def _draw_frames(axes: np.ndarray, shown: np.ndarray, style: FieldStyle, limits: tuple[float, float]) -> None:
@@ -178,13 +185,13 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
 
 
 def style_axis(axis: Axes, title: str, from_zero: bool = True, xlabel: str = "lead time (frames)") -> None:
-    """The look of every panel with curves."""
+    """Gives a panel with curves its title, axes, grid and colours; ``from_zero`` starts the vertical axis at 0."""
     axis.set_facecolor(BACKGROUND)
     axis.set_title(title, color=INK, fontsize=13, loc="left", pad=10)
     axis.set_xlabel(xlabel, color=FAINT_INK, fontsize=11)
     if from_zero:
         axis.set_ylim(bottom=0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.margins(x=0.02)
     axis.tick_params(colors=FAINT_INK, labelsize=10)
     axis.grid(True, color="#21262d", linewidth=0.8)
@@ -194,7 +201,7 @@ def style_axis(axis: Axes, title: str, from_zero: bool = True, xlabel: str = "le
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:
-    """Writes a figure as PNG with its own background; the folder is created where needed."""
+    """Writes a figure as PNG with its own background at ``dpi`` dots per inch; creates the folder where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, facecolor=figure.get_facecolor())

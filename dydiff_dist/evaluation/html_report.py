@@ -8,6 +8,7 @@ series with their truth and quantiles.
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ MAX_SERIES_SHOWN = 8
 
 
 def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> Path:
-    """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``."""
+    """Writes the strips of truth, ensemble mean and two members of some cases to ``folder/cases``, in this style."""
     path = folder / STRIPS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     records = []
@@ -95,7 +96,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         "cases": _merged_cases(runs),
         "series": _merged_series(runs),
         "groups": _groups(summaries),
-        "comparisons": [compare(runs[0], run).to_json() for run in runs[1:]],
+        "comparisons": [asdict(compare(runs[0], run)) for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
     }
     page = files("dydiff_dist.evaluation") / "report_page"

@@ -8,6 +8,7 @@ backbone.
 Letters: B frames, C channels, H W height and width, S lead times.
 """
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -17,57 +18,42 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dydiff_dist.evaluation.suites import Suite, Terms
 from dydiff_dist.files import file_sha256
 
 
-class _Stage(NamedTuple):
-    """Convolutions, each with a ReLU, after whose last one features are taken."""
-
-    convolutions: tuple[int, ...]
-    """Their numbers in torchvision's ``features``."""
-    pools_first: bool = True
-    stride: int = 1
-    padding: int = 1
-
-
 class _Backbone(NamedTuple):
-    stages: tuple[_Stage, ...]
-    pool: int
-    """Window of the max-pooling, stride 2."""
+    layers: Callable[[], nn.Sequential]
+    """torchvision's ``features`` as far as they are used, numbered as there."""
+    stages: tuple[int, ...]
+    """Layers, each a ReLU, after which features are taken."""
     min_pixels: int
+    """Smallest edge of an image that passes through."""
 
-    def weight_names(self) -> set[str]:
-        """As torchvision calls its tensors."""
-        numbers = [number for stage in self.stages for number in stage.convolutions]
-        return {f"features.{number}.{kind}" for number in numbers for kind in ("weight", "bias")}
+
+def _alexnet() -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    for channels, width in ((192, 384), (384, 256), (256, 256)):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _vgg16() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers[:-1])
 
 
 _BACKBONES = {
-    "alex": _Backbone(
-        (
-            _Stage((0,), pools_first=False, stride=4, padding=2),
-            _Stage((3,), padding=2),
-            _Stage((6,)),
-            _Stage((8,), pools_first=False),
-            _Stage((10,), pools_first=False),
-        ),
-        pool=3,
-        min_pixels=31,
-    ),
-    "vgg": _Backbone(
-        (
-            _Stage((0, 2), pools_first=False),
-            _Stage((5, 7)),
-            _Stage((10, 12, 14)),
-            _Stage((17, 19, 21)),
-            _Stage((24, 26, 28)),
-        ),
-        pool=2,
-        min_pixels=16,
-    ),
+    "alex": _Backbone(_alexnet, (1, 4, 7, 9, 11), min_pixels=31),
+    "vgg": _Backbone(_vgg16, (3, 8, 15, 22, 29), min_pixels=16),
 }
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of the released networks' input, in units where images span -1..1."""
@@ -83,14 +69,14 @@ class Lpips(nn.Module):
         """
         Args:
             net: "alex" or "vgg".
-            weights: torchvision's names, ``features.N.weight`` and ``.bias``.
+            weights: of torchvision's ``features``, ``N.weight`` and ``N.bias``.
             heads: w of each stage, (C,).
         """
         super().__init__()
-        self.net, self._backbone = net, _BACKBONES[net]
-        self.min_pixels = self._backbone.min_pixels  # smallest edge of an image that passes through the network
-        for name, value in weights.items():
-            self.register_buffer(name.replace(".", "_"), value.float())
+        self.net, self.min_pixels, self._stages = net, _BACKBONES[net].min_pixels, _BACKBONES[net].stages
+        self.layers = _empty_layers(net)
+        self.layers.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+        self.layers.requires_grad_(False)
         for stage, head in enumerate(heads):
             self.register_buffer(f"head_{stage}", head.float())
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None])
@@ -99,12 +85,10 @@ class Lpips(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Unit-length features of every stage, (B, C, h, w), of images (B, 3, H, W) in -1..1."""
         x, found = (images - self.shift) / self.scale, []
-        for stage in self._backbone.stages:
-            x = functional.max_pool2d(x, self._backbone.pool, 2) if stage.pools_first else x
-            for number in stage.convolutions:
-                weight, bias = (self.get_buffer(f"features_{number}_{kind}") for kind in ("weight", "bias"))
-                x = functional.relu(functional.conv2d(x, weight, bias, stage.stride, stage.padding))
-            found.append(x / torch.sqrt(1e-8 + x.square().sum(dim=1, keepdim=True)))
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number in self._stages:
+                found.append(x / torch.sqrt(1e-8 + x.square().sum(dim=1, keepdim=True)))
         return found
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -126,8 +110,9 @@ def load_lpips(path: str | Path, device: torch.device | str = "cpu") -> tuple[Lp
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"backbone {path} does not exist; give torchvision's alexnet-owt-*.pth or vgg16-*.pth")
-    weights = {name: value for name, value in _read_tensors(path).items() if name.startswith("features.")}
-    net = next((name for name, backbone in _BACKBONES.items() if set(weights) == backbone.weight_names()), None)
+    found = _read_tensors(path).items()
+    weights = {name.removeprefix("features."): value for name, value in found if name.startswith("features.")}
+    net = next((net for net in _BACKBONES if _shapes(weights) == _shapes(_empty_layers(net).state_dict())), None)
     if net is None:
         raise ValueError(
             f"{path} is neither torchvision's AlexNet nor its VGG-16 (it holds {len(weights)} tensors features.*)"
@@ -175,6 +160,16 @@ def lpips_suite(lpips: Lpips, sha256: str, data_range: float) -> Suite:
             "members": "averaged over members; best_member takes the member with the best mean over lead times",
         },
     )
+
+
+def _empty_layers(net: str) -> nn.Sequential:
+    """Without memory, and without random numbers drawn to fill it."""
+    with torch.device("meta"):
+        return _BACKBONES[net].layers()
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -49,13 +49,17 @@ class OpticalFlow(Baseline):
             raise ValueError("optical flow needs at least 2 given frames; leave it out")
         given = case.history[-MAX_MOTION_FRAMES:].astype(np.float64)
         last = given[-1]
+        height, width = last.shape[-2:]
+        # periodic fields get half of themselves around them, so that motion passes over the edge
+        top, left = (height // 2, width // 2) if self.periodic else (0, 0)
+
+        def padded(fields: np.ndarray) -> np.ndarray:
+            return np.pad(fields, [(0, 0)] * (fields.ndim - 2) + [(top, top), (left, left)], mode="wrap")
+
         with contextlib.redirect_stdout(io.StringIO()):
-            motion = self._estimate(self._padded(self.tracer(given)))
-            moved = [self._extrapolate(self._padded(channel), motion, case.num_leads) for channel in last]
-        forecast = np.stack(moved, axis=1)
-        if self.periodic:
-            (top, left), (height, width) = _margins(last.shape), last.shape[-2:]
-            forecast = forecast[..., top : top + height, left : left + width]
+            motion = self._estimate(padded(self.tracer(given)))
+            moved = [self._extrapolate(padded(channel), motion, case.num_leads) for channel in last]
+        forecast = np.stack(moved, axis=1)[..., top : top + height, left : left + width]
         # what comes in over the edge is not known: the last given frame stays there
         return np.where(np.isfinite(forecast), forecast, last)[None]
 
@@ -67,17 +71,6 @@ class OpticalFlow(Baseline):
             "edges": "periodic" if self.periodic else "pixels that come in from outside keep their last given value",
             "pysteps": version("pysteps"),
         }
-
-    def _padded(self, fields: np.ndarray) -> np.ndarray:
-        """Periodic fields with half of themselves around them, so that motion passes over the edge; others as is."""
-        if not self.periodic:
-            return fields
-        top, left = _margins(fields.shape)
-        return np.pad(fields, [(0, 0)] * (fields.ndim - 2) + [(top, top), (left, left)], mode="wrap")
-
-
-def _margins(shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[-2] // 2, shape[-1] // 2
 
 
 def _pysteps() -> tuple[Callable, Callable]:

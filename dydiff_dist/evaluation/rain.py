@@ -116,7 +116,8 @@ def fss_terms(forecast: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -
     for t, threshold in enumerate(protocol.thresholds):
         predicted, observed = (protocol.events(x, threshold).astype(np.float64) for x in (forecast, truth[None]))
         for w, window in enumerate(protocol.fss_windows):
-            p, o = (_fractions(x, window) for x in (predicted, observed))
+            size = (1, 1, window, window)
+            p, o = (uniform_filter(events, size=size, mode="constant") for events in (predicted, observed))
             error[:, t, w] = np.square(p - o).mean(axis=(0, 2, 3))
             reference[:, t, w] = np.square(p).mean(axis=(0, 2, 3)) + np.square(o).mean(axis=(0, 2, 3))
     return error, reference
@@ -136,20 +137,21 @@ def rain_suite(protocol: RainProtocol) -> Suite:
         return terms
 
     def derive(terms: Terms) -> Terms:
+        by_threshold = event_scores(terms["counts_pool1"])
+        for pool in protocol.pools:
+            by_threshold[f"csi_pool{pool}"] = event_scores(terms[f"counts_pool{pool}"])["csi"]
+        fss = 1 - _ratio(terms["fss_error"], terms["fss_reference"])
+        by_threshold |= {f"fss_window{window}": fss[..., w] for w, window in enumerate(protocol.fss_windows)}
         derived: Terms = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no defined score is NaN, as it should be
-            for name, values in event_scores(terms["counts_pool1"]).items():
-                _spread_over_thresholds(derived, name, values, protocol)
-            for pool in protocol.pools:
-                csi = event_scores(terms[f"counts_pool{pool}"])["csi"]
-                _spread_over_thresholds(derived, f"csi_pool{pool}", csi, protocol)
-            fss = 1 - _ratio(terms["fss_error"], terms["fss_reference"])
-            for w, window in enumerate(protocol.fss_windows):
-                _spread_over_thresholds(derived, f"fss_window{window}", fss[..., w], protocol)
-        for index, threshold in enumerate(protocol.thresholds):
-            derived[f"share_with_event_{threshold:g}"] = terms["has_event"][..., index]
-        return derived
+        for name, values in by_threshold.items():
+            values = np.nan_to_num(values, nan=0.0) if protocol.undefined == "zero" else values
+            derived |= {f"{name}_{threshold:g}": values[..., t] for t, threshold in enumerate(protocol.thresholds)}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no defined score is NaN, as it should be
+                derived[f"{name}_mean"] = np.nanmean(values, axis=-1)
+        events = terms["has_event"]
+        shares = {f"share_with_event_{threshold:g}": events[..., t] for t, threshold in enumerate(protocol.thresholds)}
+        return derived | shares
 
     nothing = np.zeros((1, 1, 1, 1, 1))
     names = tuple(derive(measure(nothing, nothing[0])))  # what it derives does not depend on the data
@@ -159,8 +161,8 @@ def rain_suite(protocol: RainProtocol) -> Suite:
         derive,
         names,
         overall=protocol.lead_times,
-        protocol=protocol.model_dump(mode="json")
-        | {
+        protocol={
+            **protocol.model_dump(mode="json"),
             "aggregation": "counts over all pixels and cases first, ratios after",
             "pooling": "maximum over whole blocks",
         },
@@ -175,19 +177,6 @@ def _fields(members: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -> t
     if protocol.integer_range is not None:
         forecast = np.floor(np.clip(forecast, *protocol.integer_range))
     return forecast, truth[:, 0].astype(np.float64)
-
-
-def _spread_over_thresholds(derived: Terms, name: str, values: np.ndarray, protocol: RainProtocol) -> None:
-    """Enters a score (..., T) threshold by threshold, and its mean over thresholds."""
-    if protocol.undefined == "zero":
-        values = np.nan_to_num(values, nan=0.0)
-    for index, threshold in enumerate(protocol.thresholds):
-        derived[f"{name}_{threshold:g}"] = values[..., index]
-    derived[f"{name}_mean"] = np.nanmean(values, axis=-1)
-
-
-def _fractions(events: np.ndarray, window: int) -> np.ndarray:
-    return uniform_filter(events, size=(1, 1, window, window), mode="constant")
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

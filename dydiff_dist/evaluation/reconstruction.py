@@ -28,7 +28,7 @@ class ReconstructionScores:
         self._counts = np.zeros((len(_RAIN.thresholds), 4))
 
     def add(self, decoded_SCHW: np.ndarray, truth_SCHW: np.ndarray) -> None:
-        """Counts one sample's frames."""
+        """Adds one sample: frames as decoded and as stored, both (S, C, H, W) in stored units."""
         truth = truth_SCHW.astype(np.float32)
         decoded = np.clip(decoded_SCHW, 0, self.data_range) if self.integer else decoded_SCHW
         self._sums["num_frames"] += len(truth)

@@ -23,6 +23,12 @@ def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
 
     Returns:
         (ensemble, fair), each (S,) float64, in the units of the data.
+
+    Example:
+        >>> members, truth = np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), np.full((1, 1, 1, 1), 2.0)
+        >>> ensemble, fair = crps(members, truth)
+        >>> ensemble.tolist(), fair.tolist()
+        ([0.5], [0.0])
     """
     if len(members_MSCHW) == 1:
         absolute_error = _over_pixels(np.abs(members_MSCHW[0].astype(np.float64) - truth_SCHW))
@@ -39,7 +45,12 @@ def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
 
 
 def mse_of_mean(members_MSCHW: Array, truth_SCHW: Array) -> Array:
-    """Squared error of the ensemble mean at every lead time, (S,) float64, in squared units."""
+    """Squared error of the ensemble mean at every lead time, (S,) float64, in squared units.
+
+    Example:
+        >>> mse_of_mean(np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), np.full((1, 1, 1, 1), 1.0)).tolist()
+        [1.0]
+    """
     mean = members_MSCHW.mean(axis=0, dtype=np.float64)
     return _over_pixels(np.square(mean - truth_SCHW))
 

@@ -26,7 +26,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 @dataclass(frozen=True)
 class Suite:
-    """Scores that are measured together."""
+    """Scores that are measured together of each case and derived together from the means over cases."""
 
     name: str
     measure: Measure

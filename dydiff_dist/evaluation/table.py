@@ -46,7 +46,7 @@ class ScoreTable:
 
     @property
     def names(self) -> list[str]:
-        """The scores of every case."""
+        """Names of the scores, which every case has; empty before the first."""
         return list(next(iter(self.cases.values()))) if self.cases else []
 
     def values(self, name: str) -> np.ndarray:
@@ -86,5 +86,14 @@ def exact_mean(values: np.ndarray) -> np.ndarray:
 
 
 def interval_95(draws: np.ndarray) -> np.ndarray:
-    """(2, …): the 2.5 % and 97.5 % quantiles of draws (1000, …)."""
+    """(2, …): the 2.5 % and 97.5 % quantiles of draws (1000, …).
+
+    Example:
+        >>> table = ScoreTable()
+        >>> for case, score in enumerate([1.0, 2.0, 3.0, 4.0]):
+        ...     table.add(case, {"crps": np.array([score])})
+        >>> means = table.bootstrap_means(groups=np.arange(4))["crps"]  # each case by itself
+        >>> table.overall("crps"), interval_95(means).ravel().tolist()
+        (2.5, [1.5, 3.5])
+    """
     return np.quantile(draws, (0.025, 0.975), axis=0)

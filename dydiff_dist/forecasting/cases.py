@@ -39,6 +39,10 @@ class Case:
     actions: np.ndarray | None
     """(S_h + S_f, A) float32, or longer where the forecast goes on beyond the truth."""
 
+    def with_members(self, members: np.ndarray) -> ForecastCase:
+        """The case beside its forecast (M, S, C, H, W)."""
+        return ForecastCase(self.number, self.key, self.history, self.truth, members)
+
 
 class Cases(ABC):
     """Cases to be read by number, from 0 to ``len(cases) - 1``."""
@@ -57,15 +61,20 @@ class Cases(ABC):
 
     @abstractmethod
     def read(self, number: int) -> Case:
-        """A case by its number."""
+        """A case by its number; ``Case.truth`` is empty where what happened is not known."""
 
     def style(self) -> FieldStyle:
-        """How these frames are shown."""
+        """How pictures show these frames, by what the schema says of them."""
         return style_of(self.schema, is_cropped=self.data.crop_size is not None)
 
 
 class CaseReader(Cases):
-    """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded."""
+    """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded.
+
+    Example:
+        >>> cases = CaseReader.for_model("runs/turbulence_small", "shards/turbulence/test")  # doctest: +SKIP
+        >>> case = cases.read(0)  # doctest: +SKIP
+    """
 
     def __init__(self, shards: ShardSet, data: DataConfig):
         """
@@ -259,15 +268,16 @@ def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, s
         case: as ``CaseReader.read`` gives it.
         num_members: M.
         seed: key of all noise.
+
+    Example:
+        >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
+        >>> forecast = forecast_case(forecaster, cases.read(0), num_members=8)  # doctest: +SKIP
+        >>> forecast.members.shape  # doctest: +SKIP
+        (8, 11, 2, 64, 64)
     """
     num_frames = len(case.truth) or forecaster.num_future_frames
     history, actions, case_index = stack_cases([case], num_frames)
     members = forecaster.forecast(
-        history,
-        actions=actions,
-        case_index=case_index,
-        num_members=num_members,
-        seed=seed,
-        num_frames=num_frames,
+        history, actions=actions, case_index=case_index, num_members=num_members, seed=seed, num_frames=num_frames
     )
-    return ForecastCase(case.number, case.key, case.history, case.truth, members[0].numpy())
+    return case.with_members(members[0].numpy())

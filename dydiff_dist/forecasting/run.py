@@ -7,18 +7,41 @@ import torch
 from pydantic import ValidationError
 
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.forecasting.cases import open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
-from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore
+from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore, Precision
 from dydiff_dist.strict_config import describe_error
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ForecastRun:
-    """An ensemble forecast of the first cases of a folder of shards or of an array, by one process or several."""
+    """An ensemble forecast of the first cases of a folder of shards or of an array, by one process or several.
+
+    Args:
+        model: a model's or a run's folder.
+        source: the cases: a folder of shards, or a ``.npy`` or ``.npz`` file of histories (``ArrayCases``).
+        out: folder of the forecasts; it may hold a stopped run of the same request.
+        num_members: M.
+        num_cases: the first so many cases; None is all.
+        num_frames: frames to forecast; None is the model's own number, more are rolled out, also beyond the frames
+            that the shards know.
+        seed: key of all noise, 0 <= seed < 2**64.
+        sampling: fields of SamplingConfig that replace the model's own.
+        precision: the network's storage.
+        file_format: a file per case, or one zarr array of all.
+        device: where the network runs; None takes a GPU if there is one.
+        batch: members that pass through the network together.
+        rank, world_size: this process among those that share the cases; each takes every world_size-th.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with what doesn't fit, before the first forecast.
+
+    Example:
+        >>> run = ForecastRun("runs/radar", "shards/radar/test", "forecasts/radar", num_members=16)  # doctest: +SKIP
+        >>> run.run()  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -31,34 +54,13 @@ class ForecastRun:
         num_frames: int | None = None,
         seed: int = 0,
         sampling: dict | None = None,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         file_format: FileFormat = "npz",
         device: torch.device | str | None = None,
         batch: int = 32,
         rank: int = 0,
         world_size: int = 1,
     ):
-        """Opens everything and checks what can be checked before the first forecast.
-
-        Args:
-            model: a model's or a run's folder.
-            source: the cases: a folder of shards, or a ``.npy`` or ``.npz`` file of histories (``ArrayCases``).
-            out: folder of the forecasts; it may hold a stopped run of the same request.
-            num_members: M.
-            num_cases: the first so many cases; None is all.
-            num_frames: frames to forecast; None is the model's own number, more are rolled out, also beyond the
-                frames that the shards know.
-            seed: key of all noise.
-            sampling: fields of SamplingConfig that replace the model's own.
-            precision: "fp32" or "bf16", the network's storage.
-            file_format: a file per case, or one zarr array of all.
-            device: where the network runs; None takes a GPU if there is one.
-            batch: members that pass through the network together.
-            rank, world_size: this process among those that share the cases; each takes every world_size-th.
-
-        Raises:
-            ValueError, FileNotFoundError: one line with what doesn't fit.
-        """
         _check_counts(num_members=num_members, num_frames=num_frames, batch=batch)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
@@ -66,7 +68,7 @@ class ForecastRun:
         data = case_data(description, model)
         num_frames = num_frames or data.num_future_frames
         self.reader = open_cases(source, data, description.data_schema, num_frames)
-        self.sampling = _replaced(description.sampling, sampling or {})
+        self.sampling = changed_sampling(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
         request = ForecastRequest(
             model=str(find_model(model)),
@@ -75,17 +77,16 @@ class ForecastRun:
             shards=str(source),
             shards_sha256=self.reader.sha256,
             data=self.reader.data,
-            num_frames=num_frames,
+            frames=self.reader.schema,
             sampling=self.sampling,
+            num_frames=num_frames,
             num_members=num_members,
             seed=seed,
             precision=precision,
-            frames=self.reader.schema,
             file_format=file_format,
         )
-        self.forecaster = load_forecaster(
-            model, device=device, sampling=self.sampling, dtype=_DTYPES[precision], max_batch=batch
-        )
+        dtype = _DTYPES[precision]
+        self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
         self._mine = range(rank, self.num_cases, world_size)
@@ -125,9 +126,7 @@ class ForecastRun:
         written = []
         for number in self._mine:
             if number < num_cases:
-                case = self.reader.read(number)
-                key, members = self.store.read(number)
-                shown = ForecastCase(number, key, case.history, case.truth, members)
+                shown = self.reader.read(number).with_members(self.store.read(number)[1])
                 path = self.store.folder / f"case_{number:06d}.{suffix}"
                 written.append(forecast_animation(shown, self.reader.style(), path))
         return written
@@ -146,8 +145,12 @@ def _check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} is {count}; ask for at least 1")
 
 
-def _replaced(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
-    """``sampling`` with some fields replaced and everything checked again."""
+def changed_sampling(sampling: SamplingConfig, fields: dict) -> SamplingConfig:
+    """``sampling`` with some fields replaced and everything checked again.
+
+    Raises:
+        ValueError: one line with the field, the value and the rule.
+    """
     try:
         return SamplingConfig(**{**sampling.model_dump(), **fields})
     except ValidationError as error:

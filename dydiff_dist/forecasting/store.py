@@ -23,6 +23,7 @@ from dydiff_dist.strict_config import StrictConfig, describe_error
 REQUEST_NAME = "forecast.json"
 ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
+Precision = Literal["fp32", "bf16"]
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
 _PLACES = ("model", "shards", "data.train", "data.valid")
 """Where things lie is no part of what they are: checksums say that."""
@@ -51,7 +52,7 @@ class ForecastRequest(StrictConfig):
     """M."""
     seed: int
     """Key of all noise."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Storage of the network."""
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
@@ -59,12 +60,12 @@ class ForecastRequest(StrictConfig):
 
     @property
     def num_leads(self) -> int:
-        """Frames forecast, S."""
+        """S, how many frames of each case are forecast."""
         return self.num_frames or self.data.num_future_frames
 
     @property
     def shape_MSCHW(self) -> tuple[int, int, int, int, int]:  # noqa: N802 - the letters are the shape
-        """Of one case."""
+        """Shape of one case's ensemble."""
         height, width = self.data.crop_size or self.frames.shape[1:]
         return self.num_members, self.num_leads, self.frames.shape[0], height, width
 
@@ -145,22 +146,18 @@ class NpzStore(ForecastStore):
     """``case_000017.npz`` holds ``members`` (M, S, C, H, W) float32, ``lead_frames`` (S,) int64 and ``key``."""
 
     def cases(self) -> list[int]:
-        """From the files' names."""
         names = (_NPZ_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def path(self, case: int) -> Path:
-        """The case's file."""
         return self.folder / f"case_{case:06d}.npz"
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """The case's file appears complete."""
         lead_frames = self.request.lead_frames[: members.shape[1]]
         with atomic_file(self.path(case)) as partial, open(partial, "wb") as file:
             np.savez(file, members=members.astype(np.float32), lead_frames=lead_frames, key=np.array(key))
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """From the case's file."""
         path = self.path(case)
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -202,21 +199,17 @@ class ZarrStore(ForecastStore):
             raise ValueError(f"{self._array_folder} holds cases of shape {self._members.shape[1:]}, expected {shape}")
 
     def cases(self) -> list[int]:
-        """Those marked complete."""
         return np.flatnonzero(self._complete[:]).tolist()
 
     def path(self, case: int) -> Path:
-        """The chunk of the case."""
         return self._array_folder / "members" / "c" / str(case)
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """The case's chunk, then the mark that it is complete."""
         self._members[case] = members.astype(np.float32)
         self._key[case] = key
-        self._complete[case] = True
+        self._complete[case] = True  # last, so that what is complete is whole
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        """From the case's chunk."""
         if case >= self._complete.shape[0] or not self._complete[case]:
             raise _missing(self.path(case))
         try:

@@ -9,13 +9,13 @@ import torch
 from dydiff_dist.evaluation import choice
 from dydiff_dist.evaluation.baselines import Baseline, Climatology
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
-from dydiff_dist.evaluation.choice import IMAGE_RANGE, ForecastKind
+from dydiff_dist.evaluation.choice import IMAGE_RANGE, ForecastKind, VideoProtocol
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
+from dydiff_dist.evaluation.fvd import ClipExtractor, Fvd, FvdProtocol
 from dydiff_dist.evaluation.lpips import load_lpips, lpips_suite
 from dydiff_dist.evaluation.optical_flow import OpticalFlow
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.suites import Suite
-from dydiff_dist.evaluation.video import ClipExtractor, Fvd, FvdProtocol, VideoProtocol
 from dydiff_dist.forecasting.cases import CaseReader, is_array
 from dydiff_dist.forecasting.store import ForecastStore
 from dydiff_dist.ranks.collectives import gather_objects, own_rank
@@ -77,7 +77,7 @@ class Verification:
             raise ValueError(
                 f"{self.store.path(number)} is of sample {key!r}, case {number} is {case.key!r}; delete it"
             )
-        return ForecastCase(number, key, case.history, case.truth, members)
+        return case.with_members(members)
 
     @property
     def kind(self) -> ForecastKind:

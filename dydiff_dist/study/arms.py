@@ -11,6 +11,7 @@ from typing import Any
 from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.forecasting.run import changed_sampling
 from dydiff_dist.study.config import ForecastConfig, StudyConfig
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -31,6 +32,16 @@ class PlannedForecast:
     """Of the run's hash, the cases and the sampling."""
     folder: Path
 
+    @property
+    def record(self) -> Path:
+        """JSON file that is there once it is scored: means, sampler and time."""
+        return self.folder / "scored.json"
+
+    @property
+    def scores_by_case(self) -> Path:
+        """Its rows of the table by case."""
+        return self.folder / "scores_by_case.csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
@@ -45,13 +56,18 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Arm and seed, as messages name the run."""
         return f"{self.arm} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Where the training writes: its output_dir."""
         return Path(self.config.output_dir)
+
+    @property
+    def record(self) -> Path:
+        """JSON file that is there once it is trained: how long it took, with what."""
+        return self.folder / "trained.json"
 
 
 def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = None) -> list[PlannedRun]:
@@ -70,9 +86,13 @@ def plan_study(study: StudyConfig, folder: Path, only: tuple[str, ...] | None = 
         raise ValueError(f"no arm {unknown[0]!r}; the arms are {', '.join(study.arms)}")
     arms = [name for name in study.arms if only is None or name in only]
     identity = cache(_shards_identity)  # arms share their shards
-    seeds = sorted({seed for arm in arms for seed in study.seeds_of(arm)}, key=_order_of(study))
+    # in the order in which the study lists them, others after
+    others = sorted({seed for arm in arms for seed in study.seeds_of(arm)} - set(study.seeds))
     runs = [
-        _plan_run(study, arm, seed, folder, identity) for seed in seeds for arm in arms if seed in study.seeds_of(arm)
+        _plan_run(study, arm, seed, folder, identity)
+        for seed in dict.fromkeys((*study.seeds, *others))
+        for arm in arms
+        if seed in study.seeds_of(arm)
     ]
     for source in {study.climatology or run.config.data.train for run in runs}:
         _check_climatology(source)
@@ -86,11 +106,6 @@ def _check_climatology(source: str) -> None:
             f"{source} holds latents, and the climatological ensemble is of frames; "
             'set the study\'s "climatology" to the frames that were encoded'
         )
-
-
-def _order_of(study: StudyConfig):
-    """Seeds in the order in which the study lists them, others after."""
-    return lambda seed: (study.seeds.index(seed) if seed in study.seeds else len(study.seeds), seed)
 
 
 def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
@@ -115,23 +130,18 @@ def _plan_forecast(
     name: str, forecast: ForecastConfig, run: RunConfig, run_hash: str, cases_sha256: str, folder: Path
 ) -> PlannedForecast:
     try:
-        sampling = SamplingConfig(**{**run.sampling.model_dump(), **forecast.sampling})
+        sampling = changed_sampling(run.sampling, forecast.sampling)
     except ValueError as error:
-        raise ValueError(f"forecast {name!r}: {str(error).splitlines()[-2].strip()}") from None
+        raise ValueError(f"forecast {name!r}: {error}") from None
     content = {
         "run": run_hash,
         "cases": cases_sha256,
         "sampling": sampling.model_dump(mode="json"),
         "settings": forecast.model_dump(mode="json", exclude={"arms", "seeds", "sampling"}),
     }
-    forecast_hash = hash_of(content)
-    return PlannedForecast(
-        name=name,
-        config=forecast,
-        sampling=sampling,
-        hash=forecast_hash,
-        folder=folder / "forecasts" / f"{name}-{forecast_hash}",
-    )
+    digits = hash_of(content)
+    place = folder / "forecasts" / f"{name}-{digits}"
+    return PlannedForecast(name=name, config=forecast, sampling=sampling, hash=digits, folder=place)
 
 
 def _shards_identity(shards: str) -> str:
@@ -140,6 +150,11 @@ def _shards_identity(shards: str) -> str:
 
 
 def hash_of(content: Any) -> str:
-    """The first digits of the SHA-256 of JSON types, whatever the order of keys."""
+    """The first 12 digits of the SHA-256 of JSON types, whatever the order of keys.
+
+    Example:
+        >>> hash_of({"a": 1, "b": [2]})
+        '0855bfc20eb6'
+    """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]

@@ -101,8 +101,8 @@ class StudyConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _check_names(self) -> "StudyConfig":
-        for name, forecast in self.forecasts.items():
-            for arm in forecast.arms or ():
+        for name, settings in self.forecasts.items():
+            for arm in settings.arms or ():
                 if arm not in self.arms:
                     raise ValueError(f"forecasts.{name}.arms names {arm!r}; the arms are {', '.join(self.arms)}")
         for comparison in self.comparisons:

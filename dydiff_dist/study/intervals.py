@@ -16,7 +16,7 @@ Letters: R seeds, K cases, S lead times, G groups of cases, D draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -55,11 +55,11 @@ class Scored:
     def of_seeds(self, seeds: Sequence[int]) -> "Scored":
         """The same for some of the seeds, in the order given."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        return Scored(tuple(seeds), self.value[rows], self.scale[rows], self.groups)
+        return replace(self, seeds=tuple(seeds), value=self.value[rows], scale=self.scale[rows])
 
     def at_lead(self, lead: int) -> "Scored":
         """The same at one lead time, counted from 0."""
-        return Scored(self.seeds, self.value[..., lead : lead + 1], self.scale[..., lead : lead + 1], self.groups)
+        return replace(self, value=self.value[..., [lead]], scale=self.scale[..., [lead]])
 
     def resampled(self, weights_DG: np.ndarray) -> np.ndarray:
         """(D,): the score where group g counts ``weights[d, g]`` times."""

@@ -36,6 +36,11 @@ class CaseRow:
     leads: np.ndarray = field(compare=False)
     """(S,) float64."""
 
+    @property
+    def identity(self) -> tuple[str, int, str, str, str, int]:
+        """What no two rows of a table share."""
+        return self.arm, self.seed, self.forecast, self.score, self.part, self.case
+
 
 def case_rows(evaluation: Evaluation, scores: Iterable[str], *, arm: str, seed: int, forecast: str) -> list[CaseRow]:
     """The kept scores of an evaluation, of the forecast and of its baselines.

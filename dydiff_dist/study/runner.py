@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 
 import torch
 from tqdm import tqdm
@@ -29,11 +30,6 @@ from dydiff_dist.study.arms import PlannedForecast, PlannedRun
 from dydiff_dist.study.config import StudyConfig
 from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_case_rows
 
-TRAINED_NAME = "trained.json"
-"""In a run's folder once it is trained: how long it took, with what."""
-SCORED_NAME = "scored.json"
-"""In a forecast's folder once it is scored."""
-CASES_NAME = "scores_by_case.csv"
 _POLL_SEC = 0.5
 _CODE = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "constraints.txt")
 """What a training follows from, from the root of the checkout."""
@@ -68,7 +64,7 @@ class StudyRunner:
                 self.say(f"FAILED {run.name}: {error}")
 
     def _train(self, run: PlannedRun, number: int) -> None:
-        if (run.folder / TRAINED_NAME).is_file():
+        if run.record.is_file():
             return
         self.say(f"[{number + 1}/{len(self.runs)}] train {run.name} -> {run.folder}{self._time_left(number)}")
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +83,11 @@ class StudyRunner:
             "processes": self.processes,
             **versions(),
         }
-        write_json(run.folder / TRAINED_NAME, facts)
+        write_json(run.record, facts)
         self._seconds["train"].append(seconds)
 
     def _forecast(self, run: PlannedRun, forecast: PlannedForecast, number: int) -> None:
-        if (forecast.folder / SCORED_NAME).is_file():
+        if forecast.record.is_file():
             return
         self.say(f"[{number + 1}/{len(self.runs)}] forecast {run.name}, {forecast.name}{self._time_left(number)}")
         start = time.perf_counter()
@@ -107,7 +103,7 @@ class StudyRunner:
         forecaster.run()
         forecast_sec = time.perf_counter() - start
         rows, means, num_cases = self._score(run, forecast)
-        write_case_rows(forecast.folder / CASES_NAME, rows)
+        write_case_rows(forecast.scores_by_case, rows)
         facts = {
             "forecast_sec": round(forecast_sec, 1),
             "cases": num_cases,
@@ -116,7 +112,7 @@ class StudyRunner:
             "sampler_steps": forecaster.sampling.num_steps,
             **means,
         }
-        write_json(forecast.folder / SCORED_NAME, facts)
+        write_json(forecast.record, facts)
         self._seconds["forecast"].append(time.perf_counter() - start)
         self.say(f"    {', '.join(f'{name} {value:.5g}' for name, value in means.items())}")
 
@@ -139,50 +135,36 @@ class StudyRunner:
 
     def _time_left(self, number: int) -> str:
         """What remains, by the mean time of what this command has done so far."""
-        train = [run for run in self.runs[number:] if not (run.folder / TRAINED_NAME).is_file()]
-        forecast = [
-            one for run in self.runs[number:] for one in run.forecasts if not (one.folder / SCORED_NAME).is_file()
-        ]
-        total = 0.0
-        for kind, count in (("train", len(train)), ("forecast", len(forecast))):
-            done = self._seconds[kind]
-            if count and not done:
-                return ""
-            total += count * sum(done) / max(len(done), 1)
+        runs = self.runs[number:]
+        missing = {
+            "train": sum(not run.record.is_file() for run in runs),
+            "forecast": sum(not forecast.record.is_file() for run in runs for forecast in run.forecasts),
+        }
+        if any(count and not self._seconds[kind] for kind, count in missing.items()):
+            return ""
+        total = sum(count * mean(self._seconds[kind]) for kind, count in missing.items() if count)
         return f" (about {tqdm.format_interval(total)} left)"
 
 
 def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
     """Rows of everything that is finished: by run and forecast, and by case with each baseline once."""
-    run_rows, rows_by_case, baselines = [], [], set()
-    for run in runs:
-        if not (run.folder / TRAINED_NAME).is_file():
-            continue
-        trained = json.loads((run.folder / TRAINED_NAME).read_text())
-        for forecast in run.forecasts:
-            if not (forecast.folder / SCORED_NAME).is_file():
-                continue
-            training = run.config.training
-            run_rows.append(
-                {
-                    "arm": run.arm,
-                    "seed": run.seed,
-                    "forecast": forecast.name,
-                    "run_hash": run.hash,
-                    "forecast_hash": forecast.hash,
-                    "steps": training.steps,
-                    "samples": training.steps * training.global_batch_size,
-                    **trained,
-                    **json.loads((forecast.folder / SCORED_NAME).read_text()),
-                }
-            )
-            for row in read_case_rows(forecast.folder / CASES_NAME):
-                name = (row.arm, row.forecast, row.score, row.part, row.case)
-                if row.seed < 0 and name in baselines:
-                    continue
-                baselines.add(name)
-                rows_by_case.append(row)
-    return run_rows, rows_by_case
+    run_rows, rows_by_case = [], {}
+    for run in (run for run in runs if run.record.is_file()):
+        training, trained = run.config.training, json.loads(run.record.read_text())
+        for forecast in (forecast for forecast in run.forecasts if forecast.record.is_file()):
+            row = {
+                "arm": run.arm,
+                "seed": run.seed,
+                "forecast": forecast.name,
+                "run_hash": run.hash,
+                "forecast_hash": forecast.hash,
+                "steps": training.steps,
+                "samples": training.steps * training.global_batch_size,
+            }
+            run_rows.append({**row, **trained, **json.loads(forecast.record.read_text())})
+            for by_case in read_case_rows(forecast.scores_by_case):
+                rows_by_case.setdefault(by_case.identity, by_case)
+    return run_rows, list(rows_by_case.values())
 
 
 def training_command(config: Path, processes: int) -> list[str]:

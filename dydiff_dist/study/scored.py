@@ -39,12 +39,11 @@ class CaseTable:
         missing = [(s, c) for s in seeds for c in cases if (s, c, "value") not in rows]
         if missing:
             raise ValueError(f"{arm} seed {missing[0][0]}, {forecast}: case {missing[0][1]} is missing; collect again")
-        value = np.stack([[rows[seed, case, "value"].leads for case in cases] for seed in seeds])
-        is_ratio = (seeds[0], cases[0], "scale") in rows
-        scale = (
-            np.stack([[rows[seed, case, "scale"].leads for case in cases] for seed in seeds])
-            if is_ratio
-            else np.ones_like(value)
-        )
+
+        def terms(part: str) -> np.ndarray:
+            return np.stack([[rows[seed, case, part].leads for case in cases] for seed in seeds])
+
+        value = terms("value")
+        scale = terms("scale") if (seeds[0], cases[0], "scale") in rows else np.ones_like(value)
         keys = [rows[seeds[0], case, "value"].key for case in cases]
         return Scored(seeds, value, scale, group_cases(keys, self.independent))

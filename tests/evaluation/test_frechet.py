@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from dydiff_dist.evaluation import Evaluation, ScoreTable
-from dydiff_dist.evaluation.frechet import frechet_distance
+from dydiff_dist.evaluation.fvd import frechet_distance
 
 
 def _features(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) -> np.ndarray:

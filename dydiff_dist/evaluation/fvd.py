@@ -1,9 +1,10 @@
-"""Features of whole clips for FVD (Unterthiner et al. 2018), from a TorchScript file that the user gives.
+"""Fréchet video distance (Unterthiner et al. 2018): features of clips by the user's own network, and their distance.
 
-No weights come with this project. The I3D file of the field (``i3d_torchscript.pt``) takes clips (N, 3, S, H, W) and
-has arguments ``rescale``, ``resize`` and ``return_features``; another extractor needs only to take clips and return
-(N, D). Loading TorchScript runs the program in the file: only take one from a source that you trust, and pin its
-SHA-256. Letters: N clips, M members, S frames, C channels, H W height and width, D features.
+No weights come with this project: the user gives a TorchScript file. The I3D file of the field
+(``i3d_torchscript.pt``) takes clips (N, 3, S, H, W) and has arguments ``rescale``, ``resize`` and ``return_features``;
+another extractor needs only to take clips and return (N, D). Loading TorchScript runs the program in the file: only
+take one from a source that you trust, and pin its SHA-256.
+Letters: N clips, M members, S frames, C channels, H W height and width, D features.
 """
 
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dydiff_dist.evaluation.frechet import Divisor
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
+Divisor = Literal["n", "n-1"]
+"""Of a covariance."""
 CLIPS_AT_ONCE = 8
 """Clips that pass through the extractor together, always counted within one case: so features do not depend on what a
 case is scored with."""
@@ -32,31 +34,6 @@ class FvdProtocol(StrictConfig):
     """Edge that frames are resized to, bilinear without antialiasing, where the extractor doesn't resize itself."""
     covariance_divisor: Divisor = "n"
     """n, as the evaluation codes that use the I3D TorchScript file do, or n-1."""
-
-
-class VideoProtocol(StrictConfig):
-    """What published numbers of video prediction ask for."""
-
-    name: str
-    frames: tuple[int, int] | None = None
-    """(history, future); None takes any."""
-    size: tuple[int, int] | None = None
-    """(H, W); None takes any."""
-    num_members: int | None = None
-    """Samples per context; None takes any."""
-    lpips_network: Literal["alex", "vgg"] | None = None
-    """Backbone of LPIPS; None takes either."""
-
-
-VIDEO_PRESETS = {
-    name: VideoProtocol(name=name, frames=frames, size=size, num_members=100, lpips_network="vgg")
-    for name, frames, size in (
-        ("bair", (1, 15), (64, 64)),
-        ("robonet-64", (2, 10), (64, 64)),
-        ("robonet-256", (2, 10), (256, 256)),
-    )
-}
-"""Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
 
 class ClipExtractor:
@@ -178,3 +155,38 @@ class Fvd:
 def _last_line(error: Exception) -> str:
     """What went wrong: torch's messages begin with where."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+def frechet_distance(first_ND: np.ndarray, second_ND: np.ndarray, divisor: Divisor = "n") -> float:
+    """Squared 2-Wasserstein distance of the Gaussians with the sets' means and covariances (Dowson & Landau 1982).
+
+    |m1 - m2|² + tr(Σ1 + Σ2 - 2 (Σ1 Σ2)^½). With Σ = Aᵀ A, A the centred features over √divisor, the last trace is the
+    sum of the singular values of A1 A2ᵀ. So no covariance is formed and no root of a nearly singular matrix is drawn:
+    it is as exact for fewer clips than features, where covariances have no full rank, as for many. All in float64.
+
+    Args:
+        first_ND, second_ND: features, at least two of each set, any real dtype; the sets may differ in size.
+        divisor: of the covariances.
+
+    Raises:
+        ValueError: fewer than two clips.
+
+    Example:
+        >>> features = np.array([[0.0], [2.0]])
+        >>> frechet_distance(features, features + 3)
+        9.0
+    """
+    (mean1, root1), (mean2, root2) = (_mean_and_root(x, divisor) for x in (first_ND, second_ND))
+    between = np.linalg.svd(root1 @ root2.T, compute_uv=False).sum()
+    return float(np.square(mean1 - mean2).sum() + np.square(root1).sum() + np.square(root2).sum() - 2 * between)
+
+
+def _mean_and_root(features_ND: np.ndarray, divisor: Divisor) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (D,), A with at most D rows and Aᵀ A the covariance)."""
+    count = len(features_ND)
+    if count < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 clips of each kind, there are {count}; score more cases")
+    features = features_ND.astype(np.float64)
+    mean = features.mean(axis=0)
+    root = (features - mean) / np.sqrt(count if divisor == "n" else count - 1)
+    return mean, root if count <= features.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))

@@ -10,10 +10,9 @@ import torch
 
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import ForecastCase, evaluate
-from dydiff_dist.evaluation.choice import ForecastKind, choose_suites
-from dydiff_dist.evaluation.frechet import frechet_distance
+from dydiff_dist.evaluation.choice import VIDEO_PRESETS, ForecastKind, choose_suites
+from dydiff_dist.evaluation.fvd import ClipExtractor, Fvd, FvdProtocol, frechet_distance
 from dydiff_dist.evaluation.score_files import summary
-from dydiff_dist.evaluation.video import VIDEO_PRESETS, ClipExtractor, Fvd, FvdProtocol
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
