@@ -7,7 +7,6 @@ import torch
 
 from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
-from dydiff_dist.engine.partitions import Piece
 from dydiff_dist.engine.state import AVERAGED, WEIGHTS
 from dydiff_dist.files import TensorSpec
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES, stream_model
@@ -87,7 +86,6 @@ def export_checkpoint(
     def read(name: str) -> torch.Tensor:
         if name in buffers:
             return buffers[name]
-        piece = Piece(name, 0, torch.Size(shapes[name]).numel(), 0, 0)
-        return reader.read(AVERAGED, kind, piece).to(target)
+        return reader.read_whole(AVERAGED, kind, name).to(target)
 
     return stream_model(out, specs, read, reader.facts["config"], max_file_bytes=max_file_bytes, **exported)

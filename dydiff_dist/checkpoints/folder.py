@@ -12,7 +12,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +222,10 @@ class CheckpointReader:
             )
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
 
-    def whole(self, engine: str, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of every parameter, one at a time."""
-        for name, shape in self.shapes(engine).items():
-            piece = Piece(name, 0, torch.Size(shape).numel(), 0, 0)
-            yield name, self.read(engine, kind, piece).view(shape)
+    def read_whole(self, engine: str, kind: str, name: str) -> Tensor:
+        """A whole parameter in its shape, on the CPU."""
+        shape = self.shapes(engine)[name]
+        return self.read(engine, kind, Piece(name, 0, torch.Size(shape).numel(), 0, 0)).view(shape)
 
     def _open(self, name: str) -> Any:
         if name not in self.facts["bytes"]:

@@ -73,7 +73,7 @@ def check_hosts(hosts: Mapping[str, int], folder: Path) -> list[Finding]:
 
 
 def check_environment_file() -> Iterator[Finding]:
-    """Looks at ``.deepspeed_env``, which carries variables to the other machines; the launcher crashes on a line without '='."""
+    """``.deepspeed_env``, which carries variables to other machines; the launcher crashes on a line without '='."""
     for path, lines in _environment_files().items():
         bad = [number for number, line in enumerate(lines, 1) if "=" not in line]
         advice = "one NAME=value a line; no comments and no empty lines"

@@ -23,7 +23,7 @@ def run_training(task_type: type[Task], description: str) -> None:
         task_type: what is trained.
         description: the program's help.
     """
-    run_command(lambda: _train(task_type, _parse(description)), _speaks)
+    run_command(lambda: _train(task_type, _parse(description)), _reports_errors)
 
 
 def _parse(description: str) -> argparse.Namespace:
@@ -71,8 +71,8 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     return 130 if received == signal.SIGINT else 0
 
 
-def _speaks() -> bool:
-    """Before the ranks have joined they all fail alike, and rank 0 speaks for them; later each has its own errors."""
+def _reports_errors() -> bool:
+    """Before the ranks have joined they all fail alike, and rank 0 reports for them; later each has its own errors."""
     if torch.distributed.is_initialized():
         return True
     try:
