@@ -138,8 +138,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def damaged_files(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """The files whose SHA-256 differs from what was written, among this rank's share of them; reads them whole."""
+    """What is damaged, a few words each: the facts, or files that this rank's share of reading them whole has found.
+
+    Raises:
+        ValueError: a checkpoint of another format.
+    """
     found = []
+    try:
+        read_facts(folder)
+    except DamagedError as error:
+        return [str(error)]
     for name, digest in sorted(_sums(folder).items())[rank::world_size]:
         try:
             if file_sha256(folder / name) != digest:

@@ -108,7 +108,7 @@ class CheckpointStore:
             "position": asdict(position),
             "config": config,
             "exported": exported,
-            "numbers": {name: state.numbers() for name, state in self.states.items()},
+            "numbers": {name: state.engine.numbers() for name, state in self.states.items()},
         }
         layout = {name: state.layout() for name, state in self.states.items()}
         data = self._host.copy(tensors) if self.asynchronous else (tensor.cpu() for tensor in tensors)
@@ -296,7 +296,7 @@ def _share(
     for engine, state in states.items():
         kinds, steps = state.kinds(), state.optimizer_steps()
         pieces[engine] = {}
-        for piece in state.owned_pieces():
+        for piece in state.partitions.owned(world.rank):
             pieces[engine][piece.name] = [piece.start, piece.length, steps[piece.partition]]
             for kind, partitions in kinds.items():
                 partition = partitions[piece.partition]

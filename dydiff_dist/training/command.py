@@ -10,10 +10,12 @@ import torch
 
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
+from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
+from dydiff_dist.training.trainer import Trainer
 
 
 def run_training(task_type: type[Task], description: str) -> None:
@@ -49,12 +51,6 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
         print(describe(task), flush=True)
     if arguments.dry_run:
         return 0
-
-    from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
-    from dydiff_dist.training.trainer import (
-        Trainer,  # imports TensorBoard, seconds that an error above need not wait for
-    )
-
     try:
         with Trainer(task) as trainer:
             received = trainer.train()
