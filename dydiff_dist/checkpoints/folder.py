@@ -50,7 +50,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def tensor_key(engine: str, kind: str, name: str) -> str:
-    """The name of a parameter's range in a file."""
+    """The name of a parameter's range in a file: ``model/average.ema/blocks.0.weight``."""
     return f"{engine}/{kind}/{name}"
 
 
@@ -138,7 +138,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def damaged_files(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """What is damaged, a few words each: the facts, or files that this rank's share of reading them whole has found.
+    """What is damaged, a few words each: the facts, or files, whose SHA-256 this rank checks its share of.
+
+    Args:
+        folder: of the checkpoint.
+        rank: this process among those that divide the reading.
+        world_size: how many they are.
 
     Raises:
         ValueError: a checkpoint of another format.
@@ -206,12 +211,17 @@ class CheckpointReader:
         return max((steps for *_, steps in self._ranges[engine, name] if steps is not None), default=None)
 
     def buffers(self, engine: str) -> dict[str, Tensor]:
-        """The network's buffers."""
+        """Buffers of an engine's network by name, on the CPU."""
         names, file = self._engines[engine]["buffers"], self._open(rank_file(0))
         return {name: file.get_tensor(tensor_key(engine, BUFFER, name)) for name in names}
 
     def read(self, engine: str, kind: str, piece: Piece) -> Tensor:
         """The elements of one range of a parameter, flat, on the CPU.
+
+        Args:
+            engine: whose parameter.
+            kind: of state, as ``engine/state.py`` names them.
+            piece: the range; its place in a partition doesn't matter.
 
         Raises:
             ValueError: the checkpoint has no such parameter or not all of the range.
@@ -231,7 +241,7 @@ class CheckpointReader:
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
 
     def read_whole(self, engine: str, kind: str, name: str) -> Tensor:
-        """A whole parameter in its shape, on the CPU."""
+        """A whole parameter in its shape, on the CPU; arguments and errors as of `read`."""
         shape = self.shapes(engine)[name]
         return self.read(engine, kind, Piece(name, 0, torch.Size(shape).numel(), 0, 0)).view(shape)
 

@@ -104,7 +104,13 @@ def all_reduce_command(hosts: Mapping[str, int], master_addr: str | None) -> lis
 
 
 def all_reduce_over_ssh(hosts: Mapping[str, int], master_addr: str | None, timeout_sec: float = 120) -> list[Finding]:
-    """Starts one rank on each host and returns what rank 0 found out about all of them together."""
+    """Starts one rank on each host and returns what rank 0 found out about all of them together.
+
+    Args:
+        hosts: as `read_hostfile` gives them.
+        master_addr: of the first host, as all others reach it; None is what ssh would connect to.
+        timeout_sec: within which they must be done.
+    """
     processes = [
         subprocess.Popen(_ssh(host, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for host, command in all_reduce_command(hosts, master_addr)

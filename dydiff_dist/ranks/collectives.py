@@ -49,7 +49,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Returns once every rank has called it."""
     if _num_ranks() > 1:
         dist.barrier()
 

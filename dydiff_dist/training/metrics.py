@@ -68,7 +68,7 @@ class Meter:
         self._start, self._steps, self._wait_sec = time.perf_counter(), 0, 0.0
 
     def add(self, wait_sec: float) -> None:
-        """Counts a step."""
+        """Counts a step, of which ``wait_sec`` were spent waiting for data."""
         self._steps += 1
         self._wait_sec += wait_sec
 
@@ -115,7 +115,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter read."""
+    """What a meter read: as text for the log line, and as scalars for TensorBoard."""
 
     line: str
     scalars: dict[str, float] = field(default_factory=dict)
