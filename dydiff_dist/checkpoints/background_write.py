@@ -90,7 +90,7 @@ class BackgroundWrite:
             if self._finish is not None:
                 self._finish(self._cancelled)
         except (OSError, DamagedError) as error:
-            self.failure = f"checkpoint {self.final} could not be written"
+            self.failure = f"checkpoint {self.final} could not be written"  # known even if looking for the reason fails
             self.failure = self._describe(error)
         except BaseException as error:
             self.failure = f"checkpoint {self.final} could not be written ({type(error).__name__}: {error})"

@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 
 from dydiff_dist.checkpoints import folder as checkpoint_folder
-from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
-from dydiff_dist.engine.partitions import Piece
+from dydiff_dist.checkpoints.folder import CheckpointReader
 from dydiff_dist.engine.state import AVERAGED, WEIGHTS
 from dydiff_dist.files import TensorSpec
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES, stream_model
@@ -37,11 +36,7 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         raise FileNotFoundError(f"{wanted} in {str(run)!r}; those there: {present}")
     damage = []
     for path in reversed(found):
-        try:
-            checkpoint_folder.read_facts(path)
-            damaged = checkpoint_folder.damaged_files(path)
-        except DamagedError as error:
-            damaged = [str(error)]
+        damaged = checkpoint_folder.damaged_files(path)
         if not damaged:
             return path
         damage.append(f"{path.name}: {', '.join(damaged)}")
@@ -87,7 +82,6 @@ def export_checkpoint(
     def read(name: str) -> torch.Tensor:
         if name in buffers:
             return buffers[name]
-        piece = Piece(name, 0, torch.Size(shapes[name]).numel(), 0, 0)
-        return reader.read(AVERAGED, kind, piece).to(target)
+        return reader.read_whole(AVERAGED, kind, name).to(target)
 
     return stream_model(out, specs, read, reader.facts["config"], max_file_bytes=max_file_bytes, **exported)

@@ -12,7 +12,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def tensor_key(engine: str, kind: str, name: str) -> str:
-    """The name of a parameter's range in a file."""
+    """The name of a parameter's range in a file: ``model/average.ema/blocks.0.weight``."""
     return f"{engine}/{kind}/{name}"
 
 
@@ -139,8 +138,21 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def damaged_files(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """The files whose SHA-256 differs from what was written, among this rank's share of them; reads them whole."""
+    """What is damaged, a few words each: the facts, or files, whose SHA-256 this rank checks its share of.
+
+    Args:
+        folder: of the checkpoint.
+        rank: this process among those that divide the reading.
+        world_size: how many they are.
+
+    Raises:
+        ValueError: a checkpoint of another format.
+    """
     found = []
+    try:
+        read_facts(folder)
+    except DamagedError as error:
+        return [str(error)]
     for name, digest in sorted(_sums(folder).items())[rank::world_size]:
         try:
             if file_sha256(folder / name) != digest:
@@ -199,12 +211,17 @@ class CheckpointReader:
         return max((steps for *_, steps in self._ranges[engine, name] if steps is not None), default=None)
 
     def buffers(self, engine: str) -> dict[str, Tensor]:
-        """The network's buffers."""
+        """Buffers of an engine's network by name, on the CPU."""
         names, file = self._engines[engine]["buffers"], self._open(rank_file(0))
         return {name: file.get_tensor(tensor_key(engine, BUFFER, name)) for name in names}
 
     def read(self, engine: str, kind: str, piece: Piece) -> Tensor:
         """The elements of one range of a parameter, flat, on the CPU.
+
+        Args:
+            engine: whose parameter.
+            kind: of state, as ``engine/state.py`` names them.
+            piece: the range; its place in a partition doesn't matter.
 
         Raises:
             ValueError: the checkpoint has no such parameter or not all of the range.
@@ -223,11 +240,10 @@ class CheckpointReader:
             )
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
 
-    def whole(self, engine: str, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of every parameter, one at a time."""
-        for name, shape in self.shapes(engine).items():
-            piece = Piece(name, 0, torch.Size(shape).numel(), 0, 0)
-            yield name, self.read(engine, kind, piece).view(shape)
+    def read_whole(self, engine: str, kind: str, name: str) -> Tensor:
+        """A whole parameter in its shape, on the CPU; arguments and errors as of `read`."""
+        shape = self.shapes(engine)[name]
+        return self.read(engine, kind, Piece(name, 0, torch.Size(shape).numel(), 0, 0)).view(shape)
 
     def _open(self, name: str) -> Any:
         if name not in self.facts["bytes"]:

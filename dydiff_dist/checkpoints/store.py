@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,7 +85,7 @@ class CheckpointStore:
         self.keep_last, self.keep_every, self.asynchronous = keep_last, keep_every, asynchronous
         self._host = HostBuffer(pinned=world.device.type == "cuda")
         self._writing: BackgroundWrite | None = None
-        self._lock = self._on_main(self._open_folder, f"output_dir {folder.parent} can't be written")
+        self._lock: IO[str] | None = self._on_main(self._open_folder, f"output_dir {folder.parent} can't be written")
 
     def save(self, position: RunPosition, config: dict[str, Any], exported: dict[str, Any] | None = None) -> SaveReport:
         """Begins to write the state at ``position``; with ``asynchronous`` off, also waits until it is written.
@@ -100,21 +101,21 @@ class CheckpointStore:
         start = time.perf_counter()
         self.wait()
         final = self.folder / checkpoint_folder.folder_name(position.step)
-        partial = self._partial(final)
-        self._on_main(lambda: _fresh_folder(partial), f"checkpoint {final} can't be written")
+        partial_folder = self._partial(final)
+        self._on_main(lambda: _make_empty(partial_folder), f"checkpoint {final} can't be written")
         specs, pieces, tensors = _share(self.states, self.world)
         facts = {
             "position": asdict(position),
             "config": config,
             "exported": exported,
-            "numbers": {name: state.numbers() for name, state in self.states.items()},
+            "numbers": {name: state.engine.numbers() for name, state in self.states.items()},
         }
         layout = {name: state.layout() for name, state in self.states.items()}
         data = self._host.copy(tensors) if self.asynchronous else (tensor.cpu() for tensor in tensors)
         self._writing = BackgroundWrite(
             final,
-            write=lambda: self._write_share(partial, specs, data, pieces),
-            finish=(lambda cancelled: self._finish(partial, final, facts, layout, cancelled))
+            write=lambda: self._write_share(partial_folder, specs, data, pieces),
+            finish=(lambda cancelled: self._finish(partial_folder, final, facts, layout, cancelled))
             if self.world.is_main
             else None,
         )
@@ -202,7 +203,7 @@ class CheckpointStore:
         raise_together(reason)
         return result
 
-    def _open_folder(self) -> Any:
+    def _open_folder(self) -> IO[str]:
         """The folder's lock, and an end to what an interrupted save left behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(self.folder)
@@ -227,7 +228,8 @@ class CheckpointStore:
         """Seals what all ranks have written, gives it its name and deletes older ones; runs in rank 0's thread."""
         markers = {checkpoint_folder.marker_file(rank) for rank in range(self.world.world_size)}
         pause_sec, longest_sec = _MARKER_POLL_SEC
-        while not markers <= set(os.listdir(partial)):  # a listing, as network file systems remember absent names
+        # a listing, as network file systems remember absent names
+        while not markers <= set(os.listdir(partial)):
             if cancelled.wait(pause_sec):
                 return
             pause_sec = min(1.5 * pause_sec, longest_sec)
@@ -247,11 +249,11 @@ class CheckpointStore:
 
     def _damage(self, folder: Path, check_config: Callable[[dict], None]) -> str:
         """What is damaged in a checkpoint, "" if nothing; the ranks share the reading and agree."""
+        facts, damage = {}, ""
         try:
             facts = checkpoint_folder.read_facts(folder)
-            damage = ""
         except DamagedError as error:
-            facts, damage = None, str(error)
+            damage = str(error)
         damage = next(filter(None, gather_objects(damage)), "")
         if damage:
             return damage
@@ -276,9 +278,9 @@ class CheckpointStore:
                 raise ValueError(f"{reader.folder} has {reader.engines}, not {name!r}; set output_dir to a new folder")
             _check_shapes(reader.shapes(name), state.partitions.shapes, reader.folder)
             state.restore(
-                lambda kind, piece, name=name: reader.read(name, kind, piece),
+                partial(reader.read, name),
                 kinds=reader.kinds(name),
-                steps=lambda parameter, name=name: reader.optimizer_steps(name, parameter),
+                steps=partial(reader.optimizer_steps, name),
                 buffers=reader.buffers(name),
                 numbers=reader.facts["numbers"][name],
             )
@@ -295,7 +297,7 @@ def _share(
     for engine, state in states.items():
         kinds, steps = state.kinds(), state.optimizer_steps()
         pieces[engine] = {}
-        for piece in state.owned_pieces():
+        for piece in state.partitions.owned(world.rank):
             pieces[engine][piece.name] = [piece.start, piece.length, steps[piece.partition]]
             for kind, partitions in kinds.items():
                 partition = partitions[piece.partition]
@@ -319,7 +321,7 @@ def _check_shapes(stored: Mapping[str, tuple], present: Mapping[str, tuple], fol
             )
 
 
-def _fresh_folder(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     """Makes an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -337,7 +339,7 @@ def _list_damage(damaged: Mapping[Path, str]) -> str:
     return "; ".join(f"{folder.name}: {damage}" for folder, damage in damaged.items())
 
 
-def _lock(folder: Path) -> IO:
+def _lock(folder: Path) -> IO[str]:
     """Takes the folder for this process until it ends, by whatever death.
 
     Raises:

@@ -16,7 +16,7 @@ _PATIENCE_MINUTES = 2
 
 
 def examine_machine() -> list[Finding]:
-    """This machine by itself."""
+    """Everything that can be found out about this machine by itself."""
     looks = (
         *(software.packages, software.kernels, software.attention, software.programs),
         *(machine.processor, machine.memory, machine.limits, machine.gpus, machine.network, machine.variables),
@@ -47,7 +47,16 @@ def examine_ranks(world: World, folder: Path) -> list[Finding]:
 
 
 def examine_hosts(hostfile: Path, folder: Path, master_addr: str | None) -> list[Finding]:
-    """This machine, and those of a hostfile through ssh."""
+    """This machine, and those of a hostfile through ssh.
+
+    Args:
+        hostfile: one line a machine, NAME slots=GPUS.
+        folder: that all machines should share.
+        master_addr: address of the first one that the others reach; None is what ssh would connect to.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_hostfile`.
+    """
     hosts = read_hostfile(hostfile)
     findings = check_hosts(hosts, folder)
     if len(hosts) > 1 and not any(finding.level == "problem" for finding in findings):

@@ -39,7 +39,7 @@ def exit_status(findings: list[Finding]) -> int:
 
 
 def as_text(findings: list[Finding], title: str = "") -> str:
-    """One line each, advice below."""
+    """One line for each finding, advice below it."""
     width = max((len(finding.subject) for finding in findings), default=0)
     lines = [title] if title else []
     for finding in findings:

@@ -73,7 +73,7 @@ def check_hosts(hosts: Mapping[str, int], folder: Path) -> list[Finding]:
 
 
 def check_environment_file() -> Iterator[Finding]:
-    """Looks at ``.deepspeed_env``, which carries variables to the other machines; the launcher crashes on a line without '='."""
+    """``.deepspeed_env``, which carries variables to other machines; the launcher crashes on a line without '='."""
     for path, lines in _environment_files().items():
         bad = [number for number, line in enumerate(lines, 1) if "=" not in line]
         advice = "one NAME=value a line; no comments and no empty lines"
@@ -104,7 +104,13 @@ def all_reduce_command(hosts: Mapping[str, int], master_addr: str | None) -> lis
 
 
 def all_reduce_over_ssh(hosts: Mapping[str, int], master_addr: str | None, timeout_sec: float = 120) -> list[Finding]:
-    """Starts one rank on each host and returns what rank 0 found out about all of them together."""
+    """Starts one rank on each host and returns what rank 0 found out about all of them together.
+
+    Args:
+        hosts: as `read_hostfile` gives them.
+        master_addr: of the first host, as all others reach it; None is what ssh would connect to.
+        timeout_sec: within which they must be done.
+    """
     processes = [
         subprocess.Popen(_ssh(host, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for host, command in all_reduce_command(hosts, master_addr)

@@ -62,14 +62,14 @@ def kernels() -> Iterator[Finding]:
 
 
 def attention() -> Iterator[Finding]:
-    """The attention that ``auto`` means."""
+    """The attention that ``auto`` means on this machine's device."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     chosen = resolve_attention("auto", device, dtype).__name__.removesuffix("_attention")
     yield Finding("attention", "ok", f"{chosen} on {device}")
 
 
 def programs() -> Iterator[Finding]:
-    """Compilers and launchers in PATH."""
+    """Compilers and launchers that are in PATH."""
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     advice = "needed to build the C++ kernels and by torch.compile; Debian: apt-get install g++"
     yield Finding("compiler", "ok" if compiler else "warning", compiler or "no C++ compiler", advice)

@@ -50,7 +50,13 @@ def shared_folder(folder: Path, world: World) -> Iterator[Finding]:
 
 
 def all_reduce_bandwidth(world: World, megabytes: int = 64, rounds: int = 5) -> Iterator[Finding]:
-    """Time of summing a float32 tensor over all ranks, and the bandwidth of each rank's link that follows from it."""
+    """Time of summing a float32 tensor over all ranks, and the bandwidth of each rank's link that follows from it.
+
+    Args:
+        world: the ranks.
+        megabytes: of the tensor, in MiB.
+        rounds: of which the median counts.
+    """
     values = torch.ones(megabytes * _MIB // 4, device=world.device)
     times = []
     for _ in range(rounds + 1):

@@ -52,5 +52,5 @@ def move_schedule(schedule: LambdaLR, steps: int) -> None:
 
 
 def num_parameters(parameters: Iterable[torch.Tensor]) -> int:
-    """Total number of elements."""
+    """Number of elements of all tensors together."""
     return sum(p.numel() for p in parameters)

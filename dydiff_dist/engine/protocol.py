@@ -44,6 +44,11 @@ class Engine(ABC):
     def check(cls, training: OptimizationConfig, options: Mapping[str, Any], device_type: str) -> None:
         """Refuses what the engine can't do; needs no other rank and no memory.
 
+        Args:
+            training: of the run.
+            options: the engine's section.
+            device_type: of each rank, ``cpu`` or ``cuda``.
+
         Raises:
             ValueError: the key, its value, and what to change.
         """
@@ -53,7 +58,14 @@ class Engine(ABC):
     def state_bytes(
         cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
     ) -> dict[str, int]:
-        """Bytes on one rank of weights, gradients, optimizer and EMA, by these names."""
+        """Bytes on one rank of weights, gradients, optimizer and EMA, by these names.
+
+        Args:
+            num_params: elements of all parameters, of all the task's networks together.
+            world_size: ranks that divide the state, as far as the engine divides it.
+            training: of the run.
+            options: the engine's section.
+        """
 
     @classmethod
     @abstractmethod
@@ -100,7 +112,7 @@ class Engine(ABC):
 
     @abstractmethod
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Of the next update, as the schedule has it."""
 
     def loss_scale(self) -> float | None:
         """The present factor on the loss; None without loss scaling."""

@@ -33,12 +33,8 @@ class EngineState:
     """
 
     def __init__(self, engine: Engine, ema: EMA | None, rank: int):
-        self._engine, self._ema, self._rank = engine, ema, rank
+        self.engine, self._ema, self._rank = engine, ema, rank
         self.partitions = engine.partitions
-
-    def owned_pieces(self) -> list[Piece]:
-        """What this rank is to write of every kind."""
-        return self.partitions.owned(self._rank)
 
     def kinds(self) -> dict[str, list[Tensor | None]]:
         """Kind -> this rank's partitions, flat, on their devices; None where the optimizer has no moments yet."""
@@ -59,10 +55,6 @@ class EngineState:
         buffers = list(self.partitions.buffers())
         return {"shapes": self.partitions.shapes, "kinds": list(self.kinds()), "buffers": buffers}
 
-    def numbers(self) -> dict[str, Any]:
-        """The engine's, see `Engine.numbers`."""
-        return self._engine.numbers()
-
     @torch.no_grad()
     def restore(
         self,
@@ -80,7 +72,7 @@ class EngineState:
             kinds: of state that it has.
             steps: parameter name -> updates its optimizer had made of it, None for none.
             buffers: of the network.
-            numbers: as ``numbers()`` gave them.
+            numbers: as ``Engine.numbers`` gave them.
         """
         pieces = self.partitions.by_partition(self.partitions.pieces(self._rank))
         moments = [kind.removeprefix("optimizer.") for kind in kinds if kind.startswith("optimizer.")]
@@ -92,7 +84,7 @@ class EngineState:
                 _fill(average, own, AVERAGE, read)
         for name, buffer in self.partitions.buffers().items():
             buffer.copy_(buffers[name])
-        self._engine.restore_numbers(numbers)
+        self.engine.restore_numbers(numbers)
         self.partitions.publish()
 
     def _optimizer_states(self) -> list[dict[str, Any]]:

@@ -31,16 +31,6 @@ def agree_max(*values: int) -> tuple[int, ...]:
     return tuple(shared.tolist())
 
 
-def gather_rows(row: torch.Tensor) -> torch.Tensor:
-    """Every rank's (K,) values on the CPU in rank order, (ranks, K), on all ranks."""
-    if _num_ranks() == 1:
-        return row[None]
-    rows = row.new_zeros(_num_ranks(), len(row))
-    rows[dist.get_rank()] = row
-    dist.all_reduce(rows)  # gloo has no gather into one tensor for every dtype
-    return rows
-
-
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over all ranks, on all ranks; ``values`` itself stays."""
     if _num_ranks() > 1:
@@ -59,7 +49,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Returns once every rank has called it."""
     if _num_ranks() > 1:
         dist.barrier()
 

@@ -57,6 +57,11 @@ def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_
 def rendezvous(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Store, str]:
     """Waits for all ranks at MASTER_ADDR:MASTER_PORT.
 
+    Args:
+        rank: this process's.
+        world_size: ranks that must come.
+        timeout_sec: within which they must.
+
     Returns:
         The part of the store that belongs to this session, and the session's name, the same on every rank.
 

@@ -64,7 +64,13 @@ class Activity:
         self._now = (name, time.monotonic())
 
     def heartbeat(self, beat: int, place: str, end: str | None) -> Heartbeat:
-        """The present state."""
+        """The present state, to be published.
+
+        Args:
+            beat: number of the publication.
+            place: host and process.
+            end: why the process stops; None while it runs.
+        """
         name, since = self._now
         return Heartbeat(
             beat=beat,

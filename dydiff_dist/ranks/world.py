@@ -32,7 +32,7 @@ class World:
 
     @property
     def replica(self) -> int:
-        """Number of this rank's group."""
+        """Number of this rank's group among them, from 0."""
         return self.rank // self.ranks_per_sample
 
     def with_ranks_per_sample(self, size: int) -> "World":

@@ -11,10 +11,12 @@ import torch
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
+from dydiff_dist.training.trainer import Trainer
 
 
 def run_training(task_type: type[Task], description: str) -> None:
@@ -24,7 +26,7 @@ def run_training(task_type: type[Task], description: str) -> None:
         task_type: what is trained.
         description: the program's help.
     """
-    run_command(lambda: _train(task_type, _parse(description)), _speaks)
+    run_command(lambda: _train(task_type, _parse(description)), _reports_errors)
 
 
 def _parse(description: str) -> argparse.Namespace:
@@ -51,12 +53,6 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
         print(describe(task), flush=True)
     if arguments.dry_run:
         return 0
-
-    from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
-    from dydiff_dist.training.trainer import (
-        Trainer,  # imports TensorBoard, seconds that an error above need not wait for
-    )
-
     try:
         with Trainer(task) as trainer:
             received = trainer.train()
@@ -73,8 +69,8 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     return 130 if received == signal.SIGINT else 0
 
 
-def _speaks() -> bool:
-    """Before the ranks have joined they all fail alike, and rank 0 speaks for them; later each has its own errors."""
+def _reports_errors() -> bool:
+    """Before the ranks have joined they all fail alike, and rank 0 reports for them; later each has its own errors."""
     if torch.distributed.is_initialized():
         return True
     try:

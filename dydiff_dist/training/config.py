@@ -29,7 +29,7 @@ class NonFiniteConfig(StrictConfig):
 
 
 class TrainingConfig(OptimizationConfig):
-    """The training loop."""
+    """The training loop: what an engine is told, and when logs, checkpoints and validations fall due."""
 
     nonfinite: NonFiniteConfig = NonFiniteConfig()
     """Losses and gradients that are not finite."""
@@ -144,7 +144,16 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
 
 
 def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConfig]) -> AnyRunConfig:
-    """Validates a configuration tree as read from JSON; ``source`` names it in errors."""
+    """Validates a configuration tree as read from JSON.
+
+    Args:
+        tree: sections by name.
+        source: what errors call it, e.g. its file.
+        config_type: the kind of run.
+
+    Raises:
+        ValueError: one line with source, key, value and rule.
+    """
     try:
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:

@@ -3,14 +3,14 @@
 FLOP: floating-point operation, a multiplication and an addition being two. MFU: model FLOP/s over the hardware's peak.
 """
 
-import os
 import time
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 
 from dydiff_dist.hardware import recognise_gpu
-from dydiff_dist.ranks.collectives import gather_rows
+from dydiff_dist.ranks.collectives import gather_objects
 from dydiff_dist.ranks.world import World
 
 _GIB = 2**30
@@ -68,7 +68,7 @@ class Meter:
         self._start, self._steps, self._wait_sec = time.perf_counter(), 0, 0.0
 
     def add(self, wait_sec: float) -> None:
-        """Counts a step."""
+        """Counts a step, of which ``wait_sec`` were spent waiting for data."""
         self._steps += 1
         self._wait_sec += wait_sec
 
@@ -81,7 +81,7 @@ class Meter:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         samples_per_sec = self._steps * self.samples_per_step / elapsed
         mine = (self._wait_sec / elapsed, damaged_fraction, resident_bytes(), device_peak_bytes(self.world))
-        wait, damaged, resident, device = gather_rows(torch.tensor(mine, dtype=torch.float64)).unbind(1)
+        wait, damaged, resident, device = torch.tensor(gather_objects(mine), dtype=torch.float64).unbind(1)
         self.restart()
         scalars = {
             "speed/samples_per_sec": samples_per_sec,
@@ -115,19 +115,15 @@ class Meter:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter read."""
+    """What a meter read: as text for the log line, and as scalars for TensorBoard."""
 
     line: str
     scalars: dict[str, float] = field(default_factory=dict)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM; 0 where the system doesn't say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Memory of this process that is in RAM."""
+    return psutil.Process().memory_info().rss
 
 
 def device_peak_bytes(world: World) -> int:

@@ -69,7 +69,7 @@ class NonFiniteGuard:
         return not (losses.isfinite().all() and all(finite))
 
     def passed(self) -> None:
-        """A batch was good."""
+        """Notes that a batch was good, which ends the row of bad ones."""
         self._in_a_row = 0
 
     def judge(self, record: StepRecord, position: RunPosition) -> tuple[Literal["skip", "rollback"], str]:

@@ -28,7 +28,7 @@ class RunLog:
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
 
     def advance(self) -> None:
-        """One step is done."""
+        """Moves the bar on by one step."""
         if self._bar is not None:
             self._bar.update()
 
@@ -39,7 +39,7 @@ class RunLog:
                 self._writer.add_scalar(name, value, step)
 
     def figure(self, step: int, name: str, figure) -> None:
-        """Writes a matplotlib figure to TensorBoard."""
+        """Writes a matplotlib figure to TensorBoard under ``name``."""
         if self._writer is not None:
             self._writer.add_figure(name, figure, step)
 

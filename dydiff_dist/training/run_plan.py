@@ -67,17 +67,18 @@ class RunPlan(Generic[AnyRunConfig]):
         Raises:
             ValueError: naming the first key that differs.
         """
-        present = self.config.model_dump(mode="json")
-        # read by this version, so that a key of another one is no difference
-        merged = {**present, **{section: saved[section] for section in self.config.fixed_sections}}
+        present, fixed = self.config.model_dump(mode="json"), self.config.fixed_sections
+        # read by this version, so that neither a retired key nor the default of a new one is a difference
+        old = {section: (saved if section in fixed else present).get(section) for section in (*present, *fixed)}
+        old = {section: tree for section, tree in old.items() if tree is not None}
         try:
-            old = parse_config(merged, "its configuration", type(self.config)).model_dump(mode="json")
+            old = parse_config(old, "its configuration", type(self.config)).model_dump(mode="json")
         except ValueError as error:
             raise ValueError(
                 f"{self.config.output_dir} holds a run of another version ({error}); finish it with the version that "
                 "began it, or set output_dir to a new folder"
             ) from None
-        for section in self.config.fixed_sections:
+        for section in fixed:
             for key, before, now in _differences(old[section], present[section], section):
                 raise ValueError(
                     f"{self.config.output_dir} holds a run with {key} = {before!r}, the configuration says {now!r}; "
@@ -100,11 +101,15 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
     ENGINES[config.engine].check(config.training, config.engine_options, world.device.type)
-    data = config.data
-    absent = may_lack_data and data.expect is not None and "://" not in data.train and not Path(data.train).exists()
-    how = {"remote": data.remote, "use_actions": data.use_actions}
-    train = expected_shards(data.expect, data.train) if absent else ShardSet.open(data.train, **how)
-    valid = ShardSet.open(data.valid, **how) if data.valid and not absent else None
+    data, valid = config.data, None
+    absent = may_lack_data and "://" not in data.train and not Path(data.train).exists()
+    if absent and data.expect is not None:
+        train = expected_shards(data.expect, data.train)
+    else:
+        absent = False
+        train = ShardSet.open(data.train, remote=data.remote, use_actions=data.use_actions)
+        if data.valid:
+            valid = ShardSet.open(data.valid, remote=data.remote, use_actions=data.use_actions)
     check_against_schema(data, train.schema, str(train.folder))
     return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
 

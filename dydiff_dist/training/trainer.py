@@ -112,7 +112,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Optimizer updates done."""
+        """Optimizer updates done so far."""
         return self.position.step
 
     def train(self) -> int:

@@ -76,6 +76,11 @@ def check_device(section: Mapping[str, Any], training: OptimizationConfig, devic
     """Refuses what DeepSpeed can't do on this kind of device: fp16 on CPUs without fp16 products (as DeepSpeed itself
     does), and its CPU optimizer for weights on a GPU.
 
+    Args:
+        section: ``deepspeed`` of the run configuration.
+        training: of the run.
+        device_type: ``cpu`` or ``cuda``.
+
     Raises:
         ValueError: naming the alternatives.
     """
@@ -99,6 +104,15 @@ def derive_deepspeed(
 
     Of ranks that share their samples DeepSpeed is not told: it averages gradients over all ranks, which is what
     `dydiff_dist.models.sequence_parallel` asks for, and each of them counts as one with a batch of its own.
+
+    Args:
+        section: ``deepspeed`` of the run configuration.
+        training: of the run.
+        world_size: all ranks.
+        ranks_per_sample: that share their samples.
+
+    Raises:
+        ValueError: as `check_deepspeed`, or the batch sizes don't fit the ranks.
     """
     check_deepspeed(section, training)
     return {
@@ -118,7 +132,14 @@ def derive_deepspeed(
 def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
 
-    ZeRO stage 1 shards the optimizer over the ranks, 2 also the gradients, 3 also the weights.
+    ZeRO stage 1 divides the optimizer between the ranks, 2 also the gradients, 3 also the weights (Rajbhandari et al.
+    2020, section 3).
+
+    Args:
+        num_params: elements of all parameters.
+        world_size: ranks.
+        stage: 0 to 3.
+        precision: ``fp32``, or anything else for two bytes.
     """
     storage = _FLOAT32 if precision == "fp32" else 2
     share = -(-num_params // world_size)

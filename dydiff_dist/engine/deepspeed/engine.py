@@ -1,6 +1,6 @@
 """DeepSpeed's engine behind our protocol; nothing outside of this folder touches it.
 
-Names of DeepSpeed 0.19 that are private in spirit stand here; tests/training/test_parity.py holds them to what is said
+Names of DeepSpeed 0.19 that are private in spirit stand here; tests/engine/test_parity.py holds them to what is said
 here, for every ZeRO stage.
 """
 

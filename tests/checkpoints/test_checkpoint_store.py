@@ -1,7 +1,7 @@
 """The store's promises: complete or invisible, the newest whole one is found, failures are one line and lose nothing.
 
-No engine is needed for them: a run without networks has checkpoints all the same. tests/training/test_checkpoint_ranks
-has engines and ranks.
+No engine is needed for them: a run without networks has checkpoints all the same. test_checkpoint_ranks.py has engines
+and ranks.
 """
 
 import json
