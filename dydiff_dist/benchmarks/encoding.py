@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
-from dydiff_dist.autoencoders.encode import EncodingJob
+from dydiff_dist.autoencoders.encode import encode_shards
+from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
 from dydiff_dist.data.shard_set import ShardSet
 
 
@@ -54,10 +56,9 @@ def compare(
     for _ in range(num_rounds + 1):
         bares.append(_timed(lambda: _encode_alone(batches, autoencoder, num_workers)))
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            job = EncodingJob.prepare(
-                {split: shards}, autoencoder, Path(folder), num_workers=num_workers, batch_frames=batch_frames
-            )
-            jobs.append(_timed(lambda job=job: job.run(0.0, lambda *_: None, lambda *_: None)))
+            config = EncodeSourceConfig(batch_frames=batch_frames)
+            source = EncodeSource({split: shards}, autoencoder, config, num_workers)
+            jobs.append(_timed(partial(encode_shards, source, Path(folder))))
     pairs = list(zip(jobs, bares, strict=True))[1:]
     ratios, cpu_ratios = ([bare[clock] / job[clock] for job, bare in pairs] for clock in (0, 1))
     return EncodingThroughput(
