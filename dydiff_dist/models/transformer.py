@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dydiff_dist.models.attention import resolve_attention, rotary_angles
+from dydiff_dist.models.attention import resolve_attention, rotary_angles, share_tokens
 from dydiff_dist.models.blocks import NUM_TIMESTEP_FEATURES, Block, TokenContext, timestep_embedding, timestep_features
 from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
 from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
@@ -225,8 +225,7 @@ class VideoTransformer(nn.Module):
         averaged over the group (`dydiff_dist.models.sequence_parallel`).
         """
         self.sequence = SequenceGroup(group)
-        for block in self.blocks:
-            block.share_frames(self.sequence)
+        share_tokens(self, self.sequence)
 
     def forward(
         self, z_BSCHW: Tensor, timesteps_B: Tensor, *, history: Tensor, actions: Tensor | None = None

@@ -19,7 +19,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dydiff_dist.models.attention import Attention, resolve_attention, rotary_angles
+from dydiff_dist.models.attention import Attention, resolve_attention, rotary_angles, share_tokens
 from dydiff_dist.models.blocks import timestep_embedding, timestep_features
 from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
 from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
@@ -109,6 +109,9 @@ class UNetConfig(DenoiserConfig):
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))) (1 + scale) + shift)), the last convolution zero at the start."""
 
+    recomputes = False
+    """Whether its activations are dropped in the forward pass and recomputed in the backward pass."""
+
     def __init__(self, num_in: int, num_out: int, config: UNetConfig):
         super().__init__()
         self.norm_in, self.conv_in = nn.GroupNorm(config.norm_groups, num_in), _conv(num_in, num_out, config)
@@ -189,9 +192,7 @@ class UNet(nn.Module):
     def share_frames(self, group: dist.ProcessGroup) -> None:
         """As `SharesFrames`; parameter gradients are to be averaged over the group."""
         self.sequence = SequenceGroup(group)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.sequence = self.sequence
+        share_tokens(self, self.sequence)
 
     def forward(self, z: Tensor, timesteps: Tensor, *, history: Tensor, actions: Tensor | None = None) -> Tensor:
         """As `Denoiser`: (B, S, C, H, W) -> (B, S, C, H, W).
@@ -221,8 +222,8 @@ class UNet(nn.Module):
 
 
 def _conv(num_in: int, num_out: int, config: UNetConfig, stride: int = 1) -> nn.Conv2d:
-    padding_mode = "circular" if config.periodic else "zeros"
-    return nn.Conv2d(num_in, num_out, 3, stride, padding=1, padding_mode=padding_mode)
+    padding: Literal["circular", "zeros"] = "circular" if config.periodic else "zeros"
+    return nn.Conv2d(num_in, num_out, 3, stride, padding=1, padding_mode=padding)
 
 
 def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
