@@ -68,13 +68,7 @@ class UNetConfig(DenoiserConfig):
         levels = "-".join(map(str, self.channels))
         return f"U-Net of {levels} channels, {self.num_blocks_per_level} blocks a level, {self.num_heads} heads"
 
-    def check(
-        self,
-        sizes: InputSizes,
-        execution: ExecutionConfig,
-        device_type: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """As `DenoiserConfig.check`: the attention backend, ranks that share frames, and halvings."""
         for channels in self.channels:
             resolve_attention(execution.attention_backend, device_type, dtype, channels // self.num_heads)
@@ -190,7 +184,7 @@ class UNet(nn.Module):
                 block.compile()
 
     def share_frames(self, group: dist.ProcessGroup) -> None:
-        """As `SharesFrames`; parameter gradients are to be averaged over the group."""
+        """As `SharesFrames`."""
         self.sequence = SequenceGroup(group)
         share_tokens(self, self.sequence)
 
