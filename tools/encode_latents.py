@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 from dydiff_dist.autoencoders import encode
-from dydiff_dist.autoencoders.verify import picture_path, verify_latents
+from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
+from dydiff_dist.autoencoders.verify import verify_latents
 from dydiff_dist.benchmarks.training_step import ONLINE, PRE_ENCODED, measure_speed_up
 from dydiff_dist.data.convert import ConversionReport
 from dydiff_dist.data.manifest import Manifest, read_document
@@ -46,68 +47,66 @@ def main() -> int:
         return 2
     arguments = parse_arguments()
     world, out = read_world(), Path(arguments.out)
-    job = prepare(arguments, world, out)
-    with EncodingProgress(job, enabled=world.is_main) as progress:
-        report = job.run(arguments.max_bad_rate, progress.on_frames, progress.on_shard)
+    source = prepare(arguments, world, out)
+    tasks = source.plan()[world.rank :: world.world_size]
+    with EncodingProgress(source, tasks, enabled=world.is_main) as progress:
+        part = (world.rank, world.world_size)
+        report = encode.encode_shards(source, out, part, arguments.max_bad_rate, progress.on_shard)
     print_report(report, progress, world)
     if report.manifests and arguments.verify:
-        verify(job, out, arguments.verify)
+        verify(source, out, arguments.verify)
     if report.manifests and arguments.config:
-        report_speed_up(job, out, arguments.config)
+        report_speed_up(source, out, arguments.config)
     return 0
 
 
-def prepare(arguments: argparse.Namespace, world: World, out: Path) -> encode.EncodingJob:
+def prepare(arguments: argparse.Namespace, world: World, out: Path) -> EncodeSource:
     """Opens shards and autoencoder, and says what is to be done."""
     device = torch.device(arguments.device) if arguments.device else world.device
     on_gpu = device.type == "cuda"
     torch.set_num_threads(1)  # each worker calculates alone, so that no number of threads changes the bytes
     splits = encode.open_splits(arguments.shards)
-    precision = arguments.precision or ("bf16" if on_gpu else "fp32")
-    folder = encode.settle_autoencoder(arguments.autoencoder, next(iter(splits.values())), out, world.rank, device)
-    autoencoder = encode.open_autoencoder(
-        folder, device, precision, max_frames=arguments.batch_frames, compiled=on_gpu and not arguments.no_compile
-    )
-    job = encode.EncodingJob.prepare(
-        splits,
-        autoencoder,
-        out,
-        part=(world.rank, world.world_size),
-        num_workers=arguments.workers or encode.worker_threads(device, world.local_world_size),
+    config = EncodeSourceConfig(
         kind=arguments.kind,
         mirror=arguments.mirror,
         batch_frames=arguments.batch_frames,
-        precision=precision,
+        precision=arguments.precision or ("bf16" if on_gpu else "fp32"),
         seed=arguments.seed,
         damaged_samples="skip" if arguments.max_bad_rate else "error",
     )
+    folder = encode.place_autoencoder(arguments.autoencoder, next(iter(splits.values())), out, world.rank, device)
+    compiled = on_gpu and not arguments.no_compile
+    autoencoder = encode.open_autoencoder(
+        folder, device, config.precision, max_frames=config.batch_frames, compiled=compiled
+    )
+    num_workers = arguments.workers or encode.worker_threads(device, world.local_world_size)
+    source = EncodeSource(splits, autoencoder, config, num_workers)
     if world.is_main:
-        describe(job, device, precision, world.world_size)
-    return job
+        describe(source, out, f"{config.precision} on {device}, {world.world_size} processes")
+    return source
 
 
-def describe(job: encode.EncodingJob, device: torch.device, precision: str, world_size: int) -> None:
-    description = job.autoencoder.description
-    for split, shards in job.splits.items():
+def describe(source: EncodeSource, out: Path, where: str) -> None:
+    description = source.autoencoder.description
+    for split, shards in source.splits.items():
         schema = shards.schema
         latents = (description.latent_frames(schema.num_frames), *description.latent_shape(schema.shape))
         frames = (schema.num_frames, *schema.shape)
         num_shards = len(shards.manifest.shards)
         print(f"{split}: {len(shards)} samples {_shape(frames)} -> {_shape(latents)}, {num_shards} shards")
-    size = sum(task.estimated_bytes for task in job.source.plan())
-    where = f"{precision} on {device}, {world_size} processes"
+    size = sum(task.estimated_bytes for task in source.plan())
     print(f"autoencoder {description.sha256[:12]}…: {description.network}, {where}")
-    print(f"about {size / 1e6:,.0f} MB under {job.out}")
+    print(f"about {size / 1e6:,.0f} MB under {out}")
 
 
 class EncodingProgress:
     """A bar over frames with frames/s, GB/s and the time left; it counts this process's share."""
 
-    def __init__(self, job: encode.EncodingJob, enabled: bool):
-        self.job = job
+    def __init__(self, source: EncodeSource, tasks: list[ShardTask], enabled: bool):
+        self.source, source.on_frames = source, self.on_frames
         self.num_frames = self.num_bytes = 0
         self.started = time.perf_counter()
-        total = job.source.num_frames(job.tasks)
+        total = source.num_frames(tasks)
         self.bar = tqdm(total=total, unit="frame", unit_scale=True, dynamic_ncols=True, disable=not enabled)
 
     def on_frames(self, num_frames: int, num_bytes: int) -> None:
@@ -118,7 +117,7 @@ class EncodingProgress:
 
     def on_shard(self, task: ShardTask, num_samples: int, reused: bool) -> None:
         if reused:  # what stands is no part of the rate
-            self.bar.total -= self.job.source.num_frames([task])
+            self.bar.total -= self.source.num_frames([task])
             self.bar.refresh()
 
     @property
@@ -151,16 +150,16 @@ def print_report(report: ConversionReport, progress: EncodingProgress, world: Wo
         print(f"{split}: {manifest.num_samples} samples, {size / 1e6:,.1f} MB -> {path}")
 
 
-def verify(job: encode.EncodingJob, out: Path, num_samples: int) -> None:
-    for split, shards in job.splits.items():
-        scores, figure = verify_latents(ShardSet.open(out / split), shards, job.autoencoder, num_samples)
-        picture = save_figure(figure, picture_path(out, split))
+def verify(source: EncodeSource, out: Path, num_samples: int) -> None:
+    for split, shards in source.splits.items():
+        judged = verify_latents(ShardSet.open(out / split), shards, source.autoencoder, num_samples)
+        picture, scores = save_figure(judged.figure(), out / f"verify_{split}.png"), judged.scores.summary()
         print(f"verified {min(num_samples, len(shards))} of {split}: {format_reconstruction(scores)} -> {picture}")
 
 
-def report_speed_up(job: encode.EncodingJob, out: Path, config: str) -> None:
+def report_speed_up(source: EncodeSource, out: Path, config: str) -> None:
     """Times both kinds of training step on the first split."""
-    split, shards = next(iter(job.splits.items()))
+    split, shards = next(iter(source.splits.items()))
     run = load_config(config, RunConfig)
     seconds = measure_speed_up(run, out / split, shards.folder, out / encode.AUTOENCODER_FOLDER)
     pre_encoded, online = median(seconds[PRE_ENCODED]), median(seconds[ONLINE])

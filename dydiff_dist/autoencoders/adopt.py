@@ -3,17 +3,16 @@
 Letters: C pixel channels, c latent channels.
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.description import AutoencoderDescription
 from dydiff_dist.autoencoders.files import load_network, save_autoencoder
-from dydiff_dist.autoencoders.networks import VIDEO_NETWORKS, fetch_network
+from dydiff_dist.autoencoders.networks import VIDEO_NETWORKS, DiffusersNetwork, fetch_network
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.statistics import FrameMoments
 
@@ -46,43 +45,46 @@ def adopt_autoencoder(
         FileNotFoundError, ValueError: no such autoencoder, or it takes other frames than these.
     """
     network = load_network(fetch_network(name)).to(device)
-    num_channels = shards.schema.shape[0]
-    takes = int(network.config["in_channels"])
+    num_channels, takes = shards.schema.shape[0], int(network.config["in_channels"])
     if takes != num_channels:
         raise ValueError(
             f"{name} takes frames of {takes} channels, {shards.folder} has {num_channels}; use an autoencoder that was "
             "trained on such data (tools/train_vae.py)"
         )
-    pixel_units = (shards.manifest.shift, shards.manifest.scale)
+    units: Units = (shards.manifest.shift, shards.manifest.scale)
     if shards.schema.dtype == "uint8":
-        pixel_units = tuple((value,) * num_channels for value in _IMAGE_UNITS)
-    ratios = measure_ratios(network, num_channels, device)
-    bare = bare_autoencoder(network, shards, pixel_units, ratios, device)
-    shift, scale = measure_latent_units(bare, shards, num_samples)
-    fields = bare.description.model_dump(
-        include={"periodic", "pixel_shift", "pixel_scale", "latent_channels", "spatial_ratio", "temporal_ratio"}
-    )
-    return save_autoencoder(
-        folder,
-        network,
-        network.state_dict(),
-        **fields,
-        frames=shards.schema,
-        latent_shift=shift,
-        latent_scale=scale,
-        facts={"fetched_from": name, "latent_units_from_samples": min(num_samples, len(shards))},
-    )
+        units = (_IMAGE_UNITS[0],) * num_channels, (_IMAGE_UNITS[1],) * num_channels
+    bare = bare_autoencoder(network, shards, units, measure_ratios(network, num_channels, device), device)
+    return save_measured(folder, bare, shards, num_samples, {"fetched_from": name})
+
+
+def save_measured(
+    folder: Path, autoencoder: Autoencoder, shards: ShardSet, num_samples: int, facts: dict[str, Any]
+) -> AutoencoderDescription:
+    """Writes a bare autoencoder with the units of its latents, which are measured.
+
+    Args:
+        folder: where autoencoder.json and the weights are written.
+        autoencoder: from `bare_autoencoder`.
+        shards: frames whose latents give the units.
+        num_samples: samples that are measured; at most as many as there are.
+        facts: for the record.
+    """
+    num_samples = min(num_samples, len(shards))
+    shift, scale = measure_latent_units(autoencoder, shards, num_samples)
+    facts = {**facts, "latent_units_from_samples": num_samples}
+    fields = {**dict(autoencoder.description), "latent_shift": shift, "latent_scale": scale, "facts": facts}
+    return save_autoencoder(folder, autoencoder.network, **fields)
 
 
 def bare_autoencoder(
-    network: nn.Module,
+    network: DiffusersNetwork,
     shards: ShardSet,
     pixel_units: Units,
     ratios: tuple[int, int, int],
     device: torch.device | str = "cpu",
     *,
     periodic: bool = False,
-    max_frames: int = 64,
 ) -> Autoencoder:
     """An autoencoder of which only the network is there yet: latents in the network's own units, no hash.
 
@@ -93,7 +95,6 @@ def bare_autoencoder(
         ratios: latent channels, pixels per latent pixel, frames per latent frame.
         device: where it runs.
         periodic: whether its convolutions wrap around.
-        max_frames: frames at once.
     """
     latent_channels, spatial_ratio, temporal_ratio = ratios
     description = AutoencoderDescription(
@@ -102,19 +103,21 @@ def bare_autoencoder(
         config_sha256="",
         periodic=periodic,
         frames=shards.schema,
-        pixel_shift=tuple(pixel_units[0]),
-        pixel_scale=tuple(pixel_units[1]),
+        pixel_shift=pixel_units[0],
+        pixel_scale=pixel_units[1],
         latent_channels=latent_channels,
         spatial_ratio=spatial_ratio,
         temporal_ratio=temporal_ratio,
         latent_shift=(0.0,) * latent_channels,
         latent_scale=(1.0,) * latent_channels,
     )
-    return Autoencoder(network=network, description=description, device=torch.device(device), max_frames=max_frames)
+    return Autoencoder(network=network, description=description, device=torch.device(device))
 
 
 @torch.no_grad()
-def measure_ratios(network: nn.Module, num_channels: int, device: torch.device | str = "cpu") -> tuple[int, int, int]:
+def measure_ratios(
+    network: DiffusersNetwork, num_channels: int, device: torch.device | str = "cpu"
+) -> tuple[int, int, int]:
     """(latent channels, pixels per latent pixel, frames per latent frame), by encoding noise.
 
     Raises:
@@ -137,20 +140,14 @@ def measure_ratios(network: nn.Module, num_channels: int, device: torch.device |
     return mean.shape[1], _PROBE_PIXELS // mean.shape[-1], temporal
 
 
-def measure_latent_units(
-    autoencoder: Autoencoder,
-    shards: ShardSet,
-    num_samples: int,
-    on_sample: Callable[[], None] = lambda: None,
-) -> Units:
-    """Mean and standard deviation of the posterior's draws per latent channel, in the network's own units, over
-    ``num_samples`` samples evenly spaced through ``shards``."""
+def measure_latent_units(autoencoder: Autoencoder, shards: ShardSet, num_samples: int) -> Units:
+    """(mean, standard deviation) of the posterior's draws per latent channel, in the network's own units, over
+    ``num_samples`` samples evenly spaced through ``shards``; 1 where a channel does not vary."""
     moments = FrameMoments()
     for number in np.unique(np.linspace(0, len(shards) - 1, num_samples).round().astype(int)):
         sample = shards.read(shards.address(int(number)))
         frames = torch.from_numpy(sample.frames[None].astype(np.float32))
         posterior = autoencoder.encode_raw(autoencoder.to_pixels(frames))
         moments.add(*(tensor[0].cpu().numpy() for tensor in posterior))
-        on_sample()
     mean, std = moments.mean_and_std()
     return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dydiff_dist.autoencoders.description import AutoencoderDescription
+from dydiff_dist.autoencoders.networks import DiffusersNetwork
 
 
 class LatentGaussian(NamedTuple):
@@ -27,8 +28,8 @@ class LatentGaussian(NamedTuple):
 class Autoencoder:
     """A trained autoencoder, ready to encode and decode. Nothing here keeps gradients."""
 
-    network: nn.Module
-    """diffusers' network, in evaluation mode on ``device``."""
+    network: DiffusersNetwork
+    """In evaluation mode on ``device``."""
     description: AutoencoderDescription
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -38,14 +39,13 @@ class Autoencoder:
 
     def to_pixels(self, stored_BSCHW: Tensor) -> Tensor:
         """Frames in stored units to the autoencoder's, float32."""
-        description = self.description
-        shift = _per_channel(description.pixel_shift, stored_BSCHW.device)
-        return (stored_BSCHW.float() - shift) / _per_channel(description.pixel_scale, stored_BSCHW.device)
+        shift, scale = _units(self.description.pixel_shift, self.description.pixel_scale, stored_BSCHW.device)
+        return (stored_BSCHW.float() - shift) / scale
 
     def to_stored(self, pixels_BSCHW: Tensor) -> Tensor:
         """The inverse of ``to_pixels``, float32."""
-        scale = _per_channel(self.description.pixel_scale, pixels_BSCHW.device)
-        return pixels_BSCHW.float() * scale + _per_channel(self.description.pixel_shift, pixels_BSCHW.device)
+        shift, scale = _units(self.description.pixel_shift, self.description.pixel_scale, pixels_BSCHW.device)
+        return pixels_BSCHW.float() * scale + shift
 
     @torch.no_grad()
     def encode_raw(self, pixels_BSCHW: Tensor) -> LatentGaussian:
@@ -54,7 +54,8 @@ class Autoencoder:
         Raises:
             ValueError: a shape that does not fit.
         """
-        self.description.latent_shape(tuple(pixels_BSCHW.shape[2:]))
+        channels, height, width = pixels_BSCHW.shape[2:]
+        self.description.latent_shape((channels, height, width))
         num_latent_frames = self.description.latent_frames(pixels_BSCHW.shape[1])
         pixels = pixels_BSCHW.to(self.device, self.dtype, non_blocking=True)
         posteriors = [self.network.encode(part).latent_dist for part in self._parts(pixels)]
@@ -68,15 +69,13 @@ class Autoencoder:
     def encode(self, pixels_BSCHW: Tensor) -> LatentGaussian:
         """The posterior in the diffusion model's units; see ``encode_raw``."""
         raw = self.encode_raw(pixels_BSCHW)
-        scale = _per_channel(self.description.latent_scale, self.device)
-        mean = (raw.mean - _per_channel(self.description.latent_shift, self.device)) / scale
-        return LatentGaussian(mean, raw.logvar - 2 * scale.abs().log())
+        shift, scale = _units(self.description.latent_shift, self.description.latent_scale, self.device)
+        return LatentGaussian((raw.mean - shift) / scale, raw.logvar - 2 * scale.abs().log())
 
     @torch.no_grad()
     def decode(self, latents_BSCHW: Tensor) -> Tensor:
         """Pixels (B, S, C, H, W) float32 of latents (B, s, c, h, w), on the autoencoder's device."""
-        scale = _per_channel(self.description.latent_scale, self.device)
-        shift = _per_channel(self.description.latent_shift, self.device)
+        shift, scale = _units(self.description.latent_shift, self.description.latent_scale, self.device)
         raw = (latents_BSCHW.to(self.device, torch.float32) * scale + shift).to(self.dtype)
         parts = [self.network.decode(part).sample for part in self._parts(raw)]
         return self._joined(parts, self.description.pixel_frames(latents_BSCHW.shape[1]))
@@ -117,6 +116,7 @@ class Autoencoder:
         return joined.unflatten(0, (-1, num_frames)) if self.is_framewise else joined.transpose(1, 2)
 
 
-def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """(C, 1, 1) float32."""
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+def _units(shift: Sequence[float], scale: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Shift and scale per channel, (C, 1, 1) float32 each."""
+    units = torch.tensor([shift, scale], dtype=torch.float32, device=device)[:, :, None, None]
+    return units[0], units[1]

@@ -94,7 +94,8 @@ class AutoencoderDescription(StrictConfig):
     def latent_actions(self, actions: Tensor) -> Tensor:
         """The actions that lead to each latent frame: those to each of its frames side by side.
 
-        (..., S, A) -> (..., s, temporal_ratio * A); the first latent frame holds one frame, the room before it is zero.
+        (..., S, A) -> (..., s, temporal_ratio * A); the first latent frame holds one frame, and zeros in place of those
+        before it.
         """
         ratio = self.temporal_ratio
         if ratio == 1:

@@ -1,9 +1,8 @@
-"""One encoding job: finds shards and autoencoder, encodes what is missing, says how fast it went."""
+"""Encoding a folder of shards: finds shards and autoencoder, and encodes what is missing."""
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from dydiff_dist.autoencoders.description import (
     find_autoencoder,
     read_description,
 )
-from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
+from dydiff_dist.autoencoders.encode_source import EncodeSource
 from dydiff_dist.autoencoders.files import copy_autoencoder, load_autoencoder
 from dydiff_dist.data.convert import ConversionReport, convert
 from dydiff_dist.data.manifest import MANIFEST_NAME
@@ -60,7 +59,7 @@ def open_splits(path: str, remote: RemoteConfig | None = None) -> dict[str, Shar
     return found
 
 
-def settle_autoencoder(name: str, shards: ShardSet, out: Path, rank: int, device: torch.device) -> Path:
+def place_autoencoder(name: str, shards: ShardSet, out: Path, rank: int, device: torch.device) -> Path:
     """Puts the autoencoder to be used into ``out/autoencoder``; rank 0 does it, the others wait for it.
 
     Args:
@@ -97,10 +96,8 @@ def settle_autoencoder(name: str, shards: ShardSet, out: Path, rank: int, device
 
 def _check_same(standing: AutoencoderDescription, name: str, source: Path | None, out: Path) -> None:
     """The autoencoder in ``out`` is the one asked for: by its hash, or by the name it was fetched under."""
-    if source is not None:
-        asked, have = read_description(source).sha256, standing.sha256
-    else:
-        asked, have = name, standing.facts.get("fetched_from")
+    have = standing.sha256 if source is not None else standing.facts.get("fetched_from")
+    asked = name if source is None else read_description(source).sha256
     if asked != have:
         raise ValueError(
             f"{out} holds latents of autoencoder {have}, now {asked} is asked for; give another --out, or remove that "
@@ -108,47 +105,29 @@ def _check_same(standing: AutoencoderDescription, name: str, source: Path | None
         )
 
 
-@dataclass
-class EncodingJob:
-    """What one process has to encode."""
+def encode_shards(
+    source: EncodeSource,
+    out: Path,
+    part: tuple[int, int] = (0, 1),
+    max_bad_rate: float = 0.0,
+    on_shard: Callable[[ShardTask, int, bool], None] = lambda task, num_samples, reused: None,
+) -> ConversionReport:
+    """Encodes what is missing in ``out``, and closes the source.
 
-    splits: dict[str, ShardSet]
-    autoencoder: Autoencoder
-    source: EncodeSource
-    out: Path
-    part: tuple[int, int]
+    Args:
+        source: shards of frames with their autoencoder.
+        out: folder of the latents, a folder for each split in it.
+        part: (number of this process, how many share the shards); the last one writes the manifests.
+        max_bad_rate: share of samples that may be left out.
+        on_shard: hears of each shard, as ``convert`` says.
 
-    @classmethod
-    def prepare(
-        cls,
-        splits: dict[str, ShardSet],
-        autoencoder: Autoencoder,
-        out: Path,
-        part: tuple[int, int] = (0, 1),
-        num_workers: int = 1,
-        **options: object,
-    ) -> "EncodingJob":
-        """Checks everything before the first frame is read; ``options`` are fields of ``EncodeSourceConfig``."""
-        config = EncodeSourceConfig(autoencoder_sha256=autoencoder.description.sha256, **options)
-        return cls(splits, autoencoder, EncodeSource(splits, autoencoder, config, num_workers), out, part)
-
-    @property
-    def tasks(self) -> list[ShardTask]:
-        """The shards of this process."""
-        return self.source.plan()[self.part[0] :: self.part[1]]
-
-    def run(
-        self,
-        max_bad_rate: float,
-        on_frames: Callable[[int, int], None],
-        on_shard: Callable[[ShardTask, int, bool], None],
-    ) -> ConversionReport:
-        """Encodes what is missing; ``on_frames`` hears of batches, ``on_shard`` of shards, as ``convert`` says."""
-        self.source.on_frames = on_frames
-        try:
-            return convert(self.source, self.out, max_bad_rate=max_bad_rate, on_shard=on_shard, part=self.part)
-        finally:
-            self.source.close()
+    Raises:
+        ValueError: ``out`` holds latents made with other options, or too many samples are bad.
+    """
+    try:
+        return convert(source, out, max_bad_rate=max_bad_rate, on_shard=on_shard, part=part)
+    finally:
+        source.close()
 
 
 def open_autoencoder(
@@ -158,9 +137,9 @@ def open_autoencoder(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     autoencoder = load_autoencoder(folder, device=device, dtype=dtype, max_frames=max_frames)
     if autoencoder.is_framewise and device.type == "cuda":
-        autoencoder.network.to(memory_format=torch.channels_last)
+        autoencoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
     if compiled:
-        autoencoder.network.encoder = torch.compile(autoencoder.network.encoder)
+        autoencoder.network.encoder.compile()
     return autoencoder
 
 

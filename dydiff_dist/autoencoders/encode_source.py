@@ -52,14 +52,18 @@ class EncodeSourceConfig(StrictConfig):
     """Arithmetic of the autoencoder; latents are stored in float16 either way."""
     seed: NonNegativeInt = 0
     """Key of the noise of kind sample."""
-    autoencoder_sha256: str
-    """The autoencoder's identity."""
+    autoencoder_sha256: str = ""
+    """The autoencoder's identity; the source fills it in."""
     damaged_samples: Literal["error", "skip"] = "error"
     """A damaged sample stops the encoding, or is left out and named."""
 
 
 class EncodeSource(Source[EncodeSourceConfig]):
-    """Latents of the splits of a set of pixel shards."""
+    """Latents of the splits of a set of pixel shards.
+
+    Attributes:
+        on_frames: hears of each encoded batch, from the thread that encoded it: frames, bytes of pixels.
+    """
 
     name = "latents"
 
@@ -67,24 +71,23 @@ class EncodeSource(Source[EncodeSourceConfig]):
         self,
         splits: dict[str, ShardSet],
         autoencoder: Autoencoder,
-        config: EncodeSourceConfig,
+        config: EncodeSourceConfig | None = None,
         num_workers: int = 1,
-        on_frames: Callable[[int, int], None] = lambda num_frames, num_bytes: None,
     ):
         """
         Args:
             splits: pixel shards by split.
             autoencoder: encodes them.
-            config: what is stored.
+            config: what is stored; None is the default.
             num_workers: threads that read and encode.
-            on_frames: hears of each encoded batch: frames, bytes of pixels.
 
         Raises:
             ValueError: the shards don't fit the autoencoder or the options.
         """
-        super().__init__(config)
+        sha256 = autoencoder.description.sha256
+        super().__init__((config or EncodeSourceConfig()).model_copy(update={"autoencoder_sha256": sha256}))
         self.splits, self.autoencoder = splits, autoencoder
-        self.on_frames = on_frames
+        self.on_frames: Callable[[int, int], None] = lambda num_frames, num_bytes: None
         for shards in splits.values():
             check_shards(shards, autoencoder, config)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
@@ -235,11 +238,11 @@ class EncodeSource(Source[EncodeSourceConfig]):
         self, task: ShardTask, addresses: list[SampleAddress], images: list[Sample], posterior: LatentGaussian
     ) -> Encoded:
         """Samples of latents in float16; a value that it cannot hold makes a bad item."""
-        tensors: list[Tensor | None] = list(posterior)
+        mean, logvar = posterior
         if self.config.kind == "sample":
-            tensors = [self._draw(task, addresses, posterior), None]
+            mean = self._draw(task, addresses, posterior)
         with np.errstate(over="ignore"):  # what overflows is found below
-            means, logvars = (None if tensor is None else tensor.cpu().numpy().astype(np.float16) for tensor in tensors)
+            means, logvars = (tensor.cpu().numpy().astype(np.float16) for tensor in (mean, logvar))
         encoded: Encoded = []
         for row, image in enumerate(images):
             if not np.isfinite(means[row]).all():
@@ -248,8 +251,8 @@ class EncodeSource(Source[EncodeSourceConfig]):
             actions = None
             if image.actions is not None:
                 actions = self.autoencoder.description.latent_actions(torch.from_numpy(image.actions.copy())).numpy()
-            logvar = None if logvars is None else logvars[row]
-            encoded.append(Sample(image.key, means[row], actions, image.meta, image.states, logvar))
+            stored = logvars[row] if self.config.kind == "posterior" else None
+            encoded.append(Sample(image.key, means[row], actions, image.meta, image.states, stored))
         return encoded
 
     def _draw(self, task: ShardTask, addresses: list[SampleAddress], posterior: LatentGaussian) -> Tensor:

@@ -6,14 +6,12 @@ diffusers reads such a folder with ``AutoencoderKL.from_pretrained``. Nothing th
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.description import (
@@ -22,21 +20,24 @@ from dydiff_dist.autoencoders.description import (
     find_autoencoder,
     read_description,
 )
-from dydiff_dist.autoencoders.networks import CONFIG_NAME, WEIGHTS_NAME, NetworkFiles, network_from_config
+from dydiff_dist.autoencoders.networks import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    DiffusersNetwork,
+    NetworkFiles,
+    network_from_config,
+)
 from dydiff_dist.data.manifest import document_bytes
 from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes
 
 
-def save_autoencoder(
-    folder: str | Path, network: nn.Module, weights: Mapping[str, Tensor], **description: Any
-) -> AutoencoderDescription:
+def save_autoencoder(folder: str | Path, network: DiffusersNetwork, /, **description: Any) -> AutoencoderDescription:
     """Writes an autoencoder; an older one in the folder is replaced.
 
     Args:
         folder: made where needed.
-        network: diffusers' network, for its config.
-        weights: its weights, on any device.
-        description: fields of ``AutoencoderDescription`` beyond network, weights and config.
+        network: diffusers' network with its weights, on any device.
+        description: fields of ``AutoencoderDescription``; network and hashes are those of what is written.
 
     Returns:
         What was written to autoencoder.json.
@@ -47,13 +48,15 @@ def save_autoencoder(
     config_data = (json.dumps({"_class_name": type(network).__name__, **config}, indent=1) + "\n").encode()
     remove_partials(folder / WEIGHTS_NAME)
     with atomic_file(folder / WEIGHTS_NAME) as partial:
+        weights = network.state_dict()
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
-        written = AutoencoderDescription(
-            network=type(network).__name__,
-            weights_sha256=file_sha256(partial),
-            config_sha256=hashlib.sha256(config_data).hexdigest(),
+        described = {
             **description,
-        )
+            "network": type(network).__name__,
+            "weights_sha256": file_sha256(partial),
+            "config_sha256": hashlib.sha256(config_data).hexdigest(),
+        }
+        written = AutoencoderDescription(**described)
     write_bytes(folder / CONFIG_NAME, config_data)
     # last, as it is what makes the folder an autoencoder
     write_bytes(folder / DESCRIPTION_NAME, document_bytes(written))
@@ -111,7 +114,7 @@ def load_autoencoder(
     )
 
 
-def load_network(files: NetworkFiles, *, periodic: bool = False) -> nn.Module:
+def load_network(files: NetworkFiles, *, periodic: bool = False) -> DiffusersNetwork:
     """The network with its weights, frozen, in evaluation mode, float32 on the CPU.
 
     Raises:

@@ -6,11 +6,13 @@ Letters: n frames, C channels, H W height and width, c h w the latents'. Losses 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dydiff_dist.autoencoders.networks import DiffusersNetwork
+
 
 class TrainableAutoencoder(nn.Module):
     """An autoencoder's training pass, frames -> latents drawn from the posterior -> frames, in one forward."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: DiffusersNetwork):
         super().__init__()
         self.network = network
 

@@ -4,11 +4,12 @@ diffusers is imported when one is needed, not before: it is an extra (``pip inst
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dydiff_dist.autoencoders.config import AutoencoderModelConfig
 
@@ -23,6 +24,19 @@ NETWORKS = ("AutoencoderKL", *VIDEO_NETWORKS)
 """Classes of diffusers that are known to work here: a Gaussian posterior with ``encode`` and ``decode``."""
 
 
+class DiffusersNetwork(nn.Module):
+    """What all of them offer; for type checkers, diffusers' own classes are other ones."""
+
+    config: Mapping[str, Any]
+    encoder: nn.Module
+
+    def encode(self, pixels: Tensor) -> Any:
+        """An object whose ``latent_dist`` has mean, std and logvar."""
+
+    def decode(self, latents: Tensor) -> Any:
+        """An object whose ``sample`` is pixels."""
+
+
 def diffusers() -> Any:
     """The diffusers package; a one-line ``ValueError`` where it is not installed."""
     try:
@@ -35,7 +49,7 @@ def diffusers() -> Any:
     return package
 
 
-def build_network(config: AutoencoderModelConfig, *, num_channels: int, frame_size: int) -> nn.Module:
+def build_network(config: AutoencoderModelConfig, *, num_channels: int, frame_size: int) -> DiffusersNetwork:
     """A new AutoencoderKL for frames of ``num_channels`` channels; ``frame_size`` is noted in its config."""
     levels = len(config.channels)
     network = diffusers().AutoencoderKL(
@@ -53,24 +67,24 @@ def build_network(config: AutoencoderModelConfig, *, num_channels: int, frame_si
     return wrap_around(network) if config.periodic else network
 
 
-def wrap_around(network: nn.Module) -> nn.Module:
+def wrap_around(network: DiffusersNetwork) -> DiffusersNetwork:
     """Makes all convolutions of an AutoencoderKL pad periodically, in place.
 
     diffusers halves the frame by a convolution of stride 2 after padding right and bottom with zeros; here it pads all
     around. Either way a shift by whole latent pixels shifts the latents.
     """
+    module: Any  # of diffusers
     for module in network.modules():
         if type(module).__name__ == "Downsample2D":
             module.padding = 1  # diffusers pads by itself where this is 0
             module.conv.padding = (1, 1)
             module.conv._reversed_padding_repeated_twice = [1, 1, 1, 1]  # what nn.Conv2d(padding=1) would hold
-    for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "circular"
     return network
 
 
-def network_from_config(config: dict[str, Any], *, periodic: bool = False) -> nn.Module:
+def network_from_config(config: dict[str, Any], *, periodic: bool = False) -> DiffusersNetwork:
     """The network that diffusers' ``config.json`` describes, with fresh weights.
 
     Raises:

@@ -1,14 +1,12 @@
 """Decoding stored latents and comparing them with the frames they were made from."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.encode_source import MIRROR_SUFFIX
-from dydiff_dist.data.manifest import manifest_identity
+from dydiff_dist.data.manifest import LatentsSchema, manifest_identity
 from dydiff_dist.data.order import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
@@ -19,10 +17,35 @@ from dydiff_dist.evaluation.reconstruction import ReconstructionScores
 _NUM_PICTURED = 2
 
 
+class Reconstructions:
+    """Scores of decoded samples, and the first of them for a picture.
+
+    Args:
+        frames: the shards of the originals; the scores' range is 255 for 8 bits, else that of the stored values.
+    """
+
+    def __init__(self, frames: ShardSet):
+        schema, statistics = frames.schema, frames.manifest.statistics
+        integer = schema.dtype == "uint8"
+        data_range = 255.0 if integer else max(statistics.max) - min(statistics.min)
+        self.scores = ReconstructionScores(data_range, channels=schema.channels, units=schema.units, integer=integer)
+        self._schema, self._pictured = schema, list[tuple[str, np.ndarray, np.ndarray]]()
+
+    def add(self, truth: Sample, decoded: np.ndarray) -> None:
+        """Scores one sample, (S, C, H, W) in stored units."""
+        self.scores.add(decoded, truth.frames)
+        if len(self._pictured) < _NUM_PICTURED:
+            self._pictured.append((truth.key, truth.frames, decoded))
+
+    def figure(self) -> Figure:
+        """Originals, decoded frames and their difference."""
+        return reconstruction_figure(self._pictured, style_of(self._schema, is_cropped=False))
+
+
 def verify_latents(
     latents: ShardSet, frames: ShardSet, autoencoder: Autoencoder, num_samples: int, seed: int = 0
-) -> tuple[dict[str, float], Figure]:
-    """Scores and a picture of ``num_samples`` random samples decoded from their stored mean.
+) -> Reconstructions:
+    """``num_samples`` random samples decoded from their stored mean.
 
     Args:
         latents: latent shards made from ``frames`` by ``autoencoder``.
@@ -34,9 +57,9 @@ def verify_latents(
     Raises:
         ValueError: the latents are another autoencoder's or of other frames.
     """
-    check_origin(latents, frames, autoencoder)
-    scores, pictured = reconstruction_scores(frames), []
-    count = 2 if latents.manifest.latents.mirrored else 1
+    origin = _check_origin(latents, frames, autoencoder)
+    judged, count = Reconstructions(frames), 2 if origin.mirrored else 1
+    shift, scale = (np.asarray(v, np.float32)[:, None, None] for v in (latents.manifest.shift, latents.manifest.scale))
     for number in random_permutation(seed, 0, 0, len(frames))[:num_samples].tolist():
         truth = frames.read(frames.address(number))
         stored = latents.read(latents.address(count * number))
@@ -45,22 +68,24 @@ def verify_latents(
                 f"{latents.folder} lacks sample {truth.key!r} of {frames.folder}: damaged samples were left out, so "
                 "the two cannot be compared by number"
             )
-        decoded = decode_sample(stored, latents, autoencoder)
-        scores.add(decoded, truth.frames)
-        if len(pictured) < _NUM_PICTURED:
-            pictured.append((truth.key, truth.frames, decoded))
-    return scores.summary(), reconstruction_figure(pictured, style_of(frames.schema, is_cropped=False))
+        mean = torch.from_numpy((stored.frames[None].astype(np.float32) - shift) / scale)
+        judged.add(truth, autoencoder.to_frames(mean)[0].numpy())
+    return judged
 
 
-def check_origin(latents: ShardSet, frames: ShardSet, autoencoder: Autoencoder) -> None:
-    """One-line ``ValueError`` if ``latents`` are not those of ``frames`` by ``autoencoder``."""
+def _check_origin(latents: ShardSet, frames: ShardSet, autoencoder: Autoencoder) -> LatentsSchema:
+    """What the latents' manifest says of them; one-line ``ValueError`` unless they are those of ``frames``."""
     check_latents(latents, autoencoder.description.sha256)
-    made_from, here = latents.manifest.latents.source_sha256, manifest_identity(frames.manifest)
-    if made_from != here:
+    origin = latents.manifest.latents
+    if origin is None:
+        raise ValueError(f"{latents.folder} holds frames, no latents; give shards that encode_latents wrote")
+    here = manifest_identity(frames.manifest)
+    if origin.source_sha256 != here:
         raise ValueError(
-            f"{latents.folder} was made from other shards than {frames.folder} (manifest {made_from[:12]}…, here "
-            f"{here[:12]}…); encode again"
+            f"{latents.folder} was made from other shards than {frames.folder} (manifest {origin.source_sha256[:12]}…, "
+            f"here {here[:12]}…); encode again"
         )
+    return origin
 
 
 def check_latents(shards: ShardSet, autoencoder_sha256: str) -> None:
@@ -71,23 +96,3 @@ def check_latents(shards: ShardSet, autoencoder_sha256: str) -> None:
             f"{shards.folder} holds latents of autoencoder {latents.autoencoder_sha256}, the configured one is "
             f"{autoencoder_sha256}; set autoencoder.path to the one that made them, or encode again"
         )
-
-
-def decode_sample(stored: Sample, latents: ShardSet, autoencoder: Autoencoder) -> np.ndarray:
-    """Frames (S, C, H, W) float32 in stored units of a stored sample of latents."""
-    shift, scale = (np.asarray(v, np.float32)[:, None, None] for v in (latents.manifest.shift, latents.manifest.scale))
-    mean = (stored.frames.astype(np.float32) - shift) / scale
-    return autoencoder.to_frames(torch.from_numpy(mean[None]))[0].numpy()
-
-
-def reconstruction_scores(frames: ShardSet) -> ReconstructionScores:
-    """Empty scores for such frames: the range is 255 for 8 bits, else that of the stored values."""
-    schema, statistics = frames.schema, frames.manifest.statistics
-    integer = schema.dtype == "uint8"
-    data_range = 255.0 if integer else max(statistics.max) - min(statistics.min)
-    return ReconstructionScores(data_range, channels=schema.channels, units=schema.units, integer=integer)
-
-
-def picture_path(folder: Path, split: str) -> Path:
-    """Where the picture of a verified split is written."""
-    return folder / f"verify_{split}.png"

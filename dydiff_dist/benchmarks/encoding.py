@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
-from dydiff_dist.autoencoders.encode import EncodingJob
+from dydiff_dist.autoencoders.encode import encode_shards
+from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
 from dydiff_dist.benchmarks.turns import Seconds, in_turn, timed
 from dydiff_dist.data.shard_set import ShardSet
 
@@ -40,9 +41,8 @@ def compare_encoding(
 
     def whole_job() -> Seconds:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            to = Path(folder)
-            job = EncodingJob.prepare(split, autoencoder, to, num_workers=num_workers, batch_frames=batch_frames)
-            return timed(lambda: job.run(0.0, lambda *_: None, lambda *_: None), autoencoder.device)
+            source = EncodeSource(split, autoencoder, EncodeSourceConfig(batch_frames=batch_frames), num_workers)
+            return timed(lambda: encode_shards(source, Path(folder)), autoencoder.device)
 
     def encode_batches() -> None:
         with ThreadPoolExecutor(num_workers) as pool:

@@ -161,14 +161,15 @@ class Attention(nn.Module):
         width: D, channels of a token.
         num_heads: H.
         qk_norm: of queries and keys per head: layer, rms or none.
+        spans_frames: whether its tokens are of several frames, which ranks may share.
 
     Attributes:
-        sequence: the ranks that share the token axis; this one alone unless set.
+        sequence: the ranks that share the token axis; this one alone unless `share_tokens` sets it.
     """
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer"):
+    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer", spans_frames: bool = True):
         super().__init__()
-        self.num_heads, self.sequence = num_heads, SequenceGroup()
+        self.num_heads, self.spans_frames, self.sequence = num_heads, spans_frames, SequenceGroup()
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm_q = _query_key_norm(qk_norm, width // num_heads)
         self.norm_k = _query_key_norm(qk_norm, width // num_heads)
@@ -188,3 +189,10 @@ class Attention(nn.Module):
             q, k, v = self.sequence.to_heads(torch.stack((q, k, v)))
         y_BHNE = self.sequence.to_tokens(attend(q, k, v))
         return self.project(rearrange(y_BHNE, "b h n e -> b n (h e)"))
+
+
+def share_tokens(network: nn.Module, sequence: SequenceGroup) -> None:
+    """From now on the attention over frames in ``network`` is given this rank's share of the tokens."""
+    for module in network.modules():
+        if isinstance(module, Attention) and module.spans_frames:
+            module.sequence = sequence

@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dydiff_dist.models.attention import Attention, AttentionFunction
-from dydiff_dist.models.sequence_parallel import SequenceGroup
 from dydiff_kernels import Backend, gated_residual, modulated_norm
 
 NUM_TIMESTEP_FEATURES = 256
@@ -86,20 +85,16 @@ class Block(nn.Module):
     def __init__(self, width: int, hidden: int, num_heads: int, *, qk_norm: str, factorised: bool):
         super().__init__()
 
-        def attention() -> ModulatedBranch:
-            return ModulatedBranch(width, Attention(width, num_heads, qk_norm=qk_norm))
+        def attention(spans_frames: bool) -> ModulatedBranch:
+            return ModulatedBranch(width, Attention(width, num_heads, qk_norm=qk_norm, spans_frames=spans_frames))
 
         self.factorised = factorised
         if factorised:
-            self.space, self.time = attention(), attention()
+            self.space, self.time = attention(spans_frames=False), attention(spans_frames=True)
         else:
-            self.full = attention()
+            self.full = attention(spans_frames=True)
         mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.mlp = ModulatedBranch(width, mlp)
-
-    def share_frames(self, sequence: SequenceGroup) -> None:
-        """From now on the frames are shared with ``sequence``; attention within a frame is not concerned."""
-        (self.time if self.factorised else self.full).layer.sequence = sequence
 
     def forward(self, x_BSND: Tensor, condition: Tensor, context: TokenContext) -> Tensor:
         """(B, S, N, D) -> (B, S, N, D); ``condition`` is (B, S or 1, 1, D)."""

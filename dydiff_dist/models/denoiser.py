@@ -45,11 +45,14 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class SharesFrames(Protocol):
-    """A network whose frames can be shared between ranks (``execution.sequence_parallel_size``)."""
+    """A network whose frames ranks can share (``execution.sequence_parallel_size``)."""
 
     def share_frames(self, group: dist.ProcessGroup) -> None:
-        """From now on this rank computes its share of the frames, with the other ranks of ``group``. All of them are
-        given the same samples, and each returns the whole prediction."""
+        """From now on this rank computes its share of the frames, with the other ranks of ``group``.
+
+        All of them must be given the same samples; each is returned the whole prediction. Parameter gradients are to be
+        averaged over the group (`dydiff_dist.models.sequence_parallel`).
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +126,7 @@ class DenoiserConfig(StrictConfig):
     def describe(self) -> str:
         """One line for people: the numbers that make the network's size."""
 
-    def check(
-        self,
-        sizes: InputSizes,
-        execution: ExecutionConfig,
-        device_type: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """Refuses what the network can't do, before anything is built.
 
         Args:

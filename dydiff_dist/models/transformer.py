@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dydiff_dist.models.attention import resolve_attention, rotary_angles
+from dydiff_dist.models.attention import resolve_attention, rotary_angles, share_tokens
 from dydiff_dist.models.blocks import NUM_TIMESTEP_FEATURES, Block, TokenContext, timestep_embedding, timestep_features
 from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
 from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
@@ -86,13 +86,7 @@ class VideoTransformerConfig(DenoiserConfig):
         """Width, depth, heads, patches."""
         return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}"
 
-    def check(
-        self,
-        sizes: InputSizes,
-        execution: ExecutionConfig,
-        device_type: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """As `DenoiserConfig.check`: the attention backend, ranks that share frames, and patches."""
         resolve_attention(execution.attention_backend, device_type, dtype, self.head_width)
         check_sequence_parallel(execution.sequence_parallel_size, num_frames=sizes.num_frames, num_heads=self.num_heads)
@@ -219,34 +213,22 @@ class VideoTransformer(nn.Module):
                 block.compile()
 
     def share_frames(self, group: dist.ProcessGroup) -> None:
-        """From now on this rank computes its share of the frames, with the other ranks of ``group``.
-
-        All of them must be given the same samples; each is returned the whole prediction. Parameter gradients are to be
-        averaged over the group (`dydiff_dist.models.sequence_parallel`).
-        """
+        """As `SharesFrames`."""
         self.sequence = SequenceGroup(group)
-        for block in self.blocks:
-            block.share_frames(self.sequence)
+        share_tokens(self, self.sequence)
 
     def forward(
         self, z_BSCHW: Tensor, timesteps_B: Tensor, *, history: Tensor, actions: Tensor | None = None
     ) -> Tensor:
-        """One prediction for every frame.
-
-        Args:
-            z_BSCHW: noisy latents, history frames included.
-            timesteps_B: int64 diffusion timesteps, 0..N-1.
-            history: clean latents of the first frames, (B, S_h, C, H, W).
-            actions: (B, S, A), required exactly where the network was built with action channels.
-
-        Returns:
-            (B, S, C, H, W), what the process predicts (eps, v or x0).
+        """As `Denoiser`: (B, S, C, H, W) -> (B, S, C, H, W).
 
         Raises:
             ValueError: sizes that the patch size does not divide, frames that the ranks sharing them do not, or actions
                 missing, unexpected or of another width.
         """
-        self._check(z_BSCHW, actions)
+        self.config.check_patches(*z_BSCHW.shape[-2:])
+        check_sequence_parallel(self.sequence.size, num_frames=z_BSCHW.shape[1], num_heads=self.config.num_heads)
+        check_actions(actions, self.num_action_channels)
         p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
         x = assemble_input(z_BSCHW, history, actions if self.config.action_channels else None)
         x = self.sequence.local(x, dim=1)
@@ -297,8 +279,3 @@ class VideoTransformer(nn.Module):
             "time": rotary_angles(frames[:, None], head_width),
         }
         return TokenContext(attend, angles, self.kernels)
-
-    def _check(self, z_BSCHW: Tensor, actions: Tensor | None) -> None:
-        self.config.check_patches(*z_BSCHW.shape[-2:])
-        check_sequence_parallel(self.sequence.size, num_frames=z_BSCHW.shape[1], num_heads=self.config.num_heads)
-        check_actions(actions, self.num_action_channels)

@@ -19,7 +19,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dydiff_dist.models.attention import Attention, resolve_attention, rotary_angles
+from dydiff_dist.models.attention import Attention, resolve_attention, rotary_angles, share_tokens
 from dydiff_dist.models.blocks import timestep_embedding, timestep_features
 from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
 from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
@@ -68,13 +68,7 @@ class UNetConfig(DenoiserConfig):
         levels = "-".join(map(str, self.channels))
         return f"U-Net of {levels} channels, {self.num_blocks_per_level} blocks a level, {self.num_heads} heads"
 
-    def check(
-        self,
-        sizes: InputSizes,
-        execution: ExecutionConfig,
-        device_type: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """As `DenoiserConfig.check`: the attention backend, ranks that share frames, and halvings."""
         for channels in self.channels:
             resolve_attention(execution.attention_backend, device_type, dtype, channels // self.num_heads)
@@ -108,6 +102,9 @@ class UNetConfig(DenoiserConfig):
 
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))) (1 + scale) + shift)), the last convolution zero at the start."""
+
+    recomputes = False
+    """Whether its activations are dropped in the forward pass and recomputed in the backward pass."""
 
     def __init__(self, num_in: int, num_out: int, config: UNetConfig):
         super().__init__()
@@ -187,11 +184,9 @@ class UNet(nn.Module):
                 block.compile()
 
     def share_frames(self, group: dist.ProcessGroup) -> None:
-        """As `SharesFrames`; parameter gradients are to be averaged over the group."""
+        """As `SharesFrames`."""
         self.sequence = SequenceGroup(group)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.sequence = self.sequence
+        share_tokens(self, self.sequence)
 
     def forward(self, z: Tensor, timesteps: Tensor, *, history: Tensor, actions: Tensor | None = None) -> Tensor:
         """As `Denoiser`: (B, S, C, H, W) -> (B, S, C, H, W).
@@ -221,8 +216,8 @@ class UNet(nn.Module):
 
 
 def _conv(num_in: int, num_out: int, config: UNetConfig, stride: int = 1) -> nn.Conv2d:
-    padding_mode = "circular" if config.periodic else "zeros"
-    return nn.Conv2d(num_in, num_out, 3, stride, padding=1, padding_mode=padding_mode)
+    padding: Literal["circular", "zeros"] = "circular" if config.periodic else "zeros"
+    return nn.Conv2d(num_in, num_out, 3, stride, padding=1, padding_mode=padding)
 
 
 def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

@@ -53,9 +53,14 @@ class RunEstimate:
         return simulate_activations(self.config, self.sizes)
 
     @cached_property
+    def parameter_sizes(self) -> list[int]:
+        """Elements of each parameter."""
+        return self.config.model.parameter_sizes(self.sizes)
+
+    @property
     def num_params(self) -> int:
         """P."""
-        return self.config.model.parameter_count(self.sizes)
+        return sum(self.parameter_sizes)
 
     @property
     def usable_bytes(self) -> float:
@@ -74,7 +79,7 @@ class RunEstimate:
         )
         return estimate_memory(
             sharding,
-            self.config.model.parameter_sizes(sizes),
+            self.parameter_sizes,
             activation_bytes=micro_batch * self.activations.peak_bytes,
             batch_elements=micro_batch * sizes.num_elements,
         )

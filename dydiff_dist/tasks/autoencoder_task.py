@@ -12,25 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dydiff_dist.autoencoders import Autoencoder, build_network, losses, save_autoencoder
-from dydiff_dist.autoencoders.adopt import bare_autoencoder, measure_latent_units
-from dydiff_dist.autoencoders.verify import reconstruction_scores
+from dydiff_dist.autoencoders import Autoencoder, build_network
+from dydiff_dist.autoencoders.adopt import bare_autoencoder, save_measured
+from dydiff_dist.autoencoders.losses import (
+    PatchDiscriminator,
+    TrainableAutoencoder,
+    adversarial_loss,
+    as_images,
+    discriminator_loss,
+    divergence,
+    reconstruction_error,
+)
+from dydiff_dist.autoencoders.verify import Reconstructions
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.protocol import Engine, Engines
-from dydiff_dist.evaluation.colors import FieldStyle, style_of
-from dydiff_dist.evaluation.figures import reconstruction_figure, save_figure
-from dydiff_dist.evaluation.reconstruction import ReconstructionScores, format_reconstruction
-from dydiff_dist.ranks.collectives import gather_objects
+from dydiff_dist.evaluation.figures import save_figure
+from dydiff_dist.evaluation.reconstruction import format_reconstruction
+from dydiff_dist.ranks.world import gather_objects
 from dydiff_dist.tasks.config import AutoencoderRunConfig
+from dydiff_dist.training.config import TrainingConfig
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
 from dydiff_dist.training.task import MicroLoss, Task
 from dydiff_kernels import NoiseCounter, Stream, normal
-
-_NUM_PICTURED = 2
-
-Pictured = list[tuple[str, np.ndarray, np.ndarray]]
 
 
 class AutoencoderTask(Task[AutoencoderRunConfig]):
@@ -59,20 +63,16 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The autoencoder, and the discriminator where one is configured."""
-        _, height, _ = self.plan.train_shards.schema.shape
-        num_channels, discriminator = self._num_channels, self.config.loss.discriminator
-        network = build_network(self.config.model, num_channels=num_channels, frame_size=height)
-        networks: dict[str, nn.Module] = {"model": losses.TrainableAutoencoder(network)}
+        networks: dict[str, nn.Module] = {"model": self._build_autoencoder()}
+        discriminator = self.config.loss.discriminator
         if discriminator is not None:
-            networks["discriminator"] = losses.PatchDiscriminator(
-                num_channels, discriminator.width, discriminator.depth
-            )
+            networks["discriminator"] = PatchDiscriminator(self._num_channels, discriminator.width, discriminator.depth)
         return networks
 
-    def training_of(self, network: str) -> OptimizationConfig:
+    def training_of(self, network: str) -> TrainingConfig:
         """The discriminator may have a learning rate of its own."""
         training, discriminator = self.config.training, self.config.loss.discriminator
-        if network == "model" or discriminator.learning_rate is None:
+        if network == "model" or discriminator is None or discriminator.learning_rate is None:
             return training
         return training.model_copy(update={"learning_rate": discriminator.learning_rate})
 
@@ -93,7 +93,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
         if adversarial:
             # one pass for both: an engine counts on one forward pass for each backward pass
             verdicts = engines["discriminator"](torch.cat([pixels.to(dtype), decoded.detach()]))
-            judged = losses.discriminator_loss(*verdicts.chunk(2))
+            judged = discriminator_loss(*verdicts.chunk(2))
             yield MicroLoss(
                 loss=judged.mean(),
                 per_sample={"loss/discriminator": _by_sample(judged, num_samples)},
@@ -102,59 +102,42 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
 
     def validate(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
         """Decodes the first validation samples, shared over the ranks, and logs scores and a picture."""
-        world, count = self.plan.world, self.config.training.num_validation_samples
-        scores, pictured = self._reconstruct(
-            weights, self.plan.valid_shards, range(world.rank, count, world.world_size)
-        )
-        everyone = gather_objects(scores)
+        world, valid = self.plan.world, self.plan.valid_shards
+        assert valid is not None, "the trainer validates where there are validation shards"
+        numbers = range(world.rank, self.config.training.num_validation_samples, world.world_size)
+        judged = self._reconstruct(self._autoencoder(weights), valid, numbers)
+        everyone = gather_objects(judged.scores)
         summary = everyone[0].merge(everyone[1:]).summary()
         if log.enabled:
             log.scalars(step, {f"validation/{name}": value for name, value in summary.items()})
-            log.figure(step, "reconstruction", reconstruction_figure(pictured, self._style))
+            log.figure(step, "reconstruction", judged.figure())
             log.say(f"step {step}: validation {format_reconstruction(summary)}")
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """An autoencoder for ``dydiff_dist.autoencoders.load_autoencoder``, with units measured on the training data,
         scores on the validation data, and a picture."""
-        autoencoder, shards = self._autoencoder(weights), self.plan.train_shards
-        count = min(self.config.training.num_measured_samples, len(shards))
-        shift, scale = measure_latent_units(autoencoder, shards, count)
-        judged = self.plan.valid_shards or shards
-        number = min(self.config.training.num_validation_samples, len(judged))
-        scores, pictured = self._reconstruct(weights, judged, range(number))
-        fields = autoencoder.description.model_dump(
-            include={"periodic", "pixel_shift", "pixel_scale", "latent_channels", "spatial_ratio"}
-        )
+        training, shards = self.config.training, self.plan.train_shards
+        autoencoder, valid = self._autoencoder(weights), self.plan.valid_shards or shards
+        number, split = min(training.num_validation_samples, len(valid)), valid.manifest.split
+        judged = self._reconstruct(autoencoder, valid, range(number))
+        scores = judged.scores.summary()
         facts = {
             "trained_on": shards.manifest.source,
-            "steps": self.config.training.steps,
+            "steps": training.steps,
             "loss": self.config.loss.model_dump(mode="json"),
-            "scores": {"split": judged.manifest.split, "samples": number, **scores.summary()},
-            "latent_units_from_samples": count,
+            "scores": {"split": split, "samples": number, **scores},
         }
-        description = save_autoencoder(
-            folder,
-            autoencoder.network,
-            autoencoder.network.state_dict(),
-            **fields,
-            frames=shards.schema,
-            latent_shift=shift,
-            latent_scale=scale,
-            facts=facts,
-        )
-        save_figure(reconstruction_figure(pictured, self._style), folder / "reconstruction.png")
-        split = judged.manifest.split
-        print(
-            f"autoencoder {description.sha256[:12]}…: {format_reconstruction(scores.summary())} on {number} of {split}"
-        )
+        description = save_measured(folder, autoencoder, shards, training.num_measured_samples, facts)
+        save_figure(judged.figure(), folder / "reconstruction.png")
+        print(f"autoencoder {description.sha256[:12]}…: {format_reconstruction(scores)} on {number} of {split}")
 
     @property
     def _num_channels(self) -> int:
         return self.plan.train_shards.schema.shape[0]
 
-    @cached_property
-    def _style(self) -> FieldStyle:
-        return style_of(self.plan.train_shards.schema, is_cropped=False)
+    def _build_autoencoder(self) -> TrainableAutoencoder:
+        num_channels, height, _ = self.plan.train_shards.schema.shape
+        return TrainableAutoencoder(build_network(self.config.model, num_channels=num_channels, frame_size=height))
 
     def _posterior_noise(self, batch: dict[str, Any], step: int) -> Tensor:
         """White noise (n, c, h, w) from the samples' counters."""
@@ -167,14 +150,12 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
     def _reconstruction_parts(self, pixels: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
         """Unweighted losses by name, (n,) each."""
         parts = {
-            "reconstruction": losses.reconstruction_error(decoded, pixels, self.config.loss.reconstruction),
-            "kl": losses.divergence(mean, logvar, pixels[0].numel()),
+            "reconstruction": reconstruction_error(decoded, pixels, self.config.loss.reconstruction),
+            "kl": divergence(mean, logvar, pixels[0].numel()),
         }
         if self._perceptual is not None:
             low, high = self._pixel_range
-            parts["perceptual"] = self._perceptual(
-                losses.as_images(decoded, low, high), losses.as_images(pixels, low, high)
-            )
+            parts["perceptual"] = self._perceptual(as_images(decoded, low, high), as_images(pixels, low, high))
         return parts
 
     def _weighted(self, parts: dict[str, Tensor]) -> Tensor:
@@ -192,7 +173,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
         # past the engine, which would take the autoencoder's backward pass for its own
         network = discriminator.module if isinstance(discriminator, Engine) else discriminator
         network.requires_grad_(False)
-        loss = losses.adversarial_loss(network(decoded))
+        loss = adversarial_loss(network(decoded))
         network.requires_grad_(True)
         return loss
 
@@ -208,7 +189,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
         from dydiff_dist.evaluation.lpips import load_lpips
 
         network, _ = load_lpips(perceptual.weights, self.plan.world.device)
-        height, width = self.config.data.crop_size or self.plan.train_shards.schema.shape[1:]
+        _, height, width = self.config.data.frame_shape(self.plan.train_shards.schema.shape)
         if min(height, width) < network.min_pixels:
             raise ValueError(
                 f"loss.perceptual with {network.net} needs frames of at least {network.min_pixels} pixels, they are "
@@ -229,7 +210,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
 
     def _autoencoder(self, weights: dict[str, Tensor]) -> Autoencoder:
         """The averaged weights, ready to encode and decode in the network's own latent units."""
-        trainable = self.build_networks()["model"]
+        trainable = self._build_autoencoder()
         trainable.load_state_dict(weights)
         model, manifest, device = self.config.model, self.plan.train_shards.manifest, self.plan.world.device
         return bare_autoencoder(
@@ -241,19 +222,14 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
             periodic=model.periodic,
         )
 
-    def _reconstruct(
-        self, weights: dict[str, Tensor], shards: ShardSet, numbers: range
-    ) -> tuple[ReconstructionScores, Pictured]:
-        """Scores of whole samples decoded from the posterior's mean, and the first of them for a picture."""
-        autoencoder, scores, pictured = self._autoencoder(weights), reconstruction_scores(shards), []
+    def _reconstruct(self, autoencoder: Autoencoder, shards: ShardSet, numbers: range) -> Reconstructions:
+        """Whole samples decoded from the posterior's mean."""
+        judged = Reconstructions(shards)
         for number in numbers:
             sample = shards.read(shards.address(number))
             frames = torch.from_numpy(sample.frames[None].astype(np.float32))
-            decoded = autoencoder.to_frames(autoencoder.history_latents(frames))[0].numpy()
-            scores.add(decoded, sample.frames)
-            if len(pictured) < _NUM_PICTURED:
-                pictured.append((sample.key, sample.frames, decoded))
-        return scores, pictured
+            judged.add(sample, autoencoder.to_frames(autoencoder.history_latents(frames))[0].numpy())
+        return judged
 
 
 def _by_sample(values_n: Tensor, num_samples: int) -> Tensor:
@@ -261,12 +237,12 @@ def _by_sample(values_n: Tensor, num_samples: int) -> Tensor:
     return values_n.detach().unflatten(0, (num_samples, -1)).mean(dim=1)
 
 
-def _check_frames(plan: RunPlan) -> None:
+def _check_frames(plan: RunPlan[AutoencoderRunConfig]) -> None:
     """What is trained on are frames, of a size that the reduction divides."""
     if plan.train_shards.manifest.latents is not None:
         raise ValueError(f"{plan.train_shards.folder} holds latents; an autoencoder is trained on frames")
-    ratio = plan.config.model.spatial_ratio
-    for height, width in {tuple(plan.config.data.crop_size or ()), tuple(plan.train_shards.schema.shape[1:])} - {()}:
+    ratio, whole = plan.config.model.spatial_ratio, plan.train_shards.schema.shape
+    for _, height, width in (plan.config.data.frame_shape(whole), whole):
         if height % ratio or width % ratio:
             raise ValueError(
                 f"frames of {height}x{width} are no multiple of {ratio}, which model.channels of "
@@ -274,7 +250,7 @@ def _check_frames(plan: RunPlan) -> None:
             )
 
 
-def _check_validation_samples(plan: RunPlan) -> None:
+def _check_validation_samples(plan: RunPlan[AutoencoderRunConfig]) -> None:
     count, valid = plan.config.training.num_validation_samples, plan.valid_shards
     if valid is not None and count > len(valid):
         raise ValueError(

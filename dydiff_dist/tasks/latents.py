@@ -4,7 +4,7 @@ Letters: C pixel channels, c latent channels, H W frame size, h w latent size.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.autoencoders.description import pixel_data
@@ -55,39 +55,38 @@ class TrainingFrames:
 class StoredLatents(TrainingFrames):
     """Latent shards."""
 
+    folder: str
+    """Of the autoencoder."""
     latents: LatentFrames | None
     """None only in a plan whose data are absent."""
+    when: ClassVar[str] = "pre-encoded"
 
     @property
     def space(self) -> FrameSpace:
         """The autoencoder's latents."""
-        assert self.latents is not None, "a run whose data are absent forecasts nothing"
+        assert self.latents is not None, "a run whose data are absent is described, not trained"
         return self.latents
 
     def facts(self) -> dict[str, str]:
         """Of which autoencoder, and when they are made."""
         name = "absent" if self.latents is None else f"{self.latents.autoencoder.description.sha256[:12]}…"
-        return {"latents": f"(c, h, w) = {self.shape} of autoencoder {name}, {self._when}"}
+        return {"latents": f"(c, h, w) = {self.shape} of autoencoder {name}, {self.when}"}
 
     def exported(self) -> dict[str, Any]:
         """The schema is that of the frames to be forecast; the autocovariance is the latents'."""
-        assert self.latents is not None, "a run whose data are absent exports nothing"
-        config, description = self.plan.config, self.latents.autoencoder.description
-        manifest, autocovariance = self.plan.train_shards.manifest, self.autocovariance
+        assert self.latents is not None, "a run whose data are absent is described, not trained"
+        description, manifest = self.latents.autoencoder.description, self.plan.train_shards.manifest
         frames = manifest.frames if manifest.latents is None else manifest.latents.source_frames
+        autocovariance = self.autocovariance
         data_schema = {
             **self.plan.data_schema,
             **frames.model_dump(mode="json"),
-            "num_actions": frames.num_actions if config.data.use_actions else 0,
+            "num_actions": frames.num_actions if self.plan.config.data.use_actions else 0,
             "shift": list(description.pixel_shift),
             "scale": list(description.pixel_scale),
             "frame_autocovariance": None if autocovariance is None else list(autocovariance),
         }
-        return {"data_schema": data_schema, "autoencoder": config.autoencoder.path}
-
-    @property
-    def _when(self) -> str:
-        return "pre-encoded"
+        return {"data_schema": data_schema, "autoencoder": self.folder}
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class EncodedFrames(StoredLatents):
     """Frames, in the autoencoder's own units, that are encoded in every step."""
 
     latents: LatentFrames
+    when: ClassVar[str] = "encoded in every step"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,10 +109,6 @@ class EncodedFrames(StoredLatents):
         """As `TrainingFrames.encoded`."""
         posterior = self.latents.autoencoder.encode(batch["frames"])
         return {**batch, "frames": posterior.mean, "logvar": posterior.logvar}
-
-    @property
-    def _when(self) -> str:
-        return "encoded in every step"
 
 
 def check_latent_data(plan: RunPlan[RunConfig]) -> None:
@@ -157,13 +153,17 @@ def open_frames(plan: RunPlan[RunConfig]) -> TrainingFrames:
             )
         return TrainingFrames(plan)
     if plan.data_is_absent and shards.schema.has_logvar:
-        return StoredLatents(plan, None)
+        return StoredLatents(plan, config.path, None)
     space = LatentFrames(load_autoencoder(config.path, device=plan.world.device, max_frames=config.max_frames))
     if latents is not None:
         check_latents(shards, space.autoencoder.description.sha256)
         _check_window(plan)
-        return StoredLatents(plan, space)
-    return EncodedFrames(_in_pixel_units(plan, space), space)
+        return StoredLatents(plan, config.path, space)
+    if space.temporal_ratio > 1:
+        raise ValueError(
+            f"autoencoder.path {config.path!r} compresses time; encode the shards first, with tools/encode_latents.py"
+        )
+    return EncodedFrames(_in_pixel_units(plan, space), config.path, space)
 
 
 def _check_window(plan: RunPlan[RunConfig]) -> None:
@@ -182,11 +182,6 @@ def _check_window(plan: RunPlan[RunConfig]) -> None:
 def _in_pixel_units(plan: RunPlan[RunConfig], space: LatentFrames) -> RunPlan[RunConfig]:
     """A plan whose stream gives frames as the autoencoder takes them."""
     description, shards = space.autoencoder.description, plan.train_shards
-    if space.temporal_ratio > 1:
-        raise ValueError(
-            f"autoencoder.path {plan.config.autoencoder.path!r} compresses time; encode the shards first, with "
-            "tools/encode_latents.py"
-        )
     try:
         space.network_shape(plan.config.data.frame_shape(shards.schema.shape))
     except ValueError as error:

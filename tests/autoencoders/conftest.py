@@ -4,7 +4,8 @@ import pytest
 from frame_source import FrameSource, FrameSourceConfig
 from small_autoencoders import small_autoencoder
 
-from dydiff_dist.autoencoders.encode import EncodingJob, open_splits
+from dydiff_dist.autoencoders.encode import encode_shards, open_splits
+from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
 from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
@@ -29,8 +30,9 @@ def encode(autoencoder):
     """Encodes a folder of frames; returns the report and the latents by split."""
 
     def run(folder, out, part=(0, 1), num_workers=1, max_bad_rate=0.0, with_autoencoder=autoencoder, **options):
-        job = EncodingJob.prepare(open_splits(str(folder)), with_autoencoder, out, part, num_workers, **options)
-        report = job.run(max_bad_rate, lambda *_: None, lambda *_: None)
+        config = EncodeSourceConfig(**options)
+        source = EncodeSource(open_splits(str(folder)), with_autoencoder, config, num_workers)
+        report = encode_shards(source, out, part, max_bad_rate)
         return report, {split: ShardSet.open(out / split) for split in report.manifests}
 
     return run

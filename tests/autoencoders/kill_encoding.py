@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.autoencoders.encode import EncodingJob, open_splits
+from dydiff_dist.autoencoders.encode import encode_shards, open_splits
+from dydiff_dist.autoencoders.encode_source import EncodeSource, EncodeSourceConfig
 from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.data.manifest import MANIFEST_NAME
 
 
 def encode(autoencoder: Path, frames: str, out: Path) -> None:
-    job = EncodingJob.prepare(open_splits(frames), load_autoencoder(autoencoder), out, num_workers=2, batch_frames=12)
-    job.run(0.0, lambda *_: None, lambda *_: None)
+    config = EncodeSourceConfig(batch_frames=12)
+    encode_shards(EncodeSource(open_splits(frames), load_autoencoder(autoencoder), config, num_workers=2), out)
 
 
 def run_for(seconds: float, *arguments) -> bool:

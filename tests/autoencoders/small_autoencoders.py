@@ -39,4 +39,4 @@ def small_autoencoder(
         "latent_shift": (0.1, -0.2, 0.3),
         "latent_scale": (0.5, 0.25, 2.0),
     }
-    return save_autoencoder(folder, network, network.state_dict(), **{**defaults, **fields})
+    return save_autoencoder(folder, network, **{**defaults, **fields})

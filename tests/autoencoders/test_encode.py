@@ -9,7 +9,7 @@ import torch
 from frame_source import FrameSource, FrameSourceConfig
 from small_autoencoders import small_autoencoder
 
-from dydiff_dist.autoencoders.encode import AUTOENCODER_FOLDER, open_splits, settle_autoencoder
+from dydiff_dist.autoencoders.encode import AUTOENCODER_FOLDER, open_splits, place_autoencoder
 from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.autoencoders.verify import verify_latents
 from dydiff_dist.data.convert import convert
@@ -107,8 +107,8 @@ def test_mirror_images_follow_their_training_samples(frames_folder, autoencoder,
     mirrored[:, 0] *= -1  # the component along the width
     posterior = autoencoder.encode_raw(autoencoder.to_pixels(torch.from_numpy(mirrored)[None]))
     np.testing.assert_allclose(stored[7].frames, posterior.mean[0], rtol=1e-3, atol=1e-3)
-    scores, _ = verify_latents(latents["train"], ShardSet.open(frames_folder / "train"), autoencoder, 3)
-    assert np.isfinite(scores["psnr"])
+    judged = verify_latents(latents["train"], ShardSet.open(frames_folder / "train"), autoencoder, 3)
+    assert np.isfinite(judged.scores.summary()["psnr"])
 
 
 def test_mirroring_is_refused_where_flips_are_not_allowed(encode, tmp_path):
@@ -142,13 +142,13 @@ def test_shifts_stay_allowed_where_the_autoencoder_is_periodic(frames_folder, en
 def test_verifying_decodes_what_is_stored(frames_folder, autoencoder, encode, tmp_path):
     _, latents = encode(frames_folder, tmp_path / "latents")
     pixels = ShardSet.open(frames_folder / "test")
-    scores, figure = verify_latents(latents["test"], pixels, autoencoder, 2)
+    judged = verify_latents(latents["test"], pixels, autoencoder, 2)
     statistics = pixels.manifest.statistics
     span = max(statistics.max) - min(statistics.min)
     decoded = [autoencoder.to_frames(autoencoder.history_latents(frames(s)))[0].numpy() for s in samples(pixels)]
     expected = np.mean([psnr(d, s.frames, span).mean() for d, s in zip(decoded, samples(pixels), strict=True)])
-    assert scores["psnr"] == pytest.approx(expected, abs=0.01)  # latents are rounded to float16
-    assert len(figure.axes) == 2 * 3 * 7
+    assert judged.scores.summary()["psnr"] == pytest.approx(expected, abs=0.01)  # latents are rounded to float16
+    assert len(judged.figure().axes) == 2 * 3 * 7
     with pytest.raises(ValueError, match="was made from other shards"):
         verify_latents(latents["train"], pixels, autoencoder, 1)
 
@@ -208,12 +208,12 @@ def test_latents_are_not_encoded_again(frames_folder, encode, tmp_path):
 
 def test_the_autoencoder_lies_beside_its_latents_and_is_not_replaced(frames_folder, autoencoder, tmp_path):
     shards = open_splits(str(frames_folder))["train"]
-    folder = settle_autoencoder(str(tmp_path / "autoencoder"), shards, tmp_path / "latents", 0, CPU)
+    folder = place_autoencoder(str(tmp_path / "autoencoder"), shards, tmp_path / "latents", 0, CPU)
     assert folder == tmp_path / "latents" / AUTOENCODER_FOLDER
     assert load_autoencoder(folder).description == autoencoder.description
     other = small_autoencoder(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match=f"autoencoder {autoencoder.description.sha256}, now {other.sha256} is asked"):
-        settle_autoencoder(str(tmp_path / "other"), shards, tmp_path / "latents", 0, CPU)
+        place_autoencoder(str(tmp_path / "other"), shards, tmp_path / "latents", 0, CPU)
 
 
 def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, tmp_path):
@@ -222,7 +222,7 @@ def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, 
     (tmp_path / "theirs" / "autoencoder.json").unlink()
     shards = open_splits(str(frames_folder))["train"]
     for _ in range(2):  # the second time it is there
-        folder = settle_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU)
+        folder = place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU)
     adopted = load_autoencoder(folder)
     assert (adopted.description.spatial_ratio, adopted.description.latent_channels) == (4, 3)
     assert adopted.description.pixel_scale == shards.manifest.scale
@@ -231,7 +231,7 @@ def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, 
     np.testing.assert_allclose(statistics.mean, adopted.description.latent_shift, atol=1e-3)
     np.testing.assert_allclose(statistics.std, adopted.description.latent_scale, rtol=1e-2)
     with pytest.raises(ValueError, match="is asked for"):
-        settle_autoencoder("owner/other", shards, tmp_path / "latents", 0, CPU)
+        place_autoencoder("owner/other", shards, tmp_path / "latents", 0, CPU)
 
 
 def test_images_are_adopted_in_the_units_of_published_autoencoders(tmp_path):
@@ -239,7 +239,7 @@ def test_images_are_adopted_in_the_units_of_published_autoencoders(tmp_path):
     small_autoencoder(tmp_path / "theirs", num_channels=3)
     (tmp_path / "theirs" / "autoencoder.json").unlink()
     shards = open_splits(str(tmp_path / "frames"))["train"]
-    adopted = load_autoencoder(settle_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU))
+    adopted = load_autoencoder(place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU))
     assert (
         float(adopted.to_pixels(torch.tensor([0.0, 255.0])[:, None, None, None, None].expand(2, 1, 3, 1, 1)).min())
         == -1
@@ -247,4 +247,4 @@ def test_images_are_adopted_in_the_units_of_published_autoencoders(tmp_path):
     with pytest.raises(ValueError, match="takes frames of 3 channels"):
         convert(FrameSource(FrameSourceConfig()), tmp_path / "velocity")
         velocity = open_splits(str(tmp_path / "velocity"))["train"]
-        settle_autoencoder(str(tmp_path / "theirs"), velocity, tmp_path / "other", 0, CPU)
+        place_autoencoder(str(tmp_path / "theirs"), velocity, tmp_path / "other", 0, CPU)

@@ -72,8 +72,8 @@ def test_nine_frames_become_three(frames_folder, autoencoder, encode, tmp_path):
     np.testing.assert_array_equal(stored.actions[2], truth.actions[5:9].ravel())
     history = autoencoder.encode_raw(autoencoder.to_pixels(torch.from_numpy(truth.frames[None, :5].copy()))).mean[0]
     np.testing.assert_allclose(stored.frames[:2], history, rtol=2e-3, atol=2e-3)  # float16
-    scores, _ = verify_latents(latents["test"], ShardSet.open(frames_folder / "test"), autoencoder, 2)
-    assert np.isfinite(scores["psnr"])
+    judged = verify_latents(latents["test"], ShardSet.open(frames_folder / "test"), autoencoder, 2)
+    assert np.isfinite(judged.scores.summary()["psnr"])
 
 
 def test_other_lengths_are_refused(autoencoder, encode, tmp_path):

@@ -66,9 +66,9 @@ def test_any_network_is_counted_checked_and_described(registered):
     assert config.parameter_count(sizes) == 9 and config.num_blocks == 1
     assert config.forward_flops(sizes) == 2 * 5 * 4 * 6 * 9 and config.training_flops(sizes) == 6 * 5 * 4 * 6 * 9
     assert config.num_tokens(sizes) == 5 * 4 * 6
-    config.check(sizes, ExecutionConfig())
+    config.check(sizes, ExecutionConfig(), "cpu", torch.float32)
     with pytest.raises(ValueError, match="network 'scale' can't share frames between ranks; set it to 1"):
-        config.check(sizes, ExecutionConfig(sequence_parallel_size=2))
+        config.check(sizes, ExecutionConfig(sequence_parallel_size=2), "cpu", torch.float32)
 
 
 def test_the_transformer_is_meant_where_no_network_is_named():

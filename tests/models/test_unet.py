@@ -105,7 +105,7 @@ def test_wrong_use_is_named():
     with pytest.raises(ValueError, match=odd):
         network(z[..., :1, :].expand(-1, -1, -1, 5, -1), t, history=history)
     with pytest.raises(ValueError, match="sequence_parallel_size 2 does not divide the 5 frames"):
-        small_config().check(sizes_of(3), ExecutionConfig(sequence_parallel_size=2))
+        small_config().check(sizes_of(3), ExecutionConfig(sequence_parallel_size=2), "cpu", torch.float32)
     with pytest.raises(ValidationError, match="levels have 12 channels; width times each of channel_multipliers"):
         small_config(width=12)
     with pytest.raises(ValidationError, match="channel_multipliers must have at least one level"):

@@ -11,7 +11,8 @@ import torch
 from run_commands import TRAIN, run
 
 from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, save_autoencoder
-from dydiff_dist.autoencoders.encode import EncodingJob, open_splits
+from dydiff_dist.autoencoders.encode import encode_shards, open_splits
+from dydiff_dist.autoencoders.encode_source import EncodeSource
 from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.benchmarks.training_step import measure_speed_up
 from dydiff_dist.data.shard_set import ShardSet
@@ -35,7 +36,6 @@ def write_autoencoder(folder: Path, shards: ShardSet, seed: int = 0) -> str:
     description = save_autoencoder(
         folder,
         network,
-        network.state_dict(),
         periodic=True,
         frames=shards.schema,
         pixel_shift=shards.manifest.shift,
@@ -63,8 +63,7 @@ def latents(tiny_shards, tmp_path_factory) -> Latents:
     splits = open_splits(str(tiny_shards))
     sha256 = write_autoencoder(folder / "autoencoder", splits["train"])
     autoencoder = load_autoencoder(folder / "autoencoder")
-    job = EncodingJob.prepare(splits, autoencoder, folder)
-    job.run(0.0, lambda *_: None, lambda *_: None)
+    encode_shards(EncodeSource(splits, autoencoder), folder)
     return Latents(folder, folder / "autoencoder", sha256)
 
 
