@@ -28,7 +28,7 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.protocol import Engine, Engines
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction
-from dydiff_dist.ranks.world import gather_objects
+from dydiff_dist.ranks.collectives import gather_objects
 from dydiff_dist.tasks.config import AutoencoderRunConfig
 from dydiff_dist.training.config import TrainingConfig
 from dydiff_dist.training.progress import RunLog
