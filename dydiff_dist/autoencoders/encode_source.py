@@ -89,13 +89,13 @@ class EncodeSource(Source[EncodeSourceConfig]):
         self.splits, self.autoencoder = splits, autoencoder
         self.on_frames: Callable[[int, int], None] = lambda num_frames, num_bytes: None
         for shards in splits.values():
-            check_shards(shards, autoencoder, config)
+            check_shards(shards, autoencoder, self.config)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
         self._num_ahead = num_workers + BATCHES_AHEAD
         self._own = threading.local()
         self._batches: Iterator[tuple[ShardTask, list[SampleAddress]]] = iter(())
         self._pending: deque[tuple[ShardTask, Future[Encoded]]] = deque()
-        self._num_mirrors = {split: 2 if config.mirror and split == "train" else 1 for split in splits}
+        self._num_mirrors = {split: 2 if self.config.mirror and split == "train" else 1 for split in splits}
 
     def plan(self) -> list[ShardTask]:
         """One shard of latents per shard of pixels, under the same name."""
