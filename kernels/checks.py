@@ -54,12 +54,13 @@ def check_per_sample(op: str, name: str, value: torch.Tensor, batch: int, within
         raise ValueError(f"{op}: {name} is {kind}; expected a float64 or float32 tensor of shape ({batch},)")
     if value.shape != (batch,):
         raise ValueError(f"{op}: {name} has shape {tuple(value.shape)}; expected ({batch},), one value per sample")
-    value = value.detach().to(torch.float64)
+    if value.dtype != torch.float64 or value.requires_grad:
+        value = value.detach().to(torch.float64)
     if value.device.type == "cpu":
-        in_range = _IN_RANGE[within]
-        for item in value.tolist():  # a batch is short; this is quicker than two reductions
-            if not in_range(item):
-                raise ValueError(f"{op}: {name} holds {item}; expected values in {within}")
+        items, in_range = value.tolist(), _IN_RANGE[within]  # a batch is short; this is quicker than reductions
+        if items and not (all(map(math.isfinite, items)) and in_range(min(items)) and in_range(max(items))):
+            worst = next(item for item in items if not (math.isfinite(item) and in_range(item)))
+            raise ValueError(f"{op}: {name} holds {worst}; expected values in {within}")
     return value
 
 

@@ -75,18 +75,17 @@ def launch(kernel: Any, operands: Operands) -> None:
         else:
             arguments[name.upper() if name.upper() in names else name] = value
     if "ALIGNED" in names:
-        arguments["ALIGNED"] = like.shape[2:].numel() % 4 == 0
+        arguments["ALIGNED"] = like.shape[1] == 1 or like.shape[2:].numel() % 4 == 0
     grid, sizes = launch_shape(like)
-    written = {
-        f"{name}_ptr": out
-        if out is None or out.is_contiguous()
-        else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        for name, out in operands.writes.items()
-    }
+    written, strided = {f"{name}_ptr": out for name, out in operands.writes.items()}, []
+    for name, out in written.items():
+        if out is not None and not out.is_contiguous():
+            contiguous = torch.empty_like(out, memory_format=torch.contiguous_format)
+            written[name] = contiguous
+            strided.append((out, contiguous))
     kernel[grid](**arguments, **written, **sizes)
-    for result, out in zip(written.values(), operands.writes.values(), strict=True):
-        if out is not None and result is not None and result is not out:
-            out.copy_(result)
+    for out, contiguous in strided:
+        out.copy_(contiguous)
 
 
 @triton.jit

@@ -42,4 +42,6 @@ class Levels(NamedTuple):
     def columns(self) -> list[Tensor]:
         """Columns of the kernels' table, (B,) float64: a, s, p, q, then √γ̄ and √(1-γ̄) of A and of B."""
         a, s, frame_gamma, noise_gamma, p, q = self
-        return [a, s, p, q, *square_roots(frame_gamma), *square_roots(noise_gamma)]
+        of_frames = square_roots(frame_gamma)
+        of_noise = of_frames if noise_gamma is frame_gamma else square_roots(noise_gamma)
+        return [a, s, p, q, *of_frames, *of_noise]

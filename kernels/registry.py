@@ -1,6 +1,6 @@
 """The registry of ops: what an op consists of, and the one visible choice of what runs it.
 
-An op is a torch reference, which is its specification, and kernels with the same arguments and result:
+An op is a torch reference, which is its specification, and kernels that can take its place:
 
     SCALE = register_op("scale", reference=scale_reference, triton="my_package.scale_kernel:scale")
 
@@ -131,7 +131,8 @@ def register_op(
     Args:
         name: the op's name, for the log, errors and the benchmark.
         reference: plain torch, the specification; differentiable and able to calculate in float64.
-        cpp: CPU kernel with the arguments and result of ``reference``; without one the reference is what CPUs run.
+        cpp: the CPU kernel, any function that the op's own code can call in the place of ``reference``; without one the
+            reference is what CPUs run.
         triton: the same for GPUs. As ``"module:function"`` it is imported when it is first chosen, so that machines
             without Triton can import the op.
         differentiable: whether the kernels pass gradients on. If not, inputs that require one go to the reference.

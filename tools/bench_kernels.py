@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from dydiff_dist.errors import run_command
-from dydiff_kernels import available_backends
 from dydiff_kernels.benchmark import cases, measure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,16 +76,15 @@ def measure_size(
     chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool
 ) -> list[Row]:
     """Rows of every case and variant at one size; cases of one shape share their inputs."""
-    backend = available_backends(device)[0]
     rows = []
     for shape in dict.fromkeys(case.sizes[size] for case in chosen):
         alike = [case for case in chosen if case.sizes[size] == shape]
         for case in alike:
-            cases.check(case, shape, dtype, device, backend)
+            cases.check(case, shape, dtype, device)
         num_sets = measure.num_sets(4 * torch.Size(shape).numel() * dtype.itemsize)
         inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
         for case in alike:
-            calls = variants(case, inputs, case.parameters(shape, dtype, device), backend, quick)
+            calls = variants(case, inputs, case.parameters(shape, dtype, device), quick)
             rows += measure_case(case, size, calls, dtype, device, rounds=5 if quick else 25)
     return rows
 
@@ -109,9 +107,7 @@ def measure_case(
     return rows
 
 
-def variants(
-    case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, backend: str, quick: bool
-) -> Calls:
+def variants(case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: Any, quick: bool) -> Calls:
     """What to time."""
 
     def chosen(round_number: int) -> cases.Inputs:
@@ -124,9 +120,9 @@ def variants(
     if not quick:
         compiled = torch.compile(case.eager, dynamic=False)
         calls["compile"] = lambda n: compiled(chosen(n), parameters)
-    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, backend)
+    calls["ours (new memory)"] = lambda n: case.fresh(chosen(n), parameters, "auto")
     if (reusing := case.reusing) is not None:
-        calls["ours"] = lambda n: reusing(chosen(n), parameters, backend)
+        calls["ours"] = lambda n: reusing(chosen(n), parameters, "auto")
     return calls
 
 

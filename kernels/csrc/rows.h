@@ -15,6 +15,8 @@ struct alignas(64) Row {
     float v[ROW];
 };
 
+inline void clear_row(Row& row, int64_t n) { std::memset(row.v, 0, sizeof(float) * size_t(n)); }
+
 struct alignas(64) NoiseRow {
     float v[NOISE_BUFFER];
 };

@@ -94,7 +94,7 @@ void frame_filter(const FrameFilterArgs& args, int threads) {
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
         const auto& c = table_row<FrameFilterCoefficients>(args.coefficients, b);
         Row scratch, result, state;
-        std::memset(&state, 0, sizeof(float) * size_t(n));
+        clear_row(state, n);
         for (int64_t step = 0; step < args.shape.frames; ++step) {
             const int64_t s = reversed ? args.shape.frames - 1 - step : step;
             const float* row = load_row(args.x, b, s, r, n, scratch);

@@ -32,19 +32,14 @@ def _differentiate(op: Callable[..., Tensor], tensors: list[Tensor], upstream: T
 
 
 def _modulate(i: Inputs, k: tuple[Tensor, ...], backend: str) -> Tensor | None:
-    op = lambda *leaves: modulated_norm(*leaves, backend=_with_kernel(backend))  # noqa: E731
+    op = lambda *leaves: modulated_norm(*leaves, backend=backend)  # noqa: E731
     return _differentiate(op, [i.x, *k[:2]], i.y)[0]
 
 
 def _gate(i: Inputs, k: tuple[Tensor, ...], backend: str) -> Tensor | None:
     """The gradient of the branch: that of x is the upstream gradient itself."""
-    op = lambda *leaves: gated_residual(*leaves, backend=_with_kernel(backend))  # noqa: E731
+    op = lambda *leaves: gated_residual(*leaves, backend=backend)  # noqa: E731
     return _differentiate(op, [i.x, k[2], i.y], i.out)[2]
-
-
-def _with_kernel(backend: str) -> str:
-    """adaLN has no Triton kernel; there torch's own operations are what runs."""
-    return "auto" if backend == "triton" else backend
 
 
 def _case(

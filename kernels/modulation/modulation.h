@@ -107,7 +107,7 @@ inline void add_stretches(const Shape& shape, const std::vector<float>& sums, co
     const int64_t stretches = num_stretches(shape);
     Row total;
     for (int64_t g = 0; g < shape.batch; ++g) {
-        std::memset(&total, 0, sizeof(float) * size_t(shape.inner));
+        clear_row(total, shape.inner);
         for (int64_t stretch = 0; stretch < stretches; ++stretch) {
             const float* part = sums.data() + (g * stretches + stretch) * shape.inner;
 #pragma omp simd

@@ -99,6 +99,6 @@ class StepCoefficients:
         """
         from_z, from_output, a, b, c, k, sigma = self.factors()
         b = b - k * a if self.shares_operators else b
-        gammas = (self.frame_gamma, self.next_frame_gamma, *self.noise_operators())
-        mixing = [column for gamma in gammas for column in square_roots(gamma)]
-        return [from_z, from_output, a, b, c, k, sigma, *mixing]
+        of_frames = [*square_roots(self.frame_gamma), *square_roots(self.next_frame_gamma)]
+        of_noise = of_frames if self.shares_operators else [r for g in self.noise_operators() for r in square_roots(g)]
+        return [from_z, from_output, a, b, c, k, sigma, *of_frames, *of_noise]

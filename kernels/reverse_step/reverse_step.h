@@ -159,8 +159,10 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.z_next);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
         const auto& k = table_row<ReverseStepCoefficients>(args.coefficients, b);
-        ReverseStepState state;
-        std::memset(&state, 0, sizeof(state));
+        ReverseStepState state;  // the first frame reads zeros of it; the sum is only written
+        for (Row* row : {&state.mean_before, &state.z_before, &state.next}) clear_row(*row, n);
+        if (!args.shares_operators)
+            for (Row* row : {&state.mixed_x0, &state.n_before, &state.next_noise}) clear_row(*row, n);
         ReverseStepBuffers buffer;
         for (int64_t s = 0; s < args.shape.frames; ++s) step_row(args, k, b, s, r, n, state, buffer, stream);
     });

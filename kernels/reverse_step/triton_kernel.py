@@ -86,27 +86,25 @@ def reverse_step(*arguments: Any) -> None:
     launch(_reverse_step_kernel, operands(*arguments))
 
 
-def _case(name: str, *operands: str, mixes: bool = True, shared: bool = True) -> AotCase:
-    """``operands``: what is present beside z, output and z'."""
-    reads = [operand for operand in operands if operand in ("x0_prev_ptr", "history_ptr")]
-    return AotCase(
-        name,
-        _reverse_step_kernel,
-        ("z_ptr", "output_ptr", *reads),
-        ("z_next_ptr", *(["x0_ptr"] if "x0_ptr" in operands else [])),
-        ("coefficients_ptr", *(["noise_index_ptr"] if "noise_index_ptr" in operands else [])),
-        dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True),
-    )
+def _case(
+    name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), noise: bool = False, mixes: bool = True,
+    shared: bool = True,
+) -> AotCase:  # fmt: skip
+    """``reads`` and ``writes``: what is present beside z, output and z'; ``noise``: drawn."""
+    scalars = ("coefficients_ptr", "noise_index_ptr") if noise else ("coefficients_ptr",)
+    constants = dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True)
+    reads, writes = ("z_ptr", "output_ptr", *reads), ("z_next_ptr", *writes)
+    return AotCase(name, _reverse_step_kernel, reads, writes, scalars, constants)
 
 
-_ALL = ("x0_prev_ptr", "history_ptr", "noise_index_ptr", "x0_ptr")
+_BOTH, _X0 = ("x0_prev_ptr", "history_ptr"), ("x0_ptr",)
 AOT_CASES = [
     _case("reverse_step"),
     _case("reverse_step_unmixed", mixes=False),
-    _case("reverse_step_noise", "noise_index_ptr"),
-    _case("reverse_step_multistep", "x0_prev_ptr", "x0_ptr"),
-    _case("reverse_step_full", *_ALL),
+    _case("reverse_step_noise", noise=True),
+    _case("reverse_step_multistep", ("x0_prev_ptr",), _X0),
+    _case("reverse_step_full", _BOTH, _X0, noise=True),
     _case("reverse_step_separate", shared=False),
-    _case("reverse_step_separate_unmixed", "history_ptr", mixes=False, shared=False),
-    _case("reverse_step_separate_full", *_ALL, shared=False),
+    _case("reverse_step_separate_unmixed", ("history_ptr",), mixes=False, shared=False),
+    _case("reverse_step_separate_full", _BOTH, _X0, noise=True, shared=False),
 ]

@@ -13,8 +13,8 @@ def _doubled_kernel(x_ptr, out_ptr, S, R, BLOCK: tl.constexpr):
     b, _, r = program_block(R, BLOCK)
     for s in range(S):
         offset = (b * S + s) * R + r
-        x = tl.load(x_ptr + offset, mask=r < R, other=0.0)
-        tl.store(out_ptr + offset, x * 2, mask=r < R)
+        x = tl.load(x_ptr + offset, mask=r < R, other=0.0).to(tl.float32)
+        tl.store(out_ptr + offset, (x * 2).to(out_ptr.dtype.element_ty), mask=r < R)
 
 
 def doubled(x: torch.Tensor) -> torch.Tensor:
