@@ -41,15 +41,10 @@ class AotCase:
     floats: tuple[str, ...] = ()
 
 
-def block_size(inner: int) -> int:
-    """Elements of a frame that one program owns."""
-    return max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))
-
-
 def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and the size arguments that every kernel takes, for ``x`` (B, S, *rest)."""
     inner = x.shape[2:].numel()
-    block = block_size(inner)
+    block = max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))  # elements of a frame that one program owns
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
 
