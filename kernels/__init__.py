@@ -29,7 +29,7 @@ from dydiff_kernels.frame_mix import frame_mix, frame_unmix
 from dydiff_kernels.levels import Levels
 from dydiff_kernels.modulation import gated_residual, modulated_norm
 from dydiff_kernels.noise import normal, uniform
-from dydiff_kernels.registry import Op, register_op, registered_ops
+from dydiff_kernels.registry import Op, register_op
 from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
 
 __all__ = [
@@ -52,7 +52,6 @@ __all__ = [
     "modulated_norm",
     "normal",
     "register_op",
-    "registered_ops",
     "reverse_step",
     "uniform",
 ]

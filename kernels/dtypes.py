@@ -2,8 +2,7 @@
 
 import torch
 
-STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LEGAL_DTYPES = (*STORAGE_DTYPES, torch.float64)
+LEGAL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What the ops accept: the kernels' storage types, and float64 for the references."""
 
 

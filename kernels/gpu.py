@@ -41,15 +41,10 @@ class AotCase:
     floats: tuple[str, ...] = ()
 
 
-def block_size(inner: int) -> int:
-    """Elements of a frame that one program owns."""
-    return max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))
-
-
 def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and the size arguments that every kernel takes, for ``x`` (B, S, *rest)."""
     inner = x.shape[2:].numel()
-    block = block_size(inner)
+    block = max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))  # elements of a frame that one program owns
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
 
@@ -75,18 +70,17 @@ def launch(kernel: Any, operands: Operands) -> None:
         else:
             arguments[name.upper() if name.upper() in names else name] = value
     if "ALIGNED" in names:
-        arguments["ALIGNED"] = like.shape[2:].numel() % 4 == 0
+        arguments["ALIGNED"] = like.shape[1] == 1 or like.shape[2:].numel() % 4 == 0
     grid, sizes = launch_shape(like)
-    written = {
-        f"{name}_ptr": out
-        if out is None or out.is_contiguous()
-        else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        for name, out in operands.writes.items()
-    }
+    written, strided = {f"{name}_ptr": out for name, out in operands.writes.items()}, []
+    for name, out in written.items():
+        if out is not None and not out.is_contiguous():
+            contiguous = torch.empty_like(out, memory_format=torch.contiguous_format)
+            written[name] = contiguous
+            strided.append((out, contiguous))
     kernel[grid](**arguments, **written, **sizes)
-    for result, out in zip(written.values(), operands.writes.values(), strict=True):
-        if out is not None and result is not None and result is not out:
-            out.copy_(result)
+    for out, contiguous in strided:
+        out.copy_(contiguous)
 
 
 @triton.jit

@@ -17,7 +17,6 @@ import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -149,11 +148,6 @@ def register_op(
         raise ValueError(f"register_op: an op named {name!r} is there already; choose another name")
     _OPS[name] = Op(name, reference, cpp, triton, differentiable, aot_cases, benchmarks)
     return _OPS[name]
-
-
-def registered_ops() -> Mapping[str, Op]:
-    """Every op by its name, in the order of registration; read only."""
-    return MappingProxyType(_OPS)
 
 
 def collect(field: str) -> list[Any]:

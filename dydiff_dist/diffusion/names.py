@@ -32,3 +32,10 @@ def look_up(argument: str, name: str, registry: Mapping[str, Entry]) -> Entry:
     nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]!r}? Otherwise " if nearest else ""
     raise ValueError(f"{argument} is {name!r}; {hint}choose one of {', '.join(registry)}")
+
+
+def register(kind: str, registry: dict[str, Entry], name: str, entry: Entry) -> None:
+    """Adds an entry; raises ``ValueError`` where the name is taken."""
+    if name in registry:
+        raise ValueError(f"{kind} {name!r} is registered already; choose another name")
+    registry[name] = entry

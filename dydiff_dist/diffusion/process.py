@@ -227,5 +227,7 @@ def _combined(previous: Sequence[Tensor], weights: Sequence[float]) -> tuple[Ten
         return None, 0.0
     if len(weights) == 1:
         return previous[0], weights[0]
-    compute = torch.float64 if previous[0].dtype == torch.float64 else torch.float32
-    return sum(weight * x0.to(compute) for weight, x0 in zip(weights, previous, strict=True)), 1.0
+    total = torch.zeros_like(previous[0], dtype=torch.promote_types(previous[0].dtype, torch.float32))
+    for weight, x0 in zip(weights, previous, strict=True):
+        total.add_(x0, alpha=weight)
+    return total, 1.0

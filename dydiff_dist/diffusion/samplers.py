@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from dydiff_dist.diffusion.names import look_up
+from dydiff_dist.diffusion.names import look_up, register
 
 
 class StepWeights(NamedTuple):
@@ -143,9 +143,7 @@ def register_sampler(name: str, sampler: Sampler) -> None:
         >>> find_sampler("one_leap").takes_eta
         False
     """
-    if name in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is registered already; choose another name")
-    SAMPLERS[name] = sampler
+    register("sampler", SAMPLERS, name, sampler)
 
 
 def find_sampler(name: str, eta: float = 0.0) -> Sampler:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dydiff_dist.diffusion import schedules
-from dydiff_dist.diffusion.names import MixedParts, look_up
+from dydiff_dist.diffusion.names import MixedParts, look_up, register
 from dydiff_kernels import Levels
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def register_prediction(name: str, prediction: Prediction) -> None:
         >>> bool((half.table.target_noise == v.table.target_noise / 2).all())
         True
     """
-    _register("prediction", PREDICTIONS, name, prediction)
+    register("prediction", PREDICTIONS, name, prediction)
 
 
 def _variance_preserving(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
@@ -312,10 +312,4 @@ def register_process(name: str, builder: ProcessBuilder) -> None:
         >>> build_process(process="circle", num_timesteps=3).table.signal
         tensor([1.0000, 0.7074, 0.0108], dtype=torch.float64)
     """
-    _register("process", PROCESSES, name, builder)
-
-
-def _register(kind: str, registry: dict, name: str, entry: object) -> None:
-    if name in registry:
-        raise ValueError(f"{kind} {name!r} is registered already; choose another name")
-    registry[name] = entry
+    register("process", PROCESSES, name, builder)

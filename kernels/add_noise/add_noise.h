@@ -75,13 +75,14 @@ inline void sample_posterior_row(float scale, const float* mean, const float* lo
     }
 }
 
-// z from A x (`mean`) and B ε (`mixed`), and the target from two rows, which are those or x and ε.
-inline void noised_row(const AddNoiseCoefficients& c, const float* mean, const float* mixed, const float* target_signal,
-                       const float* target_noise, float* __restrict z, float* __restrict target, int64_t n) {
+// z from A x (`mean`) and B ε (`mixed`), and the target from those or from x and ε.
+template <bool MIXES_TARGET>
+void noised_row(const AddNoiseCoefficients& c, const float* __restrict mean, const float* __restrict mixed, const float* x,
+                const float* noise, float* __restrict z, float* __restrict target, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
         z[i] = c.signal * mean[i] + c.noise * mixed[i];
-        target[i] = c.target_noise * target_noise[i] + c.target_signal * target_signal[i];
+        target[i] = c.target_noise * (MIXES_TARGET ? mixed : noise)[i] + c.target_signal * (MIXES_TARGET ? mean : x)[i];
     }
 }
 
@@ -102,8 +103,7 @@ void add_noise(const AddNoiseArgs& args, int threads) {
             mix_row(s == 0, c.keep, c.carry, x, mean.v, n);
             const float* noise = noise_row(args.noise, args.shape, b, s, r, n, buffer, scratch);
             mix_row(s == 0, c.noise_keep, c.noise_carry, noise, mixed.v, n);
-            noised_row(c, mean.v, mixed.v, args.mixes_target ? mean.v : x, args.mixes_target ? mixed.v : noise, z.v,
-                       target.v, n);
+            (args.mixes_target ? noised_row<true> : noised_row<false>)(c, mean.v, mixed.v, x, noise, z.v, target.v, n);
             store_row(args.z, b, s, r, n, z.v, stream);
             if (args.target.present()) store_row(args.target, b, s, r, n, target.v, stream);
             if (args.x0.present()) store_row(args.x0, b, s, r, n, x, stream);

@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, non_contiguous, random_tensor
 
-from dydiff_kernels import register_op, registered_ops, registry
+from dydiff_kernels import register_op, registry
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,7 +63,7 @@ def test_a_cpu_kernel_is_any_function(outside):
     op = register_op("halved", reference=lambda x: x / 2, cpp=lambda x: x * 0.5, differentiable=True)
     x = torch.ones(1, 2, 3)
     assert torch.equal(op.select("auto", [x])(x), x / 2)
-    assert op.select("reference", [x]) is op.reference and registered_ops()["halved"] is op
+    assert op.select("reference", [x]) is op.reference
     with pytest.raises(ValueError, match="an op named 'halved' is there already"):
         register_op("halved", reference=lambda x: x / 2)
 
