@@ -25,6 +25,7 @@ from dydiff_dist.evaluation.figures import channel_name
 from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
+from dydiff_dist.files import write_json, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
@@ -48,7 +49,7 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
             rows.append({"label": label, "file": name})
             size = {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
         records.append(_record(case) | {"rows": rows} | size)
-    path.write_text(json.dumps(records, indent=1) + "\n")
+    write_json(path, records)
     return path
 
 
@@ -66,7 +67,7 @@ def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: P
             values = {"actual": actual, "median": median, "lower": lower, "upper": upper}
             shown.append({"name": channel_name(channels, channel)} | {key: x.tolist() for key, x in values.items()})
         records.append(_record(case) | {"channels": shown})
-    path.write_text(json.dumps(records) + "\n")
+    write_json(path, records, indent=None)
     return path
 
 
@@ -110,7 +111,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         text = text.replace(mark, content, 1)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
 from dydiff_dist.evaluation.table import interval_95
+from dydiff_dist.files import write_json
 
 SCORES_NAME = "scores.json"
 CASE_SCORES_NAME = "cases.csv"
@@ -92,7 +93,7 @@ def write_summary(evaluation: Evaluation, path: Path) -> dict:
     """Writes ``summary`` as JSON and returns it; numbers that are undefined (a spread of one member) are null."""
     content = _without_nan(summary(evaluation))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, content)
     return content
 
 

@@ -16,10 +16,11 @@ import torch
 
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
-from dydiff_dist.data.manifest import FrameSchema, file_sha256, manifest_identity
+from dydiff_dist.data.manifest import FrameSchema, manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle, style_of
+from dydiff_dist.files import file_sha256
 from dydiff_dist.forecasting.exported import case_data, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
 

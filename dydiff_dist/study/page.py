@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from dydiff_dist.evaluation.colors import FORECASTERS
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
+from dydiff_dist.files import write_text
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
 from dydiff_dist.study.curves import cost_figure, lead_figure
 from dydiff_dist.study.intervals import Difference, Scored, compare
@@ -215,7 +216,7 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
         lines += section.write(images, *links)
     if (tables / OVERHEAD_NAME).is_file():
         lines += _overhead(read_run_rows(tables / OVERHEAD_NAME), links[0])
-    page.write_text("\n".join(lines).rstrip("\n") + "\n")
+    write_text(page, "\n".join(lines).rstrip("\n") + "\n")
 
 
 _HEADER = (
