@@ -109,9 +109,9 @@ def _animation_frame(
     # a tick per frame: grey for given frames, orange for forecast ones, faint where still to come
     top, step = head + height + 11, (canvas.width - 2 * gap - caption_width) / num_frames
     for tick in range(num_frames):
-        left = gap + tick * step
+        start = gap + tick * step
         color = _PENDING if tick > frame else (FAINT_INK if tick < num_given else OURS)
-        draw.rounded_rectangle((left, top, left + step - 3, top + 6), radius=3, fill=color)
+        draw.rounded_rectangle((start, top, start + step - 3, top + 6), radius=3, fill=color)
     return canvas
 
 

@@ -148,7 +148,8 @@ class StudyRunner:
 
 def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
     """Rows of everything that is finished: by run and forecast, and by case with each baseline once."""
-    run_rows, rows_by_case = [], {}
+    run_rows: list[dict] = []
+    rows_by_case: dict[tuple, CaseRow] = {}
     for run in (run for run in runs if run.record.is_file()):
         training, trained = run.config.training, json.loads(run.record.read_text())
         for forecast in (forecast for forecast in run.forecasts if forecast.record.is_file()):
