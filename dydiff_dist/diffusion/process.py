@@ -8,6 +8,7 @@ float32, bfloat16 or float16, calculated in float32; float64 is calculated in fl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,16 @@ from dydiff_kernels import Backend, LatentPosterior, Levels, NoiseCounter, Noise
 
 Noise = Tensor | NoiseCounter
 """White noise like the frames, or the counter that names it."""
+
+
+class Noised(NamedTuple):
+    """What training needs of the forward process, each (B, S, *rest)."""
+
+    z: Tensor
+    target: Tensor
+    """What the network should say of z."""
+    x0: Tensor
+    """The clean frames; the latents themselves unless they were drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +51,8 @@ class DiffusionProcess:
         return self.table.num_timesteps
 
     def add_noise(
-        self,
-        latents: Tensor | LatentPosterior,
-        timesteps: Tensor,
-        noise: Noise,
-        *,
-        workspace: Workspace | None = None,
-    ) -> NoisedLatents:
+        self, latents: Tensor | LatentPosterior, timesteps: Tensor, noise: Noise, *, workspace: Workspace | None = None
+    ) -> Noised:
         """The forward process: (z, target of the network, clean frames), each (B, S, *rest).
 
         Args:
@@ -62,38 +68,27 @@ class DiffusionProcess:
         Example:
             >>> import torch
             >>> from dydiff_dist.diffusion import build_process
-            >>> process = build_process(prediction="v")
             >>> x = torch.randn(2, 6, 1, 8, 8)
-            >>> z, target, _ = process.add_noise(x, torch.tensor([10, 900]), torch.randn_like(x))
-            >>> z.shape == target.shape == x.shape
+            >>> noised = build_process(prediction="v").add_noise(x, torch.tensor([10, 900]), torch.randn_like(x))
+            >>> noised.z.shape == noised.target.shape == x.shape
             True
         """
-        posterior = isinstance(latents, LatentPosterior)
         x = latents.mean if isinstance(latents, LatentPosterior) else latents
-        forms_target = not self.table.targets_clean_frames
+        made = {"z": True, "target": not self.table.targets_clean_frames, "x0": x is not latents}
         workspace = workspace or Workspace()
-        reused = workspace.take("z", x)
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
             noise,
             mixes_target=self.table.mixes_target,
-            with_target=forms_target,
+            with_target=made["target"],
             with_x0=True,
-            out=None
-            if reused is None
-            else NoisedLatents(
-                reused,
-                workspace.take("target", x) if forms_target else None,
-                workspace.take("x0", x) if posterior else None,
-            ),
+            out=workspace.take_all(NoisedLatents, made, x),
             backend=self.backend,
         )
+        workspace.keep_all(result, made)
         x0 = x if result.x0 is None else result.x0
-        if posterior:
-            workspace.keep("x0", x0)
-        target = x0 if result.target is None else workspace.keep("target", result.target)
-        return NoisedLatents(workspace.keep("z", result.z), target, x0)
+        return Noised(result.z, x0 if result.target is None else result.target, x0)
 
     def model_input(self, z: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is shown for z (B, S, *rest) at ``timesteps`` (B,): z, or z over its standard deviation."""
@@ -165,10 +160,27 @@ class DiffusionProcess:
         Raises:
             ValueError: shapes or dtypes that don't fit.
         """
+        x0_prev, previous_weight = _combined(previous, weights.previous)
+        return kernels.reverse_step(
+            z,
+            output,
+            self._coefficients(now, after, weights, previous_weight),
+            mixes_output=self.table.mixes_target,
+            noise=noise if weights.sigma else None,
+            history=history,
+            x0_prev=x0_prev,
+            return_x0=return_x0,
+            out=out,
+            backend=self.backend,
+        )
+
+    def _coefficients(
+        self, now: Levels, after: Levels, weights: StepWeights, previous_weight: float
+    ) -> StepCoefficients:
+        """A step as the kernels take it: x̂ = A⁻¹ (p z - s out)/Δ, and the noise that is kept as a share of s ε̂."""
         determinant = now.signal * now.target_noise - now.noise * now.target_signal
         own_noise_operator = not self.table.shares_operator
-        x0_prev, previous_weight = _combined(previous, weights.previous)
-        coefficients = StepCoefficients(
+        return StepCoefficients(
             frame_gamma=now.frame_gamma,
             next_frame_gamma=after.frame_gamma,
             noise_gamma=now.noise_gamma if own_noise_operator else None,
@@ -180,18 +192,6 @@ class DiffusionProcess:
             previous=torch.full_like(now.signal, previous_weight),
             kept_noise=torch.full_like(now.noise, weights.noise) / now.noise,
             sigma=torch.full_like(now.signal, weights.sigma),
-        )
-        return kernels.reverse_step(
-            z,
-            output,
-            coefficients,
-            mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
-            history=history,
-            x0_prev=x0_prev,
-            return_x0=return_x0,
-            out=out,
-            backend=self.backend,
         )
 
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:

@@ -2,11 +2,22 @@
 
 A *denoise* function takes (network input, timesteps (B,)) and returns the network's output; conditions are its own
 affair. Letters: B batch, S frames, K steps, N timesteps.
+
+Example:
+    >>> import torch
+    >>> from dydiff_dist.diffusion import build_process, sample, start_noise, timestep_grid
+    >>> process = build_process(prediction="x0")
+    >>> grid = timestep_grid(process.table, 4, "log_snr")
+    >>> start = start_noise(process, (1, 6, 1, 8, 8), grid[0], torch.randn(1, 6, 1, 8, 8))
+    >>> frames = sample(process, lambda z, t: torch.ones_like(z), start=start, timesteps=grid)
+    >>> bool((frames == 1).all())  # a network that always says "ones" is believed
+    True
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,8 +79,7 @@ def sample(
 
     Args:
         process: the process.
-        denoise: (network input, timesteps (B,)) -> network output; the input is ``process.model_input`` of z, whose
-            memory is written again by the next step: a function that keeps it must copy it.
+        denoise: see the module; the memory of its input is written again by the next step.
         start: z at the first timestep, see ``start_noise``.
         timesteps: a descending grid, see ``timestep_grid``.
         sampler: a name of ``samplers.SAMPLERS``: "ddim", "ancestral", "dpmpp_2m", "heun", "euler", or a registered one.
@@ -81,48 +91,51 @@ def sample(
     Raises:
         ValueError: a grid that doesn't descend, noise missing, a sampler that doesn't fit the process, or storage too
             coarse for a step.
-
-    Example:
-        >>> import torch
-        >>> from dydiff_dist.diffusion import build_process, timestep_grid
-        >>> process = build_process(prediction="x0")
-        >>> grid = timestep_grid(process.table, 4, "log_snr")
-        >>> start = start_noise(process, (1, 6, 1, 8, 8), grid[0], torch.randn(1, 6, 1, 8, 8))
-        >>> frames = sample(process, lambda z, t: torch.ones_like(z), start=start, timesteps=grid)
-        >>> bool((frames == 1).all())  # a network that always says "ones" is believed
-        True
     """
-    grid = _checked_grid(process, timesteps)
-    steps = _plan(process, sampler, eta, noise, grid)
-    accuracy.check_steps(process.table, steps, start.shape[1], start.dtype)
+    steps = _plan(process, sampler, eta, noise, _checked_grid(process, timesteps))
+    check_accuracy = partial(accuracy.check_steps, process.table, steps, start.shape[1])
+    check_accuracy(start.dtype)
     memory = max((len(step.weights.previous) for step in steps), default=0)
-    z, previous, workspace = start, deque[Tensor](maxlen=memory), Workspace()
+    z, estimates, workspace = start, deque[Tensor](maxlen=memory), Workspace()
     for index, step in enumerate(steps):
         now = torch.full(start.shape[:1], step.now.timestep, device=start.device)
         output = denoise(process.model_input(z, now), now)
-        if index == 0 and output.dtype != start.dtype:
-            accuracy.check_steps(process.table, steps, start.shape[1], output.dtype)
-        now_level, after_level = (
-            process.table.at(torch.full(start.shape[:1], level.timestep)) for level in (step.now, step.after)
-        )
-        reused = workspace.take("z", z)
-        slot = f"x0_{index % memory}" if memory else ""  # that of the x̂ which this step is the last to read
-        result = process.step(
-            z,
-            output,
-            now_level,
-            after_level,
-            step.weights,
-            previous=list(previous)[: len(step.weights.previous)],
-            noise=_noise_of(noise, index) if step.weights.sigma else None,
-            history=history,
-            return_x0=memory > 0,
-            out=None if reused is None else ReverseStep(reused, workspace.take(slot, z) if memory else None),
-        )
-        z = workspace.keep("z", result.z)
-        if result.x0 is not None:
-            previous.appendleft(workspace.keep(slot, result.x0))
+        if index == 0:
+            check_accuracy(output.dtype)
+        # in memory of the step before, and of the x̂ which this step is the last to read
+        made = {"z": True, f"x0_{index % max(memory, 1)}": memory > 0}
+        fresh = _noise_of(noise, index) if step.weights.sigma else None
+        result = _advance(process, z, output, step, estimates, fresh, history, workspace.take_all(ReverseStep, made, z))
+        z, x0 = workspace.keep_all(result, made)
+        if x0 is not None:
+            estimates.appendleft(x0)
     return z
+
+
+def _advance(
+    process: DiffusionProcess,
+    z: Tensor,
+    output: Tensor,
+    step: Step,
+    estimates: deque[Tensor],
+    noise: Noise | None,
+    history: Tensor | None,
+    out: ReverseStep | None,
+) -> ReverseStep:
+    """One step of the loop, with the last x̂ in ``estimates``; x̂ is wanted where they are kept."""
+    now, after = (process.table.at(torch.full(z.shape[:1], level.timestep)) for level in (step.now, step.after))
+    return process.step(
+        z,
+        output,
+        now,
+        after,
+        step.weights,
+        previous=list(estimates)[: len(step.weights.previous)],
+        noise=noise,
+        history=history,
+        return_x0=estimates.maxlen != 0,
+        out=out,
+    )
 
 
 def guided(denoise_conditional: Denoise, denoise_unconditional: Denoise, weight: float) -> Denoise:

@@ -1,6 +1,11 @@
 """Memory that one call of a loop leaves to the next: on a CPU new memory costs more than the work (docs/kernels.md)."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 from torch import Tensor
+
+Results = TypeVar("Results", bound=tuple[Any, ...])
 
 
 class Workspace:
@@ -22,3 +27,15 @@ class Workspace:
         """``result``, remembered for the next ``take(name)``."""
         self._kept[name] = result
         return result
+
+    def take_all(self, results: Callable[..., Any], made: Mapping[str, bool], like: Tensor) -> Any:
+        """Memory for several results as ``results(*memory)``, None for each that is not made; None if there is none."""
+        memory = [self.take(name, like) if is_made else None for name, is_made in made.items()]
+        return None if memory[0] is None else results(*memory)
+
+    def keep_all(self, results: Results, made: Mapping[str, bool]) -> Results:
+        """``results``, a tuple, those that were made remembered."""
+        for (name, is_made), result in zip(made.items(), results, strict=True):
+            if is_made and result is not None:
+                self.keep(name, result)
+        return results

@@ -89,6 +89,24 @@ def summary(evaluation: Evaluation) -> dict:
     }
 
 
+def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Writes everything that a ``ScoredRun`` of this folder reads, and the scores case by case.
+
+    Args:
+        evaluation: where no case was scored, only its summary is written.
+        folder: created where needed.
+
+    Returns:
+        the files that a person may want to read.
+    """
+    write_summary(evaluation, folder / SCORES_NAME)
+    if not evaluation.num_cases:
+        return [folder / SCORES_NAME]
+    _write_case_scores(evaluation, folder / CASE_SCORES_NAME)
+    _write_draws(evaluation, folder / DRAWS_NAME)
+    return [folder / SCORES_NAME, folder / CASE_SCORES_NAME]
+
+
 def write_summary(evaluation: Evaluation, path: Path) -> dict:
     """Writes ``summary`` as JSON and returns it; numbers that are undefined (a spread of one member) are null."""
     content = _without_nan(summary(evaluation))
@@ -97,8 +115,8 @@ def write_summary(evaluation: Evaluation, path: Path) -> dict:
     return content
 
 
-def write_draws(evaluation: Evaluation, path: Path) -> Path:
-    """Writes all scores over all lead times of 1000 sets of resampled cases, ``FORECASTER/SCORE`` -> (1000,) float64.
+def _write_draws(evaluation: Evaluation, path: Path) -> None:
+    """All scores over all lead times of 1000 sets of resampled cases, ``FORECASTER/SCORE`` -> (1000,) float64.
 
     The same draw holds the same cases in every run that scored as many, so runs can be compared in pairs.
     """
@@ -107,18 +125,15 @@ def write_draws(evaluation: Evaluation, path: Path) -> Path:
         for name in evaluation.tables
         for score, values in evaluation.draws(name).overall.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **drawn)
-    return path
 
 
-def write_case_scores(evaluation: Evaluation, path: Path) -> Path:
-    """Writes every case's own scores over all lead times as CSV: case, key, forecaster, then a column per score.
+def _write_case_scores(evaluation: Evaluation, path: Path) -> None:
+    """Every case's own scores over all lead times as CSV: case, key, forecaster, then a column per score.
 
     A score that is a ratio of sums (CSI, say) is here that of the single case; their mean is not the score of all.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["case", "key", "forecaster", *evaluation.scores])
@@ -127,7 +142,6 @@ def write_case_scores(evaluation: Evaluation, path: Path) -> Path:
                 values = evaluation.of_case(name, number)
                 own = [float(values[score]) for score in evaluation.scores]
                 writer.writerow([number, key, name, *("" if np.isnan(value) else repr(value) for value in own)])
-    return path
 
 
 def _scores_of(evaluation: Evaluation, name: str) -> dict:

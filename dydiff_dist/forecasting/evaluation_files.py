@@ -5,17 +5,9 @@ from pathlib import Path
 from dydiff_dist.evaluation import figures
 from dydiff_dist.evaluation.animation import forecast_animation
 from dydiff_dist.evaluation.case import ForecastCase
-from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
+from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
-from dydiff_dist.evaluation.score_files import (
-    CASE_SCORES_NAME,
-    DRAWS_NAME,
-    SCORES_NAME,
-    ScoredRun,
-    write_case_scores,
-    write_draws,
-    write_summary,
-)
+from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 from dydiff_dist.forecasting.exported import MODEL_FOLDER
 from dydiff_dist.forecasting.verification import Verification
 
@@ -37,13 +29,9 @@ def write_evaluation(
         num_report_cases: cases animated in the report, evenly spaced.
     """
     out = Path(out)
-    write_summary(evaluation, out / SCORES_NAME)
-    written = [out / SCORES_NAME]
-    scored = sorted(evaluation.tables[FORECAST].cases)
+    written, scored = write_scores(evaluation, out), sorted(evaluation.keys)
     if not scored:
         return written
-    written.append(write_case_scores(evaluation, out / CASE_SCORES_NAME))
-    write_draws(evaluation, out / DRAWS_NAME)
     count = min(num_report_cases, len(scored))
     shown = [verification.case(scored[index * len(scored) // count]) for index in range(count)]
     if verification.kind.is_series:

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
+from dydiff_dist.evaluation import ForecastCase, evaluate
 from dydiff_dist.evaluation.comparison import compare, format_comparison
-from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
+from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 
 
 def _run(folder: Path, bias: float, num_cases: int = 40, num_members: int = 2, seed: int = 0) -> ScoredRun:
     """Cases of very unlike difficulty, the same for every run; a run adds its bias and a little noise of its own."""
     evaluation = evaluate(_case(number, bias, num_members, seed) for number in range(num_cases))
-    write_summary(evaluation, folder / "scores.json")
-    write_draws(evaluation, folder / "draws.npz")
+    write_scores(evaluation, folder)
     return ScoredRun(folder.name, folder)
 
 

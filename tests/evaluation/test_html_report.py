@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate, write_summary
+from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
 from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
-from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
+from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import ensemble_suite
 
@@ -34,8 +34,7 @@ def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ScoredRun:
     cases = [case(number) for number in range(3)]
     suites = [ensemble_suite(pools=(2,)), spectrum_suite(False), rain_suite(RainProtocol(thresholds=(74.0, 230.0)))]
     evaluation = evaluate(cases, suites=suites)
-    write_summary(evaluation, folder / "scores.json")
-    write_draws(evaluation, folder / "draws.npz")
+    write_scores(evaluation, folder)
     write_strips(cases, field_style(1, channels=("vil",)), folder)
     return ScoredRun(f"run {seed}", folder)
 
@@ -111,8 +110,7 @@ def _scored_series(folder: Path, seed: int = 0) -> ScoredRun:
         members = truth + np.random.default_rng(seed).normal(0, 1, (20, *truth.shape))
         cases.append(ForecastCase(number, f"window {number}", np.full((6, 3, 1, 1), 10.0), truth, members))
     evaluation = evaluate(cases, SeasonalNaive(5), suites=[series_suite()])
-    write_summary(evaluation, folder / "scores.json")
-    write_draws(evaluation, folder / "draws.npz")
+    write_scores(evaluation, folder)
     write_series(cases, ("a", "b"), folder)
     return ScoredRun(f"run {seed}", folder)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
+from dydiff_dist.evaluation import ForecastCase, evaluate
 from dydiff_dist.evaluation.comparison import compare, format_comparison
 from dydiff_dist.evaluation.resampling import case_shares, choose_independent, describe_resampling, group_cases
-from dydiff_dist.evaluation.score_files import ScoredRun, write_draws
+from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,7 @@ def test_a_single_group_makes_no_interval_rather_than_one_without_width(tmp_path
             [ForecastCase(n, f"x-{n}", truth[:1], truth, truth[None] + bias) for n in range(3)],
             independent="key_prefix",
         )
-        write_summary(evaluation, tmp_path / name / "scores.json")
-        write_draws(evaluation, tmp_path / name / "draws.npz")
+        write_scores(evaluation, tmp_path / name)
         runs.append(ScoredRun(name, tmp_path / name))
     assert runs[0].summary()["scores"]["forecast"]["crps"]["overall_interval_95"] == [None, None]
     (objection,) = compare(*runs).objections
@@ -81,8 +80,7 @@ def _run(folder: Path, bias: float, independent=None) -> ScoredRun:
         return ForecastCase(number, f"S{event}-{number % 5:02d}", truth[:1], truth, (truth + 5 + bias * luck)[None])
 
     evaluation = evaluate(map(case, range(60)), independent=independent)
-    write_summary(evaluation, folder / "scores.json")
-    write_draws(evaluation, folder / "draws.npz")
+    write_scores(evaluation, folder)
     return ScoredRun(folder.name, folder)
 
 
