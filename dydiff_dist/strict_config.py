@@ -88,8 +88,8 @@ def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...],
         elif key not in retired:
             kept[key] = value
         elif value != retired[key]:
-            rule = f"this key is gone since version {_LAST_VERSION}, and without it all is as at {retired[key]!r}"
-            error = PydanticCustomError("retired", f"{rule}; remove it, or go on with that version")
+            rule = f"this key is gone after version {_LAST_VERSION}; without it all is as it was at {retired[key]!r}"
+            error = PydanticCustomError("retired", f"{rule}. Remove it, or stay with that version")
             problems.append(InitErrorDetails(type=error, loc=(*path, key), input=value))
     return kept
 

@@ -42,8 +42,8 @@ def test_a_retired_key_is_dropped_at_the_value_that_changes_nothing():
 
 def test_a_retired_key_with_another_value_is_refused_by_name():
     message = problem({"inner": {"betas": [0.9, 0.99]}})
-    assert message.startswith("inner.betas is [0.9, 0.99]: this key is gone since version 0.1.0")
-    assert "without it all is as at [0.9, 0.95]" in message and "\n" not in message
+    assert message.startswith("inner.betas is [0.9, 0.99]: this key is gone after version 0.1.0")
+    assert "without it all is as it was at [0.9, 0.95]" in message and "\n" not in message
     assert problem({"derived": {"mode": "fast"}}).startswith("derived.mode is 'fast': this key is gone")
 
 

@@ -55,7 +55,7 @@ class Heartbeat:
 class Activity:
     """What this process is doing right now, noted by the training loop: two assignments each time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.step, self._now, self._progress = 0, ("starting", time.monotonic()), 0
 
     def enter(self, name: str) -> None:
@@ -91,6 +91,8 @@ class Watchdog:
     """This rank's listener. Entered, it publishes and listens in a thread of its own until it is left.
 
     Args:
+        config: how patient it is.
+        world: this rank among all.
         activity: written by the training loop.
         say: prints a line; called on the main process only.
         session: of this start of the run (`start_process_group`).
@@ -117,7 +119,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._stopping.set()
         self._thread.join(timeout=2 * self.config.heartbeat_sec)
         if self._end is None:

@@ -88,16 +88,13 @@ def _choose_device(launch: Launch) -> torch.device:
     return torch.device("cuda", launch.local_rank)
 
 
-def set_cpu_threads(world: World) -> int:
-    """Shares this machine's cores between its ranks, so that they don't wait for each other; returns threads a rank.
+def set_cpu_threads(world: World) -> None:
+    """Shares this machine's cores between its ranks, so that they don't wait for each other.
 
     A process alone on its machine keeps to OMP_NUM_THREADS where that is set; for several, launchers set it unasked.
     """
-    if world.local_world_size == 1 and os.environ.get("OMP_NUM_THREADS"):
-        return torch.get_num_threads()
-    threads = max(1, num_cores() // world.local_world_size)
-    torch.set_num_threads(threads)
-    return threads
+    if world.local_world_size > 1 or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, num_cores() // world.local_world_size))
 
 
 def num_cores() -> int:

@@ -3,9 +3,13 @@
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def format_duration(seconds: float) -> str:
@@ -38,7 +42,7 @@ class RunLog:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def figure(self, step: int, name: str, figure) -> None:
+    def figure(self, step: int, name: str, figure: "Figure") -> None:
         """Writes a matplotlib figure to TensorBoard under ``name``."""
         if self._writer is not None:
             self._writer.add_figure(name, figure, step)

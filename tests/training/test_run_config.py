@@ -48,7 +48,7 @@ def test_overrides_reach_their_fields_and_defaults_stand(config_file):
         ("training.global_batch_size=5", "must be a multiple of training.micro_batch_per_gpu 2"),
         ("training.warmup_steps=10", "training.warmup_steps 10 must be below training.steps 10"),
         ("model.num_heads=3", "must be a multiple of 4"),
-        ("training.more_ema_decays=[0.99]", r"training.more_ema_decays is \[0.99\]: this key is gone since version"),
+        ("training.more_ema_decays=[0.99]", r"training.more_ema_decays is \[0.99\]: this key is gone after version"),
         ("training.steps", "must have the form section.key=value"),
         ("output_dir.x=3", "'output_dir' is a value, not a section"),
     ],
