@@ -47,7 +47,7 @@ kernel_packages = ["dydiff_kernels", *(f"dydiff_kernels.{name}" for name in find
 
 setup(
     name="dydiff_dist",
-    version="0.1.0",
+    version="0.2.0",
     description="Distributed training of Dynamical Diffusion forecasters for video and physical fields",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
@@ -78,6 +78,7 @@ setup(
         "torchmetrics",
         "tqdm",
         "psutil",
+        "packaging",
     ],
     extras_require={
         "gpu": ["xformers>=0.0.35"],

@@ -1,3 +1,3 @@
 """Distributed training of Dynamical Diffusion forecasters for video and physical fields."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
