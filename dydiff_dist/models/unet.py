@@ -6,7 +6,7 @@ scaled and shifted by the timestep (Dhariwal & Nichol 2021). Normalisation is by
 the attention over time alone, and ranks can share them.
 
 Letters: B batch, S frames, n = B·S frames, C channels, H W height and width, D channels of a level,
-E of the embedded timestep.
+E of the embedded timestep, 4 times the width.
 """
 
 from itertools import pairwise
@@ -48,11 +48,6 @@ class UNetConfig(DenoiserConfig):
     def channels(self) -> tuple[int, ...]:
         """D of each level, finest first."""
         return tuple(self.width * multiplier for multiplier in self.channel_multipliers)
-
-    @property
-    def condition_width(self) -> int:
-        """E, channels of the embedded timestep."""
-        return 4 * self.width
 
     @property
     def num_blocks(self) -> int:
@@ -110,7 +105,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in, self.conv_in = nn.GroupNorm(config.norm_groups, num_in), _conv(num_in, num_out, config)
         self.norm_out, self.conv_out = nn.GroupNorm(config.norm_groups, num_out), _zero(_conv(num_out, num_out, config))
-        self.modulation = nn.Linear(config.condition_width, 2 * num_out)
+        self.modulation = nn.Linear(4 * config.width, 2 * num_out)
         self.skip = nn.Conv2d(num_in, num_out, 1) if num_in != num_out else nn.Identity()
 
     def forward(self, x_nDHW: Tensor, condition_nE: Tensor) -> Tensor:
@@ -168,7 +163,7 @@ class UNet(nn.Module):
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         widths, depth = config.channels, config.num_blocks_per_level
         self.embed_frame = _conv(num_input_channels(num_channels, num_action_channels), widths[0], config)
-        self.embed_timestep = timestep_embedding(config.condition_width)
+        self.embed_timestep = timestep_embedding(4 * config.width)
         steps = list(pairwise((widths[0], *widths)))  # (channels in, channels out) of each level, finest first
         self.down = nn.ModuleList(Level(num_in, num_out, depth, config) for num_in, num_out in steps)
         self.downsample = nn.ModuleList(_conv(D, D, config, stride=2) for D in widths[:-1])
