@@ -121,13 +121,9 @@ def stream_model(
             "weight_map": {weight: name for name, part in zip(sums, parts, strict=True) for weight in part},
         }
         write_json(folder / INDEX_NAME, index)
-    identity = None
-    if autoencoder is not None:
-        copy_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
-        identity = read_autoencoder_description(folder / AUTOENCODER_FOLDER).sha256
     record = {
         "format_version": FORMAT_VERSION,
-        "autoencoder_sha256": identity,
+        "autoencoder_sha256": None if autoencoder is None else _add_autoencoder(folder, autoencoder),
         "weights_sha256": file_sha256(folder / INDEX_NAME) if len(parts) > 1 else sums[WEIGHTS_NAME],
         "data_schema": data_schema,
         "run": run_config,
@@ -135,6 +131,12 @@ def stream_model(
     write_json(folder / CONFIG_NAME, record)
     _remove_older(folder, written)
     return folder
+
+
+def _add_autoencoder(folder: Path, autoencoder: str | Path) -> str:
+    """Copies an autoencoder into the model and returns its identity."""
+    copy_autoencoder(autoencoder, folder / AUTOENCODER_FOLDER)
+    return read_autoencoder_description(folder / AUTOENCODER_FOLDER).sha256
 
 
 def _write_weights(folder: Path, parts: list[dict[str, TensorSpec]], read: Callable[[str], Tensor]) -> dict[str, str]:

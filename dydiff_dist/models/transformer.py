@@ -80,7 +80,7 @@ class VideoTransformerConfig(DenoiserConfig):
         self, sizes: InputSizes, execution: ExecutionConfig | None = None, kernels: Backend = "auto"
     ) -> "VideoTransformer":
         """The network; of ``sizes`` only the channels matter, it runs on other lengths, heights and widths too."""
-        return VideoTransformer(self, sizes.num_channels, sizes.num_action_channels, execution, kernels)
+        return VideoTransformer(self, sizes, execution, kernels)
 
     def describe(self) -> str:
         """Width, depth, heads, patches."""
@@ -172,8 +172,7 @@ class VideoTransformer(nn.Module):
 
     Args:
         config: what it computes.
-        num_channels: C.
-        num_action_channels: A; 0 where the data have no actions.
+        sizes: its channels.
         execution: how it runs; None is the default.
         kernels: backend of its modulation.
     """
@@ -181,12 +180,12 @@ class VideoTransformer(nn.Module):
     def __init__(
         self,
         config: VideoTransformerConfig,
-        num_channels: int,
-        num_action_channels: int = 0,
+        sizes: InputSizes,
         execution: ExecutionConfig | None = None,
         kernels: Backend = "auto",
     ):
         super().__init__()
+        num_channels, num_action_channels = sizes.num_channels, sizes.num_action_channels
         self.config, self.num_action_channels = config, num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         # adaLN has no Triton kernel and takes what fits; only the reference can be asked for by name

@@ -6,7 +6,7 @@ scaled and shifted by the timestep (Dhariwal & Nichol 2021). Normalisation is by
 the attention over time alone, and ranks can share them.
 
 Letters: B batch, S frames, n = B·S frames, C channels, H W height and width, D channels of a level,
-E of the embedded timestep.
+E of the embedded timestep, 4 times the width.
 """
 
 from itertools import pairwise
@@ -50,18 +50,13 @@ class UNetConfig(DenoiserConfig):
         return tuple(self.width * multiplier for multiplier in self.channel_multipliers)
 
     @property
-    def condition_width(self) -> int:
-        """E, channels of the embedded timestep."""
-        return 4 * self.width
-
-    @property
     def num_blocks(self) -> int:
         """Residual blocks, those between the two ways included."""
         return 2 * len(self.channels) * self.num_blocks_per_level + 2
 
     def build(self, sizes: InputSizes, execution: ExecutionConfig | None = None, kernels: Backend = "auto") -> "UNet":
         """The network; of ``sizes`` only the channels matter. No fused operation is in it to choose ``kernels`` for."""
-        return UNet(self, sizes.num_channels, sizes.num_action_channels, execution)
+        return UNet(self, sizes, execution)
 
     def describe(self) -> str:
         """Channels by level, blocks, heads."""
@@ -110,7 +105,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in, self.conv_in = nn.GroupNorm(config.norm_groups, num_in), _conv(num_in, num_out, config)
         self.norm_out, self.conv_out = nn.GroupNorm(config.norm_groups, num_out), _zero(_conv(num_out, num_out, config))
-        self.modulation = nn.Linear(config.condition_width, 2 * num_out)
+        self.modulation = nn.Linear(4 * config.width, 2 * num_out)
         self.skip = nn.Conv2d(num_in, num_out, 1) if num_in != num_out else nn.Identity()
 
     def forward(self, x_nDHW: Tensor, condition_nE: Tensor) -> Tensor:
@@ -151,24 +146,17 @@ class UNet(nn.Module):
 
     Args:
         config: what it computes.
-        num_channels: C.
-        num_action_channels: A, input channels of their frame; 0 where the data have no actions.
+        sizes: its channels; actions are input channels of their frame.
         execution: how it runs; None is the default. Residual blocks are what is compiled and recomputed.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        num_channels: int,
-        num_action_channels: int = 0,
-        execution: ExecutionConfig | None = None,
-    ):
+    def __init__(self, config: UNetConfig, sizes: InputSizes, execution: ExecutionConfig | None = None):
         super().__init__()
-        self.config, self.num_action_channels = config, num_action_channels
+        self.config, self.num_action_channels = config, sizes.num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         widths, depth = config.channels, config.num_blocks_per_level
-        self.embed_frame = _conv(num_input_channels(num_channels, num_action_channels), widths[0], config)
-        self.embed_timestep = timestep_embedding(config.condition_width)
+        self.embed_frame = _conv(num_input_channels(sizes.num_channels, sizes.num_action_channels), widths[0], config)
+        self.embed_timestep = timestep_embedding(4 * config.width)
         steps = list(pairwise((widths[0], *widths)))  # (channels in, channels out) of each level, finest first
         self.down = nn.ModuleList(Level(num_in, num_out, depth, config) for num_in, num_out in steps)
         self.downsample = nn.ModuleList(_conv(D, D, config, stride=2) for D in widths[:-1])
@@ -176,7 +164,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Level(2 * num_out, num_in, depth, config) for num_in, num_out in reversed(steps))
         self.upsample = nn.ModuleList(_conv(D, D, config) for D in reversed(widths[:-1]))
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[0])
-        self.conv_out = _zero(_conv(widths[0], num_channels, config))
+        self.conv_out = _zero(_conv(widths[0], sizes.num_channels, config))
         blocks = [module for module in self.modules() if isinstance(module, ResidualBlock)]
         for number, block in enumerate(blocks):
             block.recomputes = number < round(self.execution.checkpoint_fraction * len(blocks))
