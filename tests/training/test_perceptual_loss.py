@@ -24,8 +24,8 @@ from dydiff_dist.tasks.config import AutoencoderRunConfig
 from dydiff_dist.training.config import parse_config
 from dydiff_dist.training.run_plan import make_plan
 
-WIDTHS = {0: 4, 2: 64, 5: 4, 7: 128, 10: 4, 12: 4, 14: 256, 17: 4, 19: 4, 21: 512, 24: 4, 26: 4, 28: 512}
-"""Output channels of VGG-16's convolutions; those inside a stage are narrow here, as LPIPS only reads its end."""
+WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, **dict.fromkeys((17, 19, 21, 24, 26, 28), 512)}
+"""Output channels of VGG-16's convolutions, by their number in torchvision's file."""
 
 
 class DiscSource(Source):
@@ -48,7 +48,7 @@ class DiscSource(Source):
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> Path:
-    """VGG-16's file, thin and with random weights."""
+    """VGG-16's file with random weights."""
     path = tmp_path_factory.mktemp("backbone") / "vgg16.safetensors"
     generator, weights, channels = torch.Generator().manual_seed(0), {}, 3
     for number, width in WIDTHS.items():
