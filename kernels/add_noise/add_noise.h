@@ -89,7 +89,7 @@ void noised_row(const AddNoiseCoefficients& c, const float* __restrict mean, con
 void add_noise(const AddNoiseArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.z);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
-        const auto& c = table_row<AddNoiseCoefficients>(args.coefficients, b);
+        const auto c = table_row<AddNoiseCoefficients>(args.coefficients, b);
         Row latents, scratch, mean, mixed, z, target;
         NoiseRow buffer;
         for (int64_t s = 0; s < args.shape.frames; ++s) {

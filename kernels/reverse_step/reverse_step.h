@@ -158,7 +158,7 @@ inline void step_row(const ReverseStepArgs& args, const ReverseStepCoefficients&
 void reverse_step(const ReverseStepArgs& args, int threads) {
     const bool stream = should_stream(args.shape, args.z_next);
     for_each_row(args.shape, threads, [&](int64_t b, int64_t r, int64_t n) {
-        const auto& k = table_row<ReverseStepCoefficients>(args.coefficients, b);
+        const auto k = table_row<ReverseStepCoefficients>(args.coefficients, b);
         ReverseStepState state;  // the first frame reads zeros of it; the sum is only written
         for (Row* row : {&state.mean_before, &state.z_before, &state.next}) clear_row(*row, n);
         if (!args.shares_operators)
