@@ -8,7 +8,6 @@ one, else on the CPU. It prints a table and writes CSV rows (with hardware, vers
 import argparse
 import csv
 import dataclasses
-import importlib
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_kernels.benchmark import cases, measure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for kernels.csv and kernels.png")
-    parser.add_argument("--module", action="append", default=[], help="import this first: it registers ops of its own")
+    add_import_option(parser)
     return parser.parse_args()
 
 
@@ -68,7 +68,7 @@ def chosen_cases(names: list[str] | None) -> list[cases.BenchmarkCase]:
     known = cases.all_cases()
     for name in names or ():
         if name not in known:
-            raise ValueError(f"--op is {name!r}; expected one of {', '.join(known)}, or --module to import another")
+            raise ValueError(f"--op is {name!r}; expected one of {', '.join(known)}, or --import a module that registers another")
     return [known[name] for name in names or known]
 
 
@@ -188,8 +188,6 @@ def main() -> None:
         raise ValueError(f"--threads is {arguments.threads}; expected at least 1")
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for module in arguments.module:
-        importlib.import_module(module)
     chosen = chosen_cases(arguments.op)
     rows = []
     for size in arguments.size or list(cases.SIZES):

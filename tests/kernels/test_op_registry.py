@@ -89,7 +89,7 @@ def test_an_outside_op_is_a_case_of_the_benchmark(outside):
 def test_the_command_line_times_an_outside_op(tmp_path):
     tool = str(HERE.parents[1] / "tools" / "bench_kernels.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, tool, "--module", "outside_op", "--op", "doubled", "--size", "turbulence", "--quick"]
+    command = [sys.executable, tool, "--import", "outside_op", "--op", "doubled", "--size", "turbulence", "--quick"]
     run = subprocess.run(
         [*command, "--output", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )
