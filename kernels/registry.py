@@ -143,6 +143,11 @@ def register_op(
 
     Raises:
         ValueError: an op of this name is there already.
+
+    Example:
+        >>> DOUBLE = register_op("double", reference=lambda x: 2 * x)
+        >>> DOUBLE.select("auto", [torch.ones(2)])(torch.ones(2))
+        tensor([2., 2.])
     """
     if name in _OPS:
         raise ValueError(f"register_op: an op named {name!r} is there already; choose another name")

@@ -1,22 +1,16 @@
 """Files appear whole or not at all."""
 
-import doctest
 import hashlib
 import json
 import multiprocessing
 
 import pytest
 
-from dydiff_dist import files
 from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes, write_json, write_text
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_the_example_in_the_docstring_runs():
-    assert doctest.testmod(files).failed == 0
 
 
 def test_an_old_file_stands_until_the_new_one_is_whole(tmp_path):

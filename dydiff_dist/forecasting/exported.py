@@ -245,6 +245,13 @@ def load_forecaster(
     Raises:
         FileNotFoundError: no model there.
         ValueError: a damaged file, or weights that don't fit the configuration.
+
+    Example:
+        >>> try:
+        ...     forecaster = load_forecaster("runs/turbulence_small")
+        ... except FileNotFoundError as error:
+        ...     print(str(error)[:36])
+        no model in 'runs/turbulence_small':
     """
     folder = find_model(path)
     description, weights_sha256 = read_description(folder)

@@ -226,6 +226,17 @@ def register_network(name: str, config_type: type[DenoiserConfig]) -> None:
 
     Raises:
         ValueError: the field says something else, or another class has the name.
+
+    Example:
+        >>> class SameConfig(DenoiserConfig):
+        ...     network: str = "same"
+        ...     def build(self, sizes, execution=None, kernels="auto"):
+        ...         return nn.Identity()
+        ...     def describe(self):
+        ...         return "gives back what it is given"
+        >>> register_network("same", SameConfig)
+        >>> DenoiserConfig.variant({"network": "same"}).__name__
+        'SameConfig'
     """
     default = config_type.model_fields["network"].default
     if default != name:

@@ -30,7 +30,15 @@ NAMED_SIZES = {
 
 
 class VideoTransformerConfig(DenoiserConfig):
-    """Configuration of `VideoTransformer`."""
+    """Configuration of `VideoTransformer`.
+
+    Example:
+        >>> sizes = InputSizes(num_frames=6, num_history_frames=2, num_channels=1, height=16, width=16)
+        >>> network = VideoTransformerConfig(width=32, depth=1, num_heads=2, patch_size=4).build(sizes)
+        >>> z, history = torch.zeros(1, 6, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16)
+        >>> network(z, torch.tensor([10]), history=history).shape
+        torch.Size([1, 6, 1, 16, 16])
+    """
 
     retired = {"causal_time": False}
 

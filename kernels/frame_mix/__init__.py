@@ -47,6 +47,11 @@ def frame_mix(x: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: b
 
     Raises:
         ValueError: wrong shape, dtype, device or length, ``gamma_bar`` out of range, or ``backend`` cannot run here.
+
+    Example:
+        >>> x = torch.ones(1, 3)  # one sample of three frames, one number each
+        >>> frame_mix(x, torch.tensor([0.36]))
+        tensor([[1.0000, 1.4000, 1.7200]])
     """
     return _filter(_MIX, FrameFilter.MIX, x, gamma_bar, backend, inplace)
 

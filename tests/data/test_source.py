@@ -1,7 +1,5 @@
 """Sources of other packages: registered, converted by the command line, and refused in one line."""
 
-import doctest
-import importlib
 import os
 import subprocess
 import sys
@@ -98,16 +96,3 @@ def test_a_split_is_a_share_of_the_names_and_stays_when_others_change():
     assert abs(splits.count("test") / 2000 - 0.2) < 0.027 and abs(splits.count("valid") / 2000 - 0.1) < 0.020
     wider = [split_of(name, 0.3, 0.2) for name in names]
     assert all(after == before for before, after in zip(splits, wider, strict=True) if before != "train")
-
-
-EXAMPLES = [
-    *("extensions", "data.source", "data.options", "data.convert"),
-    *("data.manifest", "data.order", "data.shard_set", "data.stream", "data.statistics"),
-]
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_examples_in_docstrings_run(name):
-    results = doctest.testmod(importlib.import_module(f"dydiff_dist.{name}"))
-    assert results.attempted and not results.failed
-    SOURCES.pop("waves", None)
