@@ -62,6 +62,7 @@ def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) ->
             nearest = difflib.get_close_matches(key, _PASSED_ON, n=1, cutoff=0.5)
             hint = f"did you mean 'deepspeed.{nearest[0]}'?" if nearest else f"valid keys: {sorted(_PASSED_ON)}"
             raise ValueError(f"unknown key 'deepspeed.{key}'; {hint}")
+    _check_sections(section)
     stage = zero_stage(section)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
@@ -70,6 +71,18 @@ def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) ->
             f"training.precision {training.precision!r} needs float32 master weights, which ZeRO stages 1 to 3 keep; "
             "set deepspeed.zero_optimization.stage to 1"
         )
+
+
+def _check_sections(section: Mapping[str, Any]) -> None:
+    """Refuses values where DeepSpeed has sections that are read here."""
+    zero = section.get("zero_optimization", {})
+    found = {"zero_optimization": (zero, '{"stage": 2}')}
+    if isinstance(zero, Mapping):
+        for key in ("offload_optimizer", "offload_param"):
+            found[f"zero_optimization.{key}"] = (zero.get(key, {}), '{"device": "cpu"}')
+    for name, (value, example) in found.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"deepspeed.{name} is {value!r}; it must be a section, e.g. {example}")
 
 
 def check_device(section: Mapping[str, Any], training: OptimizationConfig, device_type: str) -> None:
