@@ -47,11 +47,18 @@ class Sharding:
 
 
 def sharding_of(config: BaseRunConfig, world_size: int, on_gpu: bool = True) -> Sharding:
-    """The sharding that a configuration asks for on ``world_size`` ranks.
+    """The sharding that a configuration asks for.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        on_gpu: whether the ranks compute on GPUs, where DeepSpeed allocates its buffers at once.
 
     Raises:
-        ValueError: the batch sizes don't fit the number of ranks.
+        ValueError: another engine than DeepSpeed, or batch sizes that don't fit the number of ranks.
     """
+    if config.engine != "deepspeed":
+        raise ValueError(f"engine is {config.engine!r}; memory and time can be planned for 'deepspeed' only")
     zero, stage = config.deepspeed.get("zero_optimization", {}), zero_stage(config.deepspeed)
     overlaps = zero.get("overlap_comm")
     return Sharding(
@@ -81,7 +88,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Of all parts together."""
+        """Bytes of all ``parts`` together."""
         return sum(self.parts.values())
 
 
