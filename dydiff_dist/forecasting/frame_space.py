@@ -84,7 +84,7 @@ class PlainFrames(FrameSpace):
         self._scales_samples = sample_scaling != "none"
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The same."""
+        """The stored shape itself: (C, H, W)."""
         return shape
 
     def encode(self, history: Tensor, future: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class PlainFrames(FrameSpace):
         return (frames.cpu().float() / self._sample_scale(history) - self._shift) / self._scale
 
     def decode(self, futures: Tensor, history: Tensor, encoded: Tensor) -> Tensor:
-        """As `FrameSpace.decode`."""
+        """As `FrameSpace.decode`; ``encoded`` is not needed."""
         return (futures.cpu() * self._scale + self._shift) * self._sample_scale(history)[:, None]
 
     def _sample_scale(self, history: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class LatentFrames(FrameSpace):
         self.temporal_ratio, self.follows_shifts = description.temporal_ratio, description.periodic
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Of its latents."""
+        """(c, h, w) of the latents of frames (C, H, W); raises where the autoencoder can't take such frames."""
         return self.autoencoder.description.latent_shape(shape)
 
     def encode(self, history: Tensor, future: Tensor | None = None) -> Tensor:
@@ -133,7 +133,13 @@ class LatentFrames(FrameSpace):
 
 
 def input_sizes(data: DataConfig, frame_shape: tuple[int, int, int], num_action_channels: int) -> InputSizes:
-    """What a network is given: windows as ``data`` cuts them, of network frames (c, h, w) with so many actions."""
+    """What a network is given.
+
+    Args:
+        data: how windows are cut, counted in network frames.
+        frame_shape: (c, h, w) of a network frame.
+        num_action_channels: A as the network takes them; 0 for none.
+    """
     channels, height, width = frame_shape
     return InputSizes(
         num_frames=data.num_frames,

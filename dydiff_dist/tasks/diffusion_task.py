@@ -65,7 +65,7 @@ class DiffusionTask(Task[RunConfig]):
         }
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """The denoising network."""
+        """The denoising network, as ``model``."""
         return {"model": self._build_network(self.config.execution)}
 
     def join_ranks(self, networks: dict[str, nn.Module]) -> None:
@@ -81,7 +81,10 @@ class DiffusionTask(Task[RunConfig]):
         return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
-        """Noising, network, loss."""
+        """As `Task.losses`: one for the network, from frames (B, S, C, H, W) noised at timesteps drawn for each sample.
+
+        ``per_sample`` also holds the timesteps, for `scalars`.
+        """
         device, dtype = self.plan.world.device, self.plan.network_dtype
         batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
         batch = self.frames.encoded(batch)
@@ -112,7 +115,7 @@ class DiffusionTask(Task[RunConfig]):
         }
 
     def validate(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """Forecasts of validation cases."""
+        """As `Task.validate`: forecasts validation cases and logs loss, CRPS and MSE, and a picture."""
         self._validation.run(step, weights, log)
 
     def exported_facts(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class DiffusionTask(Task[RunConfig]):
         return self.frames.exported()
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """A model for `dydiff_dist.forecasting.load_forecaster`."""
+        """As `Task.export`: a model for `dydiff_dist.forecasting.load_forecaster`."""
         save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
