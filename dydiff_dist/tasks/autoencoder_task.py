@@ -101,7 +101,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
             )
 
     def validate(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """As `Task.validate`: decodes the first validation samples, shared over the ranks; logs scores and a picture."""
+        """As `Task.validate`: decodes the first validation samples, shared over ranks; logs scores and a picture."""
         world, valid = self.plan.world, self.plan.valid_shards
         assert valid is not None, "the trainer validates where there are validation shards"
         numbers = range(world.rank, self.config.training.num_validation_samples, world.world_size)
