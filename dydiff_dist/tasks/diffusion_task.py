@@ -56,13 +56,8 @@ class DiffusionTask(Task[RunConfig]):
         check_latent_data(self.plan)
 
     def facts(self) -> dict[str, str]:
-        """The network's sizes and the process."""
-        diffusion = self.config.diffusion
-        return self.frames.facts() | {
-            "model": self.config.model.describe(),
-            "process": f"gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), predicts "
-            f"{diffusion.prediction}",
-        }
+        """As `Task.facts`: the latents, the network's sizes and the process."""
+        return self.frames.facts() | {"model": self.config.model.describe(), "process": self._describe_process()}
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The denoising network, as ``model``."""
@@ -138,6 +133,17 @@ class DiffusionTask(Task[RunConfig]):
         execution = self.config.execution.model_copy(update={"compile_blocks": False})
         build_network = partial(self._build_network, execution)
         return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
+
+    def _describe_process(self) -> str:
+        """The process by name, γ̄ where there is one, and what the network predicts."""
+        diffusion = self.config.diffusion
+        parts, schedule = [diffusion.process], diffusion.gamma_schedule
+        if self.diffusion.table.mixes or diffusion.network_space == "unmixed":
+            named = isinstance(schedule, str)
+            parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
+        if diffusion.prediction is not None:
+            parts.append(f"predicts {diffusion.prediction}")
+        return ", ".join(parts)
 
     def _build_network(self, execution: ExecutionConfig) -> nn.Module:
         return self.config.model.build(self.sizes, execution, self.config.kernels.backend)

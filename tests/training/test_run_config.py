@@ -50,6 +50,7 @@ def test_overrides_reach_their_fields_and_defaults_stand(config_file):
         ("model.num_heads=3", "must be a multiple of 4"),
         ('model.network=["unet"]', r"model: unknown network \['unet'\]; did you mean 'unet'"),
         ("training.more_ema_decays=[0.99]", r"training.more_ema_decays is \[0.99\]: this key is gone after version"),
+        ('diffusion.process=["edm"]', r"diffusion.process is \['edm'\]: input should be a valid string"),
         ("training.steps", "must have the form section.key=value"),
         ("output_dir.x=3", "'output_dir' is a value, not a section"),
     ],
