@@ -69,13 +69,8 @@ def _row(shards: ShardSet, reader: str, num_workers: int, rates: list[float], re
 
 
 def memory_over_epochs(shards: ShardSet, num_epochs: int, num_workers: int = 0) -> list[float]:
-    """Resident memory in MB after each epoch of reading, of this process and its workers together.
-
-    Args:
-        shards: what is read.
-        num_epochs: how often all of it is read; at least 1.
-        num_workers: processes that read; 0 reads in this one.
-    """
+    """Resident memory in MB, of this process and its ``num_workers`` workers together, after each of ``num_epochs``
+    epochs of reading ``shards``."""
     batches = _stream(shards, num_workers)
     process = psutil.Process()
     memory = []

@@ -133,13 +133,7 @@ class LatentFrames(FrameSpace):
 
 
 def input_sizes(data: DataConfig, frame_shape: tuple[int, int, int], num_action_channels: int) -> InputSizes:
-    """What a network is given.
-
-    Args:
-        data: how windows are cut, counted in network frames.
-        frame_shape: (c, h, w) of a network frame.
-        num_action_channels: A as the network takes them; 0 for none.
-    """
+    """What a network is given: windows as ``data`` cuts them, of network frames (c, h, w) with so many actions."""
     channels, height, width = frame_shape
     return InputSizes(
         num_frames=data.num_frames,

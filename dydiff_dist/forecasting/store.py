@@ -79,22 +79,12 @@ class ForecastStore(ABC):
     """Reads and writes a folder of forecasts; ``create`` and ``open`` find the class for its format."""
 
     def __init__(self, folder: Path, request: ForecastRequest, num_cases: int = 0):
-        """
-        Args:
-            folder: of the forecasts, which exists.
-            request: what they are.
-            num_cases: so many are to be written, for formats that reserve space; 0 takes what is there.
-        """
+        """``num_cases``: so many are to be written, for formats that reserve space; 0 takes what is there."""
         self.folder, self.request = folder, request
 
     @staticmethod
     def create(folder: str | Path, request: ForecastRequest, num_cases: int) -> "ForecastStore":
         """Opens the folder for writing ``num_cases``, and goes on with what it holds if that was asked for alike.
-
-        Args:
-            folder: of the forecasts, made where needed.
-            request: what is asked for.
-            num_cases: so many cases are to be written.
 
         Raises:
             ValueError: it holds forecasts of another request; the first difference is named.
@@ -140,13 +130,7 @@ class ForecastStore(ABC):
 
     @abstractmethod
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """Writes a case; it appears whole or not at all.
-
-        Args:
-            case: its number in the source.
-            key: of the sample, by which scoring knows that it is the same one.
-            members: (M, S, C, H, W) float32 in stored units.
-        """
+        """Writes a case, whole or not at all: its sample's key, and members (M, S, C, H, W) float32, stored units."""
 
     @abstractmethod
     def read(self, case: int) -> tuple[str, np.ndarray]:

@@ -68,12 +68,7 @@ class RunEstimate:
         return self.cluster.gpu.memory_bytes * (1 - self.assumptions.memory_reserve)
 
     def memory(self, stage: int | None = None, micro_batch: int | None = None) -> MemoryEstimate:
-        """Peak memory of one rank.
-
-        Args:
-            stage: of ZeRO, 0 to 3; None is the configuration's.
-            micro_batch: samples of a forward pass; None is the configuration's.
-        """
+        """Peak memory of one rank; ZeRO stage and samples of a micro-batch are the configuration's unless given."""
         training, sizes = self.config.training, self.sizes
         micro_batch = micro_batch or training.micro_batch_per_gpu
         replicas = self.cluster.num_gpus // self.config.ranks_per_sample

@@ -47,12 +47,7 @@ class Sharding:
 
 
 def sharding_of(config: BaseRunConfig, world_size: int, on_gpu: bool = True) -> Sharding:
-    """The sharding that a configuration asks for.
-
-    Args:
-        config: the run.
-        world_size: ranks.
-        on_gpu: whether the ranks compute on GPUs, where DeepSpeed allocates its buffers at once.
+    """The sharding that a configuration asks for on ``world_size`` ranks.
 
     Raises:
         ValueError: another engine than DeepSpeed, or batch sizes that don't fit the number of ranks.

@@ -76,10 +76,7 @@ class DiffusionTask(Task[RunConfig]):
         return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
-        """As `Task.losses`: one for the network, from frames (B, S, C, H, W) noised at timesteps drawn for each sample.
-
-        ``per_sample`` also holds the timesteps, for `scalars`.
-        """
+        """As `Task.losses`: one, at timesteps drawn for each sample, which ``per_sample`` holds too, for `scalars`."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
         batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
         batch = self.frames.encoded(batch)

@@ -75,14 +75,12 @@ def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) ->
 
 def _check_sections(section: Mapping[str, Any]) -> None:
     """Refuses values where DeepSpeed has sections that are read here."""
+    examples = {"": '{"stage": 2}', ".offload_optimizer": '{"device": "cpu"}', ".offload_param": '{"device": "cpu"}'}
     zero = section.get("zero_optimization", {})
-    found = {"zero_optimization": (zero, '{"stage": 2}')}
-    if isinstance(zero, Mapping):
-        for key in ("offload_optimizer", "offload_param"):
-            found[f"zero_optimization.{key}"] = (zero.get(key, {}), '{"device": "cpu"}')
-    for name, (value, example) in found.items():
+    for key, example in examples.items():
+        value = zero.get(key[1:], {}) if key else zero
         if not isinstance(value, Mapping):
-            raise ValueError(f"deepspeed.{name} is {value!r}; it must be a section, e.g. {example}")
+            raise ValueError(f"deepspeed.zero_optimization{key} is {value!r}; it must be a section, e.g. {example}")
 
 
 def check_device(section: Mapping[str, Any], training: OptimizationConfig, device_type: str) -> None:
