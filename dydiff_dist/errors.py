@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dydiff_dist.extensions import import_extensions
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError)
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """Errors whose message is written for the user. Any other exception is a bug and keeps its traceback."""
 
 

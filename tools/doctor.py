@@ -14,12 +14,14 @@ from dydiff_dist.doctor.examine import examine_hosts, examine_machine, examine_r
 from dydiff_dist.doctor.findings import as_text, exit_status
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.world import read_world
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("--hostfile", type=Path, help="machines to look at, as for deepspeed: NAME slots=GPUS")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="that all should share. Default: runs.")
     parser.add_argument("--master-addr", help="with --hostfile: address of the first machine that all others reach")

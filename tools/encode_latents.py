@@ -46,7 +46,7 @@ def main() -> int:
         print(__doc__)
         return 2
     arguments = parse_arguments()
-    world, out = read_world(), Path(arguments.out)
+    world, out = read_world(arguments.device), Path(arguments.out)
     source = prepare(arguments, world, out)
     tasks = source.plan()[world.rank :: world.world_size]
     with EncodingProgress(source, tasks, enabled=world.is_main) as progress:
@@ -62,7 +62,7 @@ def main() -> int:
 
 def prepare(arguments: argparse.Namespace, world: World, out: Path) -> EncodeSource:
     """Opens shards and autoencoder, and says what is to be done."""
-    device = torch.device(arguments.device) if arguments.device else world.device
+    device = world.device
     on_gpu = device.type == "cuda"
     torch.set_num_threads(1)  # each worker calculates alone, so that no number of threads changes the bytes
     splits = encode.open_splits(arguments.shards)

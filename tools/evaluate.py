@@ -2,8 +2,8 @@
 
 Prints CRPS and MSE by lead time beside persistence and climatology and writes scores.json (with the protocol), the
 curves, a picture and an animation of some cases, and report.html, a page that stands alone. Several processes share the
-cases (torchrun --nproc_per_node 2 tools/evaluate.py ..., srun and mpirun alike), with the same numbers. Exit status 1
-if a case could not be scored.
+cases (torchrun --nproc_per_node 2 tools/evaluate.py ..., srun, mpirun and deepspeed alike), with the same numbers. Exit
+status 1 if a case could not be scored.
 """
 
 import argparse
@@ -116,6 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     scores.add_argument("--fvd-sha256", metavar="HEX", help="what that file must be; else it is not loaded")
     scores.add_argument("--fvd-forecast-only", action="store_true", help="FVD of clips without the given frames")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
 
 

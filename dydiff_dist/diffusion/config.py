@@ -85,7 +85,7 @@ class DiffusionConfig(StrictConfig):
                 )
             tree["process"] = "dydiff" if dependent else "dydiff_independent"
         if tree.get("prediction") is None:
-            row = PROCESSES.get(tree.get("process", "dydiff"))
+            row = PROCESSES.get(str(tree.get("process", "dydiff")))
             tree["prediction"] = row.prediction if isinstance(row, ProcessRow) else None
         return tree
 

@@ -51,7 +51,8 @@ class EngineState:
         return [int(state["step"]) if state else None for state in self._optimizer_states()]
 
     def layout(self) -> dict[str, Any]:
-        """What ``checkpoint_folder.seal`` takes of an engine; the same on every rank."""
+        """The engine's part of a checkpoint's ``layout.json`` (``checkpoints/folder.py``), the same on every rank:
+        parameters' shapes by name, kinds of state, names of buffers."""
         buffers = list(self.partitions.buffers())
         return {"shapes": self.partitions.shapes, "kinds": list(self.kinds()), "buffers": buffers}
 

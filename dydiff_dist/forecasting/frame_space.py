@@ -84,7 +84,7 @@ class PlainFrames(FrameSpace):
         self._scales_samples = sample_scaling != "none"
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """The same."""
+        """The stored shape itself: (C, H, W)."""
         return shape
 
     def encode(self, history: Tensor, future: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class PlainFrames(FrameSpace):
         return (frames.cpu().float() / self._sample_scale(history) - self._shift) / self._scale
 
     def decode(self, futures: Tensor, history: Tensor, encoded: Tensor) -> Tensor:
-        """As `FrameSpace.decode`."""
+        """As `FrameSpace.decode`; ``encoded`` is not needed."""
         return (futures.cpu() * self._scale + self._shift) * self._sample_scale(history)[:, None]
 
     def _sample_scale(self, history: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class LatentFrames(FrameSpace):
         self.temporal_ratio, self.follows_shifts = description.temporal_ratio, description.periodic
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Of its latents."""
+        """(c, h, w) of the latents of frames (C, H, W); raises where the autoencoder can't take such frames."""
         return self.autoencoder.description.latent_shape(shape)
 
     def encode(self, history: Tensor, future: Tensor | None = None) -> Tensor:

@@ -60,7 +60,7 @@ class MovingView:
         return _gather(fields, self.order, self.step_at[timesteps])
 
     def put_back(self, fields: Tensor, timesteps: Tensor) -> Tensor:
-        """The inverse of ``show``."""
+        """Fields as the view has them, (B, S, C, H, W), back at their own origin: the inverse of ``show``."""
         return _gather(fields, self.inverse, self.step_at[timesteps])
 
 

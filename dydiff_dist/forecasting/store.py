@@ -65,7 +65,7 @@ class ForecastRequest(StrictConfig):
 
     @property
     def shape_MSCHW(self) -> tuple[int, int, int, int, int]:  # noqa: N802 - the letters are the shape
-        """Shape of one case's ensemble."""
+        """(M, S, C, H, W) of one case's ensemble, after the crop."""
         height, width = self.data.crop_size or self.frames.shape[1:]
         return self.num_members, self.num_leads, self.frames.shape[0], height, width
 
@@ -79,7 +79,7 @@ class ForecastStore(ABC):
     """Reads and writes a folder of forecasts; ``create`` and ``open`` find the class for its format."""
 
     def __init__(self, folder: Path, request: ForecastRequest, num_cases: int = 0):
-        """``num_cases``: room to make for so many where the format needs it made; 0 takes what is there."""
+        """``num_cases``: so many are to be written, for formats that reserve space; 0 takes what is there."""
         self.folder, self.request = folder, request
 
     @staticmethod
@@ -130,7 +130,7 @@ class ForecastStore(ABC):
 
     @abstractmethod
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        """Writes a case: ``members`` (M, S, C, H, W) float32 in stored units."""
+        """Writes a case, whole or not at all: its sample's key, and members (M, S, C, H, W) float32, stored units."""
 
     @abstractmethod
     def read(self, case: int) -> tuple[str, np.ndarray]:
@@ -178,7 +178,7 @@ class ZarrStore(ForecastStore):
         Args:
             folder: that the array lies in.
             request: says the shape of one case.
-            num_cases: room for so many; an array that has less is made longer, 0 leaves it.
+            num_cases: so many cases fit; a shorter array is made longer, 0 leaves it.
 
         Raises:
             ValueError: zarr is not installed, or the array is of another shape.

@@ -207,7 +207,7 @@ class DenoiserConfig(StrictConfig):
             ValueError: no such network.
         """
         name = tree.get("network", DEFAULT_NETWORK)
-        if name not in _NETWORKS:
+        if not isinstance(name, str) or name not in _NETWORKS:
             nearest = get_close_matches(str(name), _NETWORKS, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
             raise ValueError(f"unknown network {name!r}; {hint}registered are {', '.join(sorted(_NETWORKS))}")

@@ -25,7 +25,7 @@ class Cluster:
 
     @property
     def num_gpus(self) -> int:
-        """Ranks."""
+        """GPUs of all nodes together, a rank on each."""
         return self.nodes * self.gpus_per_node
 
 
@@ -49,26 +49,26 @@ class RunEstimate:
 
     @cached_property
     def activations(self) -> Activations:
-        """Of one sample."""
+        """Activation memory and traffic of one sample's pass, on one rank, in bytes."""
         return simulate_activations(self.config, self.sizes)
 
     @cached_property
     def parameter_sizes(self) -> list[int]:
-        """Elements of each parameter."""
+        """Number of elements of each of the network's parameters."""
         return self.config.model.parameter_sizes(self.sizes)
 
     @property
     def num_params(self) -> int:
-        """P."""
+        """Elements of all parameters of the network, on all ranks together."""
         return sum(self.parameter_sizes)
 
     @property
     def usable_bytes(self) -> float:
-        """Of a GPU's memory."""
+        """Bytes of a GPU's memory that a run may take: all but ``assumptions.memory_reserve``."""
         return self.cluster.gpu.memory_bytes * (1 - self.assumptions.memory_reserve)
 
     def memory(self, stage: int | None = None, micro_batch: int | None = None) -> MemoryEstimate:
-        """Of one rank; the configuration's ZeRO stage and micro-batch unless others are given."""
+        """Peak memory of one rank; ZeRO stage and samples of a micro-batch are the configuration's unless given."""
         training, sizes = self.config.training, self.sizes
         micro_batch = micro_batch or training.micro_batch_per_gpu
         replicas = self.cluster.num_gpus // self.config.ranks_per_sample
@@ -86,7 +86,7 @@ class RunEstimate:
 
     @cached_property
     def step(self) -> StepTime:
-        """Time of one step."""
+        """Seconds of one optimizer step, and what they come from."""
         model, execution = self.config.model, self.config.execution
         samples = self.config.training.global_batch_size / self.cluster.num_gpus
         fused = self.assumptions.fused_traffic if execution.compile_blocks else 1.0
@@ -109,7 +109,7 @@ class RunEstimate:
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run, with ``assumptions.time_overhead`` for all that is no step."""
         return self.config.training.steps * self.step.total_sec * (1 + self.assumptions.time_overhead) / 3600
 
     @cached_property

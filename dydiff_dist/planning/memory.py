@@ -50,8 +50,10 @@ def sharding_of(config: BaseRunConfig, world_size: int, on_gpu: bool = True) -> 
     """The sharding that a configuration asks for on ``world_size`` ranks.
 
     Raises:
-        ValueError: the batch sizes don't fit the number of ranks.
+        ValueError: another engine than DeepSpeed, or batch sizes that don't fit the number of ranks.
     """
+    if config.engine != "deepspeed":
+        raise ValueError(f"engine is {config.engine!r}; memory and time can be planned for 'deepspeed' only")
     zero, stage = config.deepspeed.get("zero_optimization", {}), zero_stage(config.deepspeed)
     overlaps = zero.get("overlap_comm")
     return Sharding(
@@ -81,7 +83,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Of all parts together."""
+        """Bytes of all ``parts`` together."""
         return sum(self.parts.values())
 
 

@@ -75,14 +75,23 @@ class StepTime:
 
     @property
     def total_sec(self) -> float:
-        """The step."""
+        """Seconds of the whole step, communication that is hidden left out."""
         return self.matrix_sec + self.memory_sec + self.exposed_sec + self.optimizer_sec
 
 
 def estimate_step(
     work: Work, sharding: Sharding, gpu: GpuModel, gpus_per_node: int, precision: str, assumptions: Assumptions
 ) -> StepTime:
-    """The time of one step of ``work`` on each of ``sharding.world_size`` GPUs."""
+    """The time of one step.
+
+    Args:
+        work: of each rank.
+        sharding: how the run spreads its state over ``sharding.world_size`` GPUs.
+        gpu: one of them.
+        gpus_per_node: ranks beyond it talk over the network between nodes.
+        precision: ``fp32``, ``bf16`` or ``fp16``, which says the GPU's peak.
+        assumptions: what no data sheet says.
+    """
     peak = gpu.peak_flops(precision)
     matrix = work.hardware_flops / (peak * assumptions.matmul_efficiency)
     memory = work.traffic_bytes / (gpu.memory_bandwidth * assumptions.memory_efficiency)

@@ -10,7 +10,7 @@ _PARTS = ("weights", "gradients", "optimizer", "EMA", "activations", "buffers")
 
 
 def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
-    """All numbers, in the units of their names."""
+    """All numbers as JSON types, in the units of their names; ``price`` is that of a GPU-hour, None for no cost."""
     step, cluster, memory = estimate.step, estimate.cluster, estimate.memory()
     gpu_hours = estimate.hours * cluster.num_gpus
     return {
@@ -39,7 +39,7 @@ def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
 
 
 def as_text(estimate: RunEstimate, price: float | None) -> str:
-    """A page for a person."""
+    """A page for a person: the run, memory by ZeRO stage, time and cost (as in `as_dict`), what all of it rests on."""
     return "\n\n".join((_run_lines(estimate), _memory_table(estimate), _time_lines(estimate, price), _basis(estimate)))
 
 

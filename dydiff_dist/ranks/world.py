@@ -58,7 +58,8 @@ def read_world(device: str | None = None) -> World:
         device: where this process calculates, e.g. ``cpu``; None gives each rank a GPU of its own if there are any.
 
     Raises:
-        ValueError: the launcher's variables are incomplete or contradict each other, or there are more ranks than GPUs.
+        ValueError: the launcher's variables are incomplete or contradict each other, there are more ranks than GPUs, or
+            no such device is here.
     """
     launch = read_launch(os.environ)
     return World(
@@ -66,8 +67,20 @@ def read_world(device: str | None = None) -> World:
         world_size=launch.world_size,
         local_rank=launch.local_rank,
         local_world_size=launch.local_world_size,
-        device=torch.device(device) if device else _choose_device(launch),
+        device=_named_device(device) if device else _choose_device(launch),
     )
+
+
+def _named_device(name: str) -> torch.device:
+    """The device that a user named, which must be here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; give cpu, cuda or cuda:N") from None
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise ValueError(f"device is {name!r}, but {num_gpus} GPUs are visible; give cpu, or another GPU")
+    return device
 
 
 def _choose_device(launch: Launch) -> torch.device:

@@ -49,7 +49,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
         self._perceptual = self._load_perceptual()
 
     def facts(self) -> dict[str, str]:
-        """The reduction and the losses."""
+        """As `Task.facts`: shape of frames and latents, and the weighted losses."""
         model, loss = self.config.model, self.config.loss
         shape = self.plan.train_shards.schema.shape
         ratio = model.spatial_ratio
@@ -77,7 +77,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
         return training.model_copy(update={"learning_rate": discriminator.learning_rate})
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
-        """The autoencoder's loss, then the discriminator's once that has started."""
+        """As `Task.losses`: the autoencoder's, then the discriminator's once that has started."""
         pixels = batch["frames"].to(self.plan.world.device, non_blocking=True).flatten(0, 1)
         dtype, num_samples = self.plan.network_dtype, len(batch["frames"])
         noise = self._posterior_noise(batch, step).to(pixels.device, dtype)
@@ -101,7 +101,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
             )
 
     def validate(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """Decodes the first validation samples, shared over the ranks, and logs scores and a picture."""
+        """As `Task.validate`: decodes the first validation samples, shared over ranks; logs scores and a picture."""
         world, valid = self.plan.world, self.plan.valid_shards
         assert valid is not None, "the trainer validates where there are validation shards"
         numbers = range(world.rank, self.config.training.num_validation_samples, world.world_size)

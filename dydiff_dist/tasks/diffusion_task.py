@@ -56,16 +56,11 @@ class DiffusionTask(Task[RunConfig]):
         check_latent_data(self.plan)
 
     def facts(self) -> dict[str, str]:
-        """The network's sizes and the process."""
-        diffusion = self.config.diffusion
-        return self.frames.facts() | {
-            "model": self.config.model.describe(),
-            "process": f"gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), predicts "
-            f"{diffusion.prediction}",
-        }
+        """As `Task.facts`: the latents, the network's sizes and the process."""
+        return self.frames.facts() | {"model": self.config.model.describe(), "process": self._describe_process()}
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """The denoising network."""
+        """The denoising network, as ``model``."""
         return {"model": self._build_network(self.config.execution)}
 
     def join_ranks(self, networks: dict[str, nn.Module]) -> None:
@@ -81,7 +76,7 @@ class DiffusionTask(Task[RunConfig]):
         return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
-        """Noising, network, loss."""
+        """As `Task.losses`: one, at timesteps drawn for each sample, which ``per_sample`` holds too, for `scalars`."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
         batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
         batch = self.frames.encoded(batch)
@@ -112,7 +107,7 @@ class DiffusionTask(Task[RunConfig]):
         }
 
     def validate(self, step: int, weights: dict[str, Tensor], log: RunLog) -> None:
-        """Forecasts of validation cases."""
+        """As `Task.validate`: forecasts validation cases and logs loss, CRPS and MSE, and a picture."""
         self._validation.run(step, weights, log)
 
     def exported_facts(self) -> dict[str, Any]:
@@ -120,7 +115,7 @@ class DiffusionTask(Task[RunConfig]):
         return self.frames.exported()
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """A model for `dydiff_dist.forecasting.load_forecaster`."""
+        """As `Task.export`: a model for `dydiff_dist.forecasting.load_forecaster`."""
         save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
@@ -135,6 +130,17 @@ class DiffusionTask(Task[RunConfig]):
         execution = self.config.execution.model_copy(update={"compile_blocks": False})
         build_network = partial(self._build_network, execution)
         return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
+
+    def _describe_process(self) -> str:
+        """The process by name, γ̄ where there is one, and what the network predicts."""
+        diffusion = self.config.diffusion
+        parts, schedule = [diffusion.process], diffusion.gamma_schedule
+        if self.diffusion.table.mixes or diffusion.network_space == "unmixed":
+            named = isinstance(schedule, str)
+            parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
+        if diffusion.prediction is not None:
+            parts.append(f"predicts {diffusion.prediction}")
+        return ", ".join(parts)
 
     def _build_network(self, execution: ExecutionConfig) -> nn.Module:
         return self.config.model.build(self.sizes, execution, self.config.kernels.backend)

@@ -39,7 +39,7 @@ class TrainingFrames:
         return self.plan.frame_autocovariance
 
     def facts(self) -> dict[str, str]:
-        """Lines for the printed plan."""
+        """Lines for the printed plan, name -> text; none for plain frames."""
         return {}
 
     def encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class StoredLatents(TrainingFrames):
 
     @property
     def space(self) -> FrameSpace:
-        """The autoencoder's latents."""
+        """The autoencoder's latents; not in a plan whose data are absent."""
         assert self.latents is not None, "a run whose data are absent is described, not trained"
         return self.latents
 
@@ -98,7 +98,7 @@ class EncodedFrames(StoredLatents):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w)."""
+        """(c, h, w) of the latents that the frames are encoded to."""
         return self.latents.network_shape(super().shape)
 
     @property
@@ -106,7 +106,7 @@ class EncodedFrames(StoredLatents):
         """Not known before they are encoded."""
 
     def encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As `TrainingFrames.encoded`."""
+        """The batch with the posterior's mean (B, s, c, h, w) as ``frames`` and its ``logvar`` beside it."""
         posterior = self.latents.autoencoder.encode(batch["frames"])
         return {**batch, "frames": posterior.mean, "logvar": posterior.logvar}
 

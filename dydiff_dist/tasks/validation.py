@@ -26,8 +26,8 @@ NUM_LOSS_BINS = 4
 class Validation:
     """Forecasts the first cases of the validation shards, shared over the ranks, and logs scores and a picture.
 
-    It runs on a copy of the network with the averaged weights, outside DeepSpeed: no forward pass waits for another
-    rank, so uneven shares of cases can't hang a sharded run.
+    It runs on a copy of the network with the averaged weights, outside the engine: no forward pass waits for another
+    rank, so uneven shares of cases can't hang a run whose weights are divided between ranks.
     """
 
     def __init__(

@@ -138,6 +138,8 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
         tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}; a run configuration is an object of sections, {{…}}")
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, str(path), config_type)

@@ -48,7 +48,7 @@ class RunLog:
             self._writer.add_figure(name, figure, step)
 
     def rewind(self, step: int) -> None:
-        """The run goes on from an earlier step."""
+        """Sets the bar back: the run goes on from an earlier ``step``."""
         if self._bar is not None:
             self._bar.n = step
             self._bar.refresh()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dydiff_dist.diffusion.samplers import SAMPLERS
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification, load_forecaster, write_evaluation
 from dydiff_dist.forecasting.cases import CaseReader
 
@@ -200,6 +202,15 @@ def test_the_command_lines_forecast_and_score(flow_model, flow_shards, tmp_path)
     assert (
         refused.stderr == f"error: {out} holds forecasts with seed = 0, now 3 is asked for; write to another folder\n"
     )
+
+
+def test_the_command_line_offers_every_sampler_also_a_registered_one(tmp_path, monkeypatch) -> None:
+    imports = "from dydiff_dist.diffusion import Sampler, register_sampler"
+    call = "register_sampler('mine', Sampler(lambda levels, eta: [], order=1))"
+    (tmp_path / "my_sampler.py").write_text(f"{imports}\n{call}\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    shown = _command("tools/forecast.py", "--import", "my_sampler", "--help").stdout
+    assert f"--sampler {{{','.join([*SAMPLERS, 'mine'])}}}" in shown
 
 
 @pytest.mark.slow

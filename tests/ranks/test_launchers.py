@@ -181,6 +181,28 @@ def test_each_rank_takes_its_own_gpu(monkeypatch, environment, num_gpus, device)
         assert distributed.read_world().device == torch.device(device)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "message"),
+    [
+        ("gpu", 1, "device is 'gpu'; give cpu, cuda or cuda:N"),
+        ("cuda", 0, "device is 'cuda', but 0 GPUs are visible; give cpu"),
+        ("cuda:2", 2, "device is 'cuda:2', but 2 GPUs are visible"),
+        ("cuda:1", 2, None),
+        ("cpu", 0, None),
+    ],
+)
+def test_a_named_device_must_be_there(monkeypatch, name, num_gpus, message):
+    fake = SimpleNamespace(is_available=lambda: num_gpus > 0, device_count=lambda: num_gpus)
+    monkeypatch.setattr(distributed.torch, "cuda", fake)
+    monkeypatch.setattr(os, "environ", TORCHRUN)
+    if message is None:
+        assert distributed.read_world(name).device == torch.device(name)
+    else:
+        with pytest.raises(ValueError, match=message) as caught:
+            distributed.read_world(name)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("style", ["srun", "kubernetes", "mpirun"])
 def test_processes_meet_by_these_variables_alone(style):

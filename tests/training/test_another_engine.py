@@ -11,6 +11,7 @@ from run_commands import TRAIN, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.planning.memory import sharding_of
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
 
@@ -57,5 +58,8 @@ def test_an_engine_is_a_name_of_the_registry(tiny_config, monkeypatch):
     monkeypatch.setitem(ENGINES, "plain", PlainEngine)
     with pytest.raises(ValueError, match="the section deepspeed is for engine 'deepspeed', it is 'plain'; remove"):
         load_config(tiny_config, RunConfig, ["engine=plain"])
-    assert load_config(tiny_config, RunConfig, ["engine=plain", "deepspeed={}"]).engine_options == {}
+    config = load_config(tiny_config, RunConfig, ["engine=plain", "deepspeed={}"])
+    assert config.engine_options == {}
+    with pytest.raises(ValueError, match="engine is 'plain'; memory and time can be planned for 'deepspeed' only"):
+        sharding_of(config, world_size=1)
     assert load_config(tiny_config, RunConfig).engine_options == {"zero_optimization": {"stage": 2}}

@@ -71,3 +71,19 @@ def test_needs_are_printed_and_not_stored():
     assert "needs" not in config.model_dump()
     with pytest.raises(ValueError, match=r"needs\.gpu is '' with gpus_per_node 8; give both or neither"):
         load_config(CONFIGS["robonet_xl"], RunConfig, ['needs.gpu=""'])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([], "dydiff, gamma cosine (ratio 0.5), predicts x0"),
+        (["diffusion.network_space=unmixed"], "dydiff, gamma cosine (ratio 0.5), predicts x0"),
+        (["diffusion.process=standard"], "standard, predicts x0"),
+        (["diffusion.process=flow_matching", "diffusion.prediction=null"], "flow_matching, predicts velocity"),
+        ([f"diffusion.gamma_schedule={[1.0] * 999 + [0.5]}"], "dydiff, gamma as configured, predicts x0"),
+    ],
+)
+def test_the_plan_names_the_process(overrides, line):
+    config = load_config(CONFIGS["turbulence_small"], RunConfig, overrides)
+    task = DiffusionTask(make_plan(config, world_of(config), may_lack_data=True))
+    assert task.facts()["process"] == line

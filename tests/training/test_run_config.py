@@ -48,7 +48,9 @@ def test_overrides_reach_their_fields_and_defaults_stand(config_file):
         ("training.global_batch_size=5", "must be a multiple of training.micro_batch_per_gpu 2"),
         ("training.warmup_steps=10", "training.warmup_steps 10 must be below training.steps 10"),
         ("model.num_heads=3", "must be a multiple of 4"),
+        ('model.network=["unet"]', r"model: unknown network \['unet'\]; did you mean 'unet'"),
         ("training.more_ema_decays=[0.99]", r"training.more_ema_decays is \[0.99\]: this key is gone after version"),
+        ('diffusion.process=["edm"]', r"diffusion.process is \['edm'\]: input should be a valid string"),
         ("training.steps", "must have the form section.key=value"),
         ("output_dir.x=3", "'output_dir' is a value, not a section"),
     ],
@@ -57,6 +59,14 @@ def test_mistakes_are_one_line_that_names_the_key(config_file, override, message
     with pytest.raises(ValueError, match=message) as caught:
         load_config(config_file, RunConfig, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[1]", "list"), ("3", "int")])
+@pytest.mark.parametrize("overrides", [[], ["training.steps=3"], ["seed=3"]])
+def test_a_file_of_no_sections_is_one_line(tmp_path, text, kind, overrides):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=f"x.json holds a {kind}; a run configuration is an object"):
+        load_config(tmp_path / "x.json", RunConfig, overrides)
 
 
 def test_a_retired_key_that_did_nothing_is_dropped(config_file):
@@ -96,6 +106,8 @@ def test_deepspeed_settings_are_derived_and_checked():
         ({"zero_optimisation": {}}, "did you mean 'deepspeed.zero_optimization'"),
         ({"train_batch_size": 3}, "follows from training.global_batch_size"),
         ({"zero_optimization": {"stage": 4}}, "it must be 0, 1, 2 or 3"),
+        ({"zero_optimization": 2}, r"deepspeed.zero_optimization is 2; it must be a section, e.g. {"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer is 'cpu'; it must be a"),
     ):
         with pytest.raises(ValueError, match=message):
             derive_deepspeed(section, training(), 1)

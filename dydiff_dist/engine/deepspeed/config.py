@@ -62,6 +62,7 @@ def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) ->
             nearest = difflib.get_close_matches(key, _PASSED_ON, n=1, cutoff=0.5)
             hint = f"did you mean 'deepspeed.{nearest[0]}'?" if nearest else f"valid keys: {sorted(_PASSED_ON)}"
             raise ValueError(f"unknown key 'deepspeed.{key}'; {hint}")
+    _check_sections(section)
     stage = zero_stage(section)
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"deepspeed.zero_optimization.stage is {stage!r}; it must be 0, 1, 2 or 3")
@@ -70,6 +71,16 @@ def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) ->
             f"training.precision {training.precision!r} needs float32 master weights, which ZeRO stages 1 to 3 keep; "
             "set deepspeed.zero_optimization.stage to 1"
         )
+
+
+def _check_sections(section: Mapping[str, Any]) -> None:
+    """Refuses values where DeepSpeed has sections that are read here."""
+    examples = {"": '{"stage": 2}', ".offload_optimizer": '{"device": "cpu"}', ".offload_param": '{"device": "cpu"}'}
+    zero = section.get("zero_optimization", {})
+    for key, example in examples.items():
+        value = zero.get(key[1:], {}) if key else zero
+        if not isinstance(value, Mapping):
+            raise ValueError(f"deepspeed.zero_optimization{key} is {value!r}; it must be a section, e.g. {example}")
 
 
 def check_device(section: Mapping[str, Any], training: OptimizationConfig, device_type: str) -> None:
