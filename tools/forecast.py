@@ -6,7 +6,10 @@ the same command is given again. Several processes share the cases: torchrun --n
 """
 
 import argparse
+from typing import get_args
 
+from dydiff_dist.diffusion.names import Spacing
+from dydiff_dist.diffusion.samplers import SAMPLERS
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
@@ -84,9 +87,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="key of all noise (0)")
     sampling = parser.add_argument_group("sampling (default: as the run's configuration says)")
-    sampling.add_argument("--sampler", choices=("ddim", "ancestral", "dpmpp_2m"))
+    sampling.add_argument("--sampler", choices=tuple(SAMPLERS))
     sampling.add_argument("--steps", type=int, metavar="K", help="passes through the network")
-    sampling.add_argument("--spacing", choices=("uniform", "quadratic", "log_snr", "trailing"))
+    sampling.add_argument("--spacing", choices=get_args(Spacing))
     sampling.add_argument("--eta", type=float, help="stochasticity of ddim, 0..1")
     sampling.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
     sampling.add_argument(

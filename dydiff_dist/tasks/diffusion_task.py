@@ -60,8 +60,8 @@ class DiffusionTask(Task[RunConfig]):
         diffusion = self.config.diffusion
         return self.frames.facts() | {
             "model": self.config.model.describe(),
-            "process": f"gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), predicts "
-            f"{diffusion.prediction}",
+            "process": f"{diffusion.process}, gamma {diffusion.gamma_schedule} (ratio {diffusion.gamma_ratio}), "
+            f"predicts {diffusion.prediction}",
         }
 
     def build_networks(self) -> dict[str, nn.Module]:
