@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="key of all noise (0)")
     sampling = parser.add_argument_group("sampling (default: as the run's configuration says)")
     sampling.add_argument("--sampler", choices=tuple(SAMPLERS))
-    sampling.add_argument("--steps", type=int, metavar="K", help="passes through the network")
+    sampling.add_argument("--steps", type=int, metavar="K", help="steps, each one pass through the network (heun: two)")
     sampling.add_argument("--spacing", choices=get_args(Spacing))
     sampling.add_argument("--eta", type=float, help="stochasticity of ddim, 0..1")
     sampling.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
