@@ -6,10 +6,12 @@ tables.
 """
 
 import argparse
+import functools
 import signal
 from pathlib import Path
 
 from dydiff_dist.errors import run_command
+from dydiff_dist.extensions import add_import_option
 from dydiff_dist.study.arms import plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
 from dydiff_dist.study.page import write_page
@@ -43,7 +45,9 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
         for run in runs:
             print(f"{run.folder}: {', '.join(forecast.name for forecast in run.forecasts)}")
         return {}
-    runner = StudyRunner(study, runs, say=lambda text: print(text, flush=True), processes=arguments.processes)
+    modules = getattr(arguments, "import", [])
+    say = functools.partial(print, flush=True)
+    runner = StudyRunner(study, runs, say=say, processes=arguments.processes, modules=modules)
     if not arguments.collect:
         runner.run()
     run_rows, rows_by_case = collect(plan_study(study, folder))
@@ -58,6 +62,7 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_import_option(parser)
     parser.add_argument("studies", nargs="+", metavar="STUDY", help="configurations, e.g. configs/studies/radar.json")
     parser.add_argument("--runs", default="runs/studies", metavar="DIR", help="folder of the runs (runs/studies)")
     parser.add_argument("--out", default="docs/study", metavar="DIR", help="folder of the tables (docs/study)")

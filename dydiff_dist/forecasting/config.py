@@ -17,7 +17,8 @@ class SamplingConfig(StrictConfig):
     """ancestral (ddim with eta 1), ddim, euler, dpmpp_2m or heun (second order, nearest to the exact solution in few
     steps; heun runs the network twice a step); or a registered one."""
     num_steps: PositiveInt = 12
-    """Passes through the network per forecast; the uniform grid has a few more where it doesn't divide N."""
+    """Steps of a forecast, each one pass through the network, of heun two; the uniform grid has a few more where it
+    doesn't divide N."""
     eta: float = Field(default=0.0, ge=0)
     """Stochasticity of ddim: 0 is deterministic after the starting noise."""
     spacing: Spacing = "log_snr"

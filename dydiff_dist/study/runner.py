@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +48,8 @@ class StudyRunner:
     say: Callable[[str], None] = print
     processes: int = 1
     """Ranks of a training."""
+    modules: Sequence[str] = ()
+    """What ``--import`` named; imported by the trainings too."""
     failures: dict[str, str] = field(default_factory=dict)
     """Runs that broke, with the reason; the others go on."""
     _seconds: dict[str, list[float]] = field(default_factory=lambda: {"train": [], "forecast": []})
@@ -71,7 +73,7 @@ class StudyRunner:
         config = run.folder / "config.json"
         write_json(config, run.config.model_dump(mode="json", exclude_defaults=True))
         start, cpu_start, resumed = time.perf_counter(), _children_cpu_sec(), (run.folder / "checkpoints").is_dir()
-        status = _run_until_done(training_command(config, self.processes), run.folder / "train.log")
+        status = _run_until_done(training_command(config, self.processes, self.modules), run.folder / "train.log")
         seconds = time.perf_counter() - start
         if status != 0:
             raise TrainingFailedError(f"exit status {status}: {_last_line(run.folder / 'train.log')}")
@@ -168,13 +170,14 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
     return run_rows, list(rows_by_case.values())
 
 
-def training_command(config: Path, processes: int) -> list[str]:
+def training_command(config: Path, processes: int, modules: Sequence[str] = ()) -> list[str]:
     """The argument list of a training; several ranks start under torchrun, which finds a free port."""
-    script = str(Path(dydiff_dist.__file__).parent / "train.py")
+    script = [str(Path(dydiff_dist.__file__).parent / "train.py"), str(config)]
+    script += [word for module in modules for word in ("--import", module)]
     if processes == 1:
-        return [sys.executable, script, str(config)]
+        return [sys.executable, *script]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, script, str(config)]
+    return [*launcher, *script]
 
 
 def _run_until_done(command: list[str], log: Path) -> int:
