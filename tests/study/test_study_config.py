@@ -93,6 +93,15 @@ def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):
     assert forecasts(arms=["a"]) == forecasts()[:1]
 
 
+def test_a_sampler_that_an_arm_cannot_use_is_found_before_training(study_tree, tmp_path):
+    study_tree["forecasts"]["exact"] = {"members": 2, "sampling": {"sampler": "heun"}}
+    study_tree["arms"]["b"]["set"]["diffusion.process"] = "dydiff_independent"
+    with pytest.raises(ValueError, match=r"forecast 'exact' of b-seed0-\w+: sampling: sampler 'heun' combines"):
+        plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+    study_tree["forecasts"]["exact"]["arms"] = ["a"]
+    plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+
+
 def test_an_arm_on_latents_needs_frames_for_the_climatology(study_tree, study_shards, tmp_path):
     latents = shutil.copytree(study_shards / "train", tmp_path / "latents")
     manifest = ShardSet.open(str(study_shards / "train")).manifest
