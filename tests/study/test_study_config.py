@@ -35,7 +35,10 @@ def test_every_shipped_study_is_valid():
         ({"arms": {"../a": {}}}, "arms"),
         ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
         ({"arms": {"a": {"lable": "A"}}}, "unknown key 'arms.a.lable'; did you mean 'arms.a.label'?"),
-        ({"comparisons": [{"agianst": ["b"]}]}, "unknown key 'comparisons.0.agianst'; did you mean 'comparisons.0."),
+        (
+            {"comparisons": [{"title": "t", "reference": "a", "against": ["b"], "curvs": "lead"}]},
+            "unknown key 'comparisons.0.curvs'; did you mean 'comparisons.0.curves'?",
+        ),
     ],
 )
 def test_mistakes_are_one_line(study_tree, tmp_path, change, message):
