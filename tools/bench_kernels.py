@@ -68,9 +68,7 @@ def chosen_cases(names: list[str] | None) -> list[cases.BenchmarkCase]:
     known = cases.all_cases()
     for name in names or ():
         if name not in known:
-            raise ValueError(
-                f"--op is {name!r}; expected one of {', '.join(known)}, or --import a module that registers another"
-            )
+            raise ValueError(f"--op is {name!r}; expected one of {', '.join(known)}, or --import another")
     return [known[name] for name in names or known]
 
 
