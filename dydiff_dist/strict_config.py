@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -104,8 +104,13 @@ def _sections_of(section: type[BaseModel], key: str) -> Iterator[type[BaseModel]
 
 def _section_at(root: type[BaseModel], path: list[str], tree: Mapping[str, Any]) -> type[BaseModel]:
     """The config class that stands at ``path`` below ``root``, for what ``tree`` says there."""
-    for name in path:
+    names = iter(path)
+    for name in names:
+        field = root.model_fields[name]
         root, tree = next(_sections_of(root, name)), tree.get(name) or {}
+        if get_origin(field.annotation) in (dict, list, tuple):
+            next(names, None)  # which of the sections in it: all are of one class
+            tree = {}
         if issubclass(root, StrictConfig):
             root = root.variant(tree)
     return root

@@ -21,6 +21,8 @@ class Derived(Inner):
 class Outer(StrictConfig):
     inner: Inner = Inner()
     derived: Derived | None = None
+    by_name: dict[str, Derived] = {}
+    in_order: tuple[Derived, ...] = ()
 
 
 def read(tree: dict) -> Outer:
@@ -52,3 +54,8 @@ def test_other_keys_are_as_strict_as_before():
     assert problem({"derived": {"widht": 3}}) == "unknown key 'derived.widht'; did you mean 'derived.width'?"
     with pytest.raises(ValidationError, match="Invalid JSON"):
         Outer.model_validate_json('{"inner": ')
+
+
+def test_keys_of_sections_in_mappings_and_lists_are_named():
+    assert problem({"by_name": {"width": {"widht": 3}}}).startswith("unknown key 'by_name.width.widht'; did you mean")
+    assert problem({"in_order": [{}, {"widht": 3}]}).endswith("did you mean 'in_order.1.width'?")

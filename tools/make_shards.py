@@ -1,8 +1,8 @@
 """Turns a source into shards: python tools/make_shards.py SOURCE --out DIR ...
 
 Shards are tar files that plain webdataset reads, under DIR/train, DIR/valid and DIR/test, each with a manifest. A run
-that was stopped goes on when the same command is given again; a finished one is recognised. --import MODULE, before
-SOURCE, brings sources of your own (see dydiff_dist.data.source.register_source).
+that was stopped goes on when the same command is given again; a finished one is recognised. --import MODULE
+brings sources of your own (see dydiff_dist.data.source.register_source).
 """
 
 import argparse

@@ -4,7 +4,7 @@ Letters: B batch, S frames, N timesteps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,9 +34,9 @@ class Objective:
     """all, or future: history frames are left out."""
     change: Callable[..., Tensor] | None = None
     """``frame_mix`` or ``frame_unmix``, which takes errors to the space where they are measured; None leaves them."""
-    gamma: Tensor | None = None
+    gamma: Tensor | None = field(default=None, repr=False)
     """(N,) levels of that operator."""
-    weights: Tensor | None = None
+    weights: Tensor | None = field(default=None, repr=False)
     """(N,) by timestep; None is 1."""
 
     def __post_init__(self) -> None:

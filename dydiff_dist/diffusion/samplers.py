@@ -136,6 +136,9 @@ def register_sampler(name: str, sampler: Sampler) -> None:
         name: not yet taken.
         sampler: its steps and what must be known of them.
 
+    Raises:
+        ValueError: the name is taken.
+
     Example:
         >>> def in_one_leap(levels, eta):
         ...     return [Step(levels[0], levels[-1], StepWeights(clean=1.0, noise=0.0))]

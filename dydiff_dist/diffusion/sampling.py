@@ -26,6 +26,7 @@ from dydiff_dist.diffusion import accuracy
 from dydiff_dist.diffusion.dynamics import frame_mix
 from dydiff_dist.diffusion.process import DiffusionProcess, Noise
 from dydiff_dist.diffusion.samplers import Level, Step, find_sampler
+from dydiff_dist.diffusion.table import ProcessTable
 from dydiff_dist.diffusion.workspace import Workspace
 from dydiff_kernels import NoiseCounter, ReverseStep, normal
 
@@ -64,6 +65,28 @@ def start_noise(
     return (deviation.view(-1, *[1] * (noise.ndim - 1)) * mixed).to(dtype)
 
 
+def plan_steps(table: ProcessTable, timesteps: Sequence[int], *, sampler: str = "ddim", eta: float = 0.0) -> list[Step]:
+    """The steps that ``sample`` makes, known before there is a network.
+
+    Args:
+        table: the process.
+        timesteps: a descending grid, see ``timestep_grid``.
+        sampler: as for ``sample``.
+        eta: stochasticity of "ddim".
+
+    Raises:
+        ValueError: a grid that doesn't descend, unknown names, or a sampler that doesn't fit the process.
+    """
+    grid, entry = _checked_grid(table, timesteps), find_sampler(sampler, eta)
+    if not entry.any_process and not table.is_whitened_standard:
+        raise ValueError(
+            f"sampler {sampler!r} combines estimates of several timesteps, which this process relates by operators "
+            "that differ between frames and noise and change with the timestep; use 'ddim' or 'ancestral'"
+        )
+    levels = [Level(t, float(table.signal[t]), float(table.noise[t])) for t in grid]
+    return entry.steps([*levels, Level(-1, 1.0, 0.0)], eta if entry.takes_eta else entry.eta)
+
+
 def sample(
     process: DiffusionProcess,
     denoise: Denoise,
@@ -92,7 +115,8 @@ def sample(
         ValueError: a grid that doesn't descend, noise missing, a sampler that doesn't fit the process, or storage too
             coarse for a step.
     """
-    steps = _plan(process, sampler, eta, noise, _checked_grid(process, timesteps))
+    steps = plan_steps(process.table, timesteps, sampler=sampler, eta=eta)
+    _check_noise(noise, steps, sampler)
     check_accuracy = partial(accuracy.check_steps, process.table, steps, start.shape[1])
     check_accuracy(start.dtype)
     memory = max((len(step.weights.previous) for step in steps), default=0)
@@ -184,32 +208,23 @@ def rollout(forecast: Callable[[Tensor, int], Tensor], history: Tensor, num_futu
     return torch.cat(future, 1)[:, :num_future_frames]
 
 
-def _plan(process: DiffusionProcess, name: str, eta: float, noise: Noise | None, grid: list[int]) -> list[Step]:
-    """The sampler's steps over the grid, with what they need checked."""
-    sampler, table = find_sampler(name, eta), process.table
-    if not sampler.any_process and not table.is_whitened_standard:
-        raise ValueError(
-            f"sampler {name!r} combines estimates of several timesteps, which this process relates by operators that "
-            "differ between frames and noise and change with the timestep; use 'ddim' or 'ancestral'"
-        )
-    levels = [Level(t, float(table.signal[t]), float(table.noise[t])) for t in grid]
-    steps = sampler.steps([*levels, Level(-1, 1.0, 0.0)], eta if sampler.takes_eta else sampler.eta)
-    if any(step.weights.sigma for step in steps):
-        if noise is None:
-            raise ValueError(f"sampler {name!r} draws noise here; give a NoiseCounter or a (K, B, S, ...) tensor")
-        if isinstance(noise, Tensor) and noise.shape[0] != len(steps):
-            raise ValueError(f"noise holds {noise.shape[0]} steps; the sampler makes {len(steps)}, give noise for each")
-    return steps
+def _check_noise(noise: Noise | None, steps: Sequence[Step], sampler: str) -> None:
+    """Noise is there if any step draws it, and a tensor holds some for each."""
+    if not any(step.weights.sigma for step in steps):
+        return
+    if noise is None:
+        raise ValueError(f"sampler {sampler!r} draws noise here; give a NoiseCounter or a (K, B, S, ...) tensor")
+    if isinstance(noise, Tensor) and noise.shape[0] != len(steps):
+        raise ValueError(f"noise holds {noise.shape[0]} steps; the sampler makes {len(steps)}, give noise for each")
 
 
-def _checked_grid(process: DiffusionProcess, timesteps: Sequence[int]) -> list[int]:
+def _checked_grid(table: ProcessTable, timesteps: Sequence[int]) -> list[int]:
     grid = torch.as_tensor(timesteps).cpu()
     if grid.numel() == 0 or grid.is_floating_point() or grid.ndim != 1:
         raise ValueError(f"timesteps have shape {tuple(grid.shape)}, dtype {grid.dtype}; give K integers")
-    if not 0 <= grid.min() <= grid.max() < process.num_timesteps:
+    if not 0 <= grid.min() <= grid.max() < table.num_timesteps:
         raise ValueError(
-            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in "
-            f"0..{process.num_timesteps - 1}"
+            f"timesteps run from {int(grid.max())} to {int(grid.min())}; they must lie in 0..{table.num_timesteps - 1}"
         )
     if not bool((grid[1:] < grid[:-1]).all()):
         raise ValueError("timesteps do not descend; give a grid as timestep_grid makes it, the largest first")

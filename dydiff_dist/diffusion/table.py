@@ -106,6 +106,10 @@ class ProcessTable:
                     "gammas in (0, 1], and signal/noise must fall"
                 )
 
+    def __repr__(self) -> str:
+        """Without the columns, which would fill pages."""
+        return f"{type(self).__name__}({self.num_timesteps} timesteps)"
+
     @property
     def num_timesteps(self) -> int:
         """N."""

@@ -1,9 +1,14 @@
 """Configuration of sampling."""
 
+import torch
 from pydantic import Field, PositiveInt, model_validator
 
+from dydiff_dist.diffusion.accuracy import check_steps
+from dydiff_dist.diffusion.grids import timestep_grid
 from dydiff_dist.diffusion.names import Spacing
 from dydiff_dist.diffusion.samplers import find_sampler
+from dydiff_dist.diffusion.sampling import plan_steps
+from dydiff_dist.diffusion.table import ProcessTable
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -36,3 +41,22 @@ class SamplingConfig(StrictConfig):
     def _check_eta(self) -> "SamplingConfig":
         find_sampler(self.sampler, self.eta)
         return self
+
+    def check(self, table: ProcessTable, num_frames: int | None = None) -> None:
+        """Refuses what a process can't do, before anything is trained or forecast.
+
+        Args:
+            table: the process.
+            num_frames: S, as the network counts frames; None leaves rounding errors in float32 unchecked.
+
+        Raises:
+            ValueError: more steps than timesteps, a sampler that doesn't fit the process, or steps that rounding leaves
+                no digit of.
+        """
+        try:
+            grid = timestep_grid(table, self.num_steps, self.spacing)
+            steps = plan_steps(table, grid, sampler=self.sampler, eta=self.eta)
+            if num_frames is not None:
+                check_steps(table, steps, num_frames, torch.float32)
+        except ValueError as error:
+            raise ValueError(f"sampling: {error}") from None

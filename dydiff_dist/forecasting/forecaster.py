@@ -55,12 +55,14 @@ class Forecaster:
     """Members that pass through the network together; bounds memory."""
 
     def __post_init__(self) -> None:
-        """Raises ``ValueError`` where shifts are asked of a network that never saw any."""
+        """Raises ``ValueError`` where shifts are asked of a network that never saw any, or sampling doesn't fit the
+        process."""
         if self.sampling.random_shifts and not self.knows_shifts:
             raise ValueError(
                 "sampling.random_shifts is on, but the network was trained without data.augmentation.periodic_shift; "
                 "leave it out"
             )
+        self.sampling.check(self.diffusion.table, self.num_frames)
 
     @classmethod
     def of_weights(

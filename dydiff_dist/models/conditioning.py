@@ -24,9 +24,14 @@ def assemble_input(z_BSCHW: Tensor, history: Tensor, actions_BSA: Tensor | None)
 
     Returns:
         (B, S, 2 C + 2 + A, H, W), of the dtype of ``z``.
+
+    Raises:
+        ValueError: no frame comes after the history.
     """
     B, S, C, H, W = z_BSCHW.shape
     num_history = history.shape[1]
+    if num_history >= S:
+        raise ValueError(f"history has {num_history} frames, z has {S} with them; leave at least one to forecast")
     num_actions = 0 if actions_BSA is None else actions_BSA.shape[-1]
     x = z_BSCHW.new_zeros(B, S, num_input_channels(C, num_actions), H, W)
     x[:, :, :C] = z_BSCHW

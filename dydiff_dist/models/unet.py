@@ -200,7 +200,7 @@ class UNet(nn.Module):
                 x = self.upsample[number - 1](nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
             x = level(torch.cat((x, kept.pop()), dim=1), *shared)
         x = self.conv_out(nn.functional.silu(self.norm_out(x)))
-        return self.sequence.gather(x.unflatten(0, (len(z), -1)))
+        return self.sequence.gather(x.unflatten(0, (len(z), len(frames_S))))
 
 
 def _conv(num_in: int, num_out: int, config: UNetConfig, stride: int = 1) -> nn.Conv2d:

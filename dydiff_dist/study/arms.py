@@ -133,6 +133,11 @@ def _plan_forecast(
         sampling = changed_sampling(run.sampling, forecast.sampling)
     except ValueError as error:
         raise ValueError(f"forecast {name!r}: {error}") from None
+    process = run.diffusion.build([1.0] if run.diffusion.normalize_input else None)  # steps ignore the input's scale
+    try:
+        sampling.check(process.table)
+    except ValueError as error:
+        raise ValueError(f"forecast {name!r} of {folder.name}: {error}") from None
     content = {
         "run": run_hash,
         "cases": cases_sha256,

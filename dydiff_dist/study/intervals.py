@@ -78,7 +78,7 @@ class Difference:
     lower: float
     upper: float
     num_seeds: int
-    """Seeds that both arms have; 0 where one is a baseline without training."""
+    """Seeds that both arms have; against a baseline, which has none, all of the other's."""
     num_groups: int
     covers_training: bool
     """Whether the interval knows of training luck; if not, it is about these trained models only."""

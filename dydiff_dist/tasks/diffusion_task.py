@@ -49,6 +49,7 @@ class DiffusionTask(Task[RunConfig]):
         self.config.model.check(self.sizes, self.config.execution, plan.world.device.type, plan.network_dtype)
         _check_validation_cases(plan)
         self.diffusion = self.config.diffusion.build(self.frames.autocovariance, backend=self.config.kernels.backend)
+        self.config.sampling.check(self.diffusion.table, self.sizes.num_frames)
         self._workspace = Workspace()  # results for the last micro-batch, whose backward pass is over
 
     def check_data(self) -> None:

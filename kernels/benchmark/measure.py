@@ -8,6 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -94,15 +96,13 @@ def _status_bytes(key: str) -> int:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Hardware, versions and commit, for the record beside every number."""
-    import triton
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": name,
         "threads": str(torch.get_num_threads()),
         "load": f"{os.getloadavg()[0]:.1f}",  # of all processes, over the last minute; ours are about "threads" of it
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": version("triton") if find_spec("triton") else "none",
         "python": platform.python_version(),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),

@@ -39,7 +39,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, epsilon: float = 
         Like ``x``.
 
     Raises:
-        ValueError: shapes that don't belong together, or a backend that can't run here.
+        ValueError: shapes or devices that don't belong together, or a backend that can't run here.
     """
     for name, condition in (("shift", shift), ("scale", scale)):
         _check_condition("modulated_norm", name, condition, x)
@@ -59,13 +59,14 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
         Like ``x``.
 
     Raises:
-        ValueError: shapes that don't belong together, or a backend that can't run here.
+        ValueError: shapes or devices that don't belong together, or a backend that can't run here.
     """
     _check_condition("gated_residual", "gate", gate, x)
     if branch.shape != x.shape:
         raise ValueError(
             f"gated_residual: branch has shape {tuple(branch.shape)}; expected {tuple(x.shape)}, that of x"
         )
+    _check_device("gated_residual", "branch", branch, x)
     return _select(_GATE, backend, x, gate, branch)(x, gate, branch)
 
 
@@ -78,6 +79,12 @@ def _check_condition(op: str, name: str, condition: Tensor, x: Tensor) -> None:
             f"{op}: {name} has shape {tuple(condition.shape)}; expected {(B, S, 1, D)} or {(B, 1, 1, D)} for x of "
             f"shape {tuple(x.shape)}"
         )
+    _check_device(op, name, condition, x)
+
+
+def _check_device(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}; expected {x.device}, where x is")
 
 
 def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Callable[..., Tensor]:

@@ -130,6 +130,12 @@ def test_sevir_diffcast_preset_and_an_option_that_overrides_it(tmp_path):
     assert tasks[0].items[0][3] == (0, 24)
 
 
+def test_sevir_takes_a_time_zone():
+    config = SevirSourceConfig(root="radar", valid_start="2019-01-01T01:00+02:00", test_start="2019-06-01T00:00Z")
+    begins = [f"{begin:%Y-%m-%dT%H:%M}" for _, begin, _ in config.intervals()[1:]]
+    assert begins == ["2018-12-31T23:00", "2019-06-01T00:00"]
+
+
 def write_event(root, image_type, data):
     """A catalogue of one event of ``image_type`` and its file, which ``data`` fills."""
     (root / "data" / image_type).mkdir(parents=True)

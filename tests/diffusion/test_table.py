@@ -151,3 +151,8 @@ def test_refused_tables(change, words):
 def test_the_tests_go_through_all_that_is_shipped():
     assert tuple(tables.PREDICTIONS) == PREDICTIONS
     assert {options.get("process", "dydiff") for options in ROWS.values()} == set(tables.PROCESSES)
+
+
+def test_a_process_is_shown_in_a_line():
+    shown = repr(build_process(prediction="v", min_snr=5.0))
+    assert "ProcessTable(1000 timesteps)" in shown and "tensor" not in shown

@@ -176,3 +176,21 @@ def test_errors_name_what_is_wrong() -> None:
 def test_sampling_config_refuses_eta_without_ddim() -> None:
     with _expect("eta is 0.5 with sampler 'dpmpp_2m'; only 'ddim' takes it ('ancestral' is eta 1); set it to 0"):
         SamplingConfig(sampler="dpmpp_2m", eta=0.5)
+
+
+def test_sampling_config_refuses_what_the_process_cannot_do() -> None:
+    table = build_process(num_timesteps=20).table
+    SamplingConfig().check(table, num_frames=6)
+    with _expect("sampling: num_steps is 21; it must lie in 1..20, the number of timesteps"):
+        SamplingConfig(num_steps=21).check(table)
+    separate = build_process(process="dydiff_independent").table
+    SamplingConfig(sampler="ddim").check(separate)
+    with _expect("sampling: sampler 'heun' combines estimates of several timesteps"):
+        SamplingConfig(sampler="heun").check(separate)
+    coarse, trailing = (
+        build_process(prediction="eps", gamma_ratio=1.0).table,
+        SamplingConfig(spacing="trailing", num_steps=2),
+    )
+    trailing.check(coarse)
+    with _expect("sampling: a step from timestep 999 to"):
+        trailing.check(coarse, num_frames=6)

@@ -96,6 +96,8 @@ def test_gradcheck_of_the_reference():
         (lambda x, c: modulated_norm(x, c[..., :3], c), "shift has shape \\(2, 3, 1, 3\\); expected \\(2, 3, 1, 8\\)"),
         (lambda x, c: modulated_norm(x, c, c[:1]), "scale has shape"),
         (lambda x, c: gated_residual(x, c, x[:, :2]), "branch has shape \\(2, 2, 4, 8\\)"),
+        (lambda x, c: modulated_norm(x, c, c.to("meta")), "scale is on meta; expected cpu, where x is"),
+        (lambda x, c: gated_residual(x, c, x.to("meta")), "branch is on meta; expected cpu, where x is"),
         (lambda x, c: modulated_norm(x, c, c, backend="triton"), "no kernel of this op"),
         (lambda x, c: gated_residual(x, c.half(), x, backend="cpp"), "needs one dtype"),
     ],

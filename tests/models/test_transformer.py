@@ -217,6 +217,8 @@ def test_input_channels_follow_the_authors_layout():
     assert (x[:, :, 4] == torch.tensor([1.0, 1, 0, 0])[None, :, None, None]).all()
     assert (x[:, :, 5] == torch.tensor([0.0, 0, 1, 0])[None, :, None, None]).all()
     assert (x[:, :, 6] == moves[:, :, 0, None, None]).all()
+    with pytest.raises(ValueError, match="history has 2 frames, z has 2 with them"):
+        assemble_input(z[:, :2], z[:, :2], None)
 
 
 def test_dropped_history_is_noise_in_those_samples_only():

@@ -34,6 +34,11 @@ def test_every_shipped_study_is_valid():
         ),
         ({"arms": {"../a": {}}}, "arms"),
         ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
+        ({"arms": {"a": {"lable": "A"}}}, "unknown key 'arms.a.lable'; did you mean 'arms.a.label'?"),
+        (
+            {"comparisons": [{"title": "t", "reference": "a", "against": ["b"], "curvs": "lead"}]},
+            "unknown key 'comparisons.0.curvs'; did you mean 'comparisons.0.curves'?",
+        ),
     ],
 )
 def test_mistakes_are_one_line(study_tree, tmp_path, change, message):
@@ -91,6 +96,15 @@ def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):
 
     assert len({*forecasts(), *forecasts(sampling={"num_steps": 3}), *forecasts(members=3)}) == 6
     assert forecasts(arms=["a"]) == forecasts()[:1]
+
+
+def test_a_sampler_that_an_arm_cannot_use_is_found_before_training(study_tree, tmp_path):
+    study_tree["forecasts"]["exact"] = {"members": 2, "sampling": {"sampler": "heun"}}
+    study_tree["arms"]["b"]["set"]["diffusion.process"] = "dydiff_independent"
+    with pytest.raises(ValueError, match=r"forecast 'exact' of b-seed0-\w+: sampling: sampler 'heun' combines"):
+        plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+    study_tree["forecasts"]["exact"]["arms"] = ["a"]
+    plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
 
 
 def test_an_arm_on_latents_needs_frames_for_the_climatology(study_tree, study_shards, tmp_path):

@@ -160,6 +160,7 @@ def test_mistakes_in_the_data_are_one_line(tiny_config, tiny_shards, tmp_path):
         ("model.patch_size=5", "model.patch_size 5 does not divide frames of 16x16"),
         ("training.num_validation_cases=50", "has 5 samples; lower it"),
         ("execution.attention_backend=xformers", "needs a GPU"),
+        ("sampling.num_steps=2000", "sampling: num_steps is 2000; it must lie in 1..1000"),
     ):
         result = train(tiny_config, override)
         assert result.returncode == 2, (override, result.stdout, result.stderr)

@@ -8,7 +8,7 @@ events overlap in time.
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -295,10 +295,12 @@ def _event(row: dict[str, str]) -> SevirEvent:
 
 
 def _parse_time(text: str, name: str) -> datetime:
+    """A time in UTC without its zone, as the catalogue has them; one that is given is converted."""
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{name} is {text!r}; write a time like 2019-01-01 or 2019-01-01T12:00") from None
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
 
 
 def _span(events: list[SevirEvent]) -> str:
