@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion import DiffusionProcess, guided, rollout, sample, start_noise, timestep_grid
-from dydiff_dist.diffusion.sampling import Denoise
+from dydiff_dist.diffusion.sampling import Denoise, plan_steps
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.frame_space import FrameSpace
 from dydiff_dist.forecasting.moving_view import MovingView
@@ -196,6 +196,7 @@ class Forecaster:
         """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
         sampling, diffusion = self.sampling, self.diffusion
         grid = timestep_grid(diffusion.table, sampling.num_steps, sampling.spacing)
+        num_steps = len(plan_steps(diffusion.table, grid, sampler=sampling.sampler, eta=sampling.eta))
 
         def counter(step: int, stream: Stream) -> NoiseCounter:
             return NoiseCounter(seed, sample_index, step, stream)
@@ -213,7 +214,7 @@ class Forecaster:
             timesteps=grid,
             sampler=sampling.sampler,
             eta=sampling.eta,
-            noise=counter(window * len(grid), Stream.SAMPLER_ETA),
+            noise=counter(window * num_steps, Stream.SAMPLER_ETA),
             history=history if sampling.clamp_history else None,
         )
 
