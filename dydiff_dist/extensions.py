@@ -25,8 +25,8 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
 def import_extensions(arguments: Sequence[str] | None = None) -> None:
     """Imports the modules that ``--import`` names; to be called before the parser is built.
 
-    The working folder is added to the places where Python looks, last. Processes that are started later import the
-    modules by themselves, as they are given the same places.
+    Where there are any, the working folder is added to the places where Python looks, last. Processes that are started
+    later import the modules by themselves, as they are given the same places.
 
     Args:
         arguments: the command line; None takes this process's.
@@ -47,9 +47,10 @@ def import_extensions(arguments: Sequence[str] | None = None) -> None:
         given, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    if os.getcwd() not in sys.path:
+    names = getattr(given, "import", [])
+    if names and os.getcwd() not in sys.path:  # not unasked: a file that lies there could pass for an optional package
         sys.path.append(os.getcwd())
-    for name in getattr(given, "import", []):
+    for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:
