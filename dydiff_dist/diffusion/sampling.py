@@ -124,7 +124,7 @@ def sample(
     for index, step in enumerate(steps):
         now = torch.full(start.shape[:1], step.now.timestep, device=start.device)
         output = denoise(process.model_input(z, now), now)
-        if index == 0:
+        if index == 0 and output.dtype != start.dtype:
             check_accuracy(output.dtype)
         # in memory of the step before, and of the x̂ which this step is the last to read
         made = {"z": True, f"x0_{index % max(memory, 1)}": memory > 0}
