@@ -59,6 +59,9 @@ class FrameSchema(StrictConfig):
     sample_scaling: Literal["none", "history_mean"] = "none"
     """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
     scale (``scaling.py``); the stored values keep their units."""
+    empty_history_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """With ``history_mean``: what stands for the mean absolute value of each channel where the history is all zeros.
+    Empty where nothing is known: then it is 1."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
     bounds: tuple[Bounds, ...] = ()
@@ -66,7 +69,9 @@ class FrameSchema(StrictConfig):
     (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
 
     @model_validator(mode="after")
-    def _bounds_fit_the_channels(self) -> "FrameSchema":
+    def _numbers_fit_the_channels(self) -> "FrameSchema":
+        if self.empty_history_scale and len(self.empty_history_scale) != self.shape[0]:
+            raise ValueError(f"empty_history_scale {self.empty_history_scale} is not of {self.shape[0]} channels")
         if self.bounds and len(self.bounds) != self.shape[0]:
             raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
         for low, high in self.bounds:

@@ -287,7 +287,8 @@ def _frame_space(folder: Path, description: ModelDescription, device: torch.devi
     """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
     if description.autoencoder_sha256 is None:
         schema = description.data_schema
-        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"))
+        scaling = schema.get("sample_scaling", "none"), schema.get("empty_history_scale", ())
+        return PlainFrames(schema["shift"], schema["scale"], *scaling)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(
