@@ -13,8 +13,9 @@ from typing import get_args
 
 import torch
 
+from dydiff_dist.diffusion.names import look_up
 from dydiff_dist.errors import run_command
-from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
+from dydiff_dist.evaluation.baselines import BASELINES, Baseline, SeasonalNaive
 from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.fvd import FvdProtocol
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def chosen_baselines(verification: Verification, arguments: argparse.Namespace) -> list[Baseline]:
-    baselines: list[Baseline] = []
+    baselines = [look_up("baseline", name, BASELINES) for name in arguments.baseline]
     if arguments.climatology:
         baselines.append(verification.climatology(arguments.climatology, arguments.seed, arguments.climatology_members))
     if arguments.optical_flow:
@@ -109,6 +110,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     baselines.add_argument(
         "--season", type=int, metavar="N", help="of series: the value N frames earlier, e.g. 24 for hourly data"
+    )
+    baselines.add_argument(
+        "--baseline", action="append", default=[], metavar="NAME", help="one of your own, registered by --import MODULE"
     )
     scores = parser.add_argument_group("scores")
     scores.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")

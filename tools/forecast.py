@@ -1,8 +1,8 @@
 """Ensemble forecasts: python tools/forecast.py RUN_OR_MODEL --shards DIR --out DIR ...
 
 The cases come from a folder of shards, or with --history from an array of your own. A run that was stopped goes on when
-the same command is given again. A case that can't be forecast is named and left out, and a single process then ends with
-exit status 1. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ... (srun, mpirun and
+the same command is given again. A case that can't be forecast is named and left out; a single process then ends with
+status 1. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ... (srun, mpirun and
 deepspeed alike). Score the result with tools/evaluate.py.
 """
 

@@ -3,6 +3,7 @@
 Letters: C channels, H W height and width.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +33,19 @@ class ForecasterStyle(NamedTuple):
     width: float
 
 
-FORECASTERS = {
+_OTHER_COLORS = ("#c9a26d", "#7ee3c4", "#f08adf", "#e3c341")
+
+
+class _ForecasterStyles(dict[str, ForecasterStyle]):
+    """Styles by name; a baseline of one's own goes by its name, always in the same colour."""
+
+    def __missing__(self, name: str) -> ForecasterStyle:
+        label = name.replace("_", " ")
+        return ForecasterStyle(label, label, _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)], "-.", 1.6)
+
+
+FORECASTERS = _ForecasterStyles()
+FORECASTERS |= {
     "forecast": ForecasterStyle("this model", "ours", OURS, "-", 2.4),
     "persistence": ForecasterStyle("persistence", "persist", "#8b949e", "--", 1.6),
     "climatology": ForecasterStyle("climatology", "climat", "#58a6ff", ":", 2.0),
@@ -41,7 +54,7 @@ FORECASTERS = {
     "random_walk": ForecasterStyle("random walk", "walk", "#c9a26d", "-.", 1.6),
 }
 """By name in the tables; the page's style sheet has the same colours for light and dark. Optical flow and the seasonal
-naive forecast share one: no data have both."""
+naive forecast share one: no data have both. Any other name has a style too."""
 
 _SPIN = LinearSegmentedColormap.from_list(
     "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512

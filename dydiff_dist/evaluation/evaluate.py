@@ -180,6 +180,9 @@ def evaluate(
         fvd: adds the Fréchet video distance.
         independent: what counts as one observation in intervals; None chooses by the keys.
 
+    Raises:
+        ValueError: a baseline's name is another's, or can't be a key.
+
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
 
@@ -194,6 +197,9 @@ def evaluate(
     """
     all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
     names = (FORECAST, *(baseline.name for baseline in all_baselines))
+    for name in names:
+        if not name.isidentifier() or [*names, TRUTH].count(name) > 1:
+            raise ValueError(f"a baseline is called {name!r}; give it a name of letters and underscores of its own")
     protocol = {
         **_COMMON_PROTOCOL,
         "scores": {suite.name: suite.protocol for suite in all_suites},

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.evaluation import Climatology, ForecastCase, evaluate
+from dydiff_dist.evaluation import Climatology, ForecastCase, baselines, evaluate, format_table
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.evaluation.colors import field_style, vorticity
+from dydiff_dist.evaluation.colors import FORECASTERS, field_style, vorticity
 from dydiff_dist.evaluation.figures import forecast_figure, save_figure, score_figure
+from dydiff_dist.evaluation.score_tables import format_more_scores
 
 
 def _case(num_channels: int = 2, num_members: int = 3) -> ForecastCase:
@@ -86,3 +87,29 @@ def test_curves_show_every_forecaster(tmp_path) -> None:
         "persistence",
         "climatology",
     ]
+
+
+class _Zero(baselines.Baseline):
+    name = "all_zero"
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        return np.zeros((1, *case.truth.shape))
+
+    def protocol(self) -> dict:
+        return {"forecast": "0"}
+
+
+def test_a_baseline_of_ones_own_stands_in_tables_and_figures(monkeypatch) -> None:
+    monkeypatch.setattr(baselines, "BASELINES", {})
+    baselines.register_baseline(_Zero())
+    evaluation = evaluate([_case()], *baselines.BASELINES.values())
+    assert "all zero" in format_table(evaluation) and "all zero" in format_more_scores(evaluation)
+    legend = score_figure(evaluation).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["this model", "persistence", "all zero"]
+    assert FORECASTERS["all_zero"] == FORECASTERS["all_zero"]  # the same colour each time
+    with pytest.raises(ValueError, match="baseline 'all_zero' is registered already"):
+        baselines.register_baseline(_Zero())
+    for name in ("persistence", "truth", "a/b"):
+        monkeypatch.setattr(_Zero, "name", name)
+        with pytest.raises(ValueError, match=f"a baseline is called {name!r}; give it a name of letters"):
+            evaluate([_case()], _Zero())
