@@ -172,7 +172,8 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent)
+        bounds = self.reader.schema.bounds
+        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:
             evaluation = _gathered(evaluation)
         evaluation.protocol |= self._protocol()

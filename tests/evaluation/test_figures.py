@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation import Climatology, ForecastCase, baselines, evaluate, format_table
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.evaluation.colors import FORECASTERS, field_style, vorticity
+from dydiff_dist.evaluation.colors import FORECASTERS, field_style, style_of, vorticity
 from dydiff_dist.evaluation.figures import forecast_figure, save_figure, score_figure
 from dydiff_dist.evaluation.score_tables import format_more_scores
 
@@ -50,6 +51,24 @@ def test_images_keep_their_colours_and_are_clipped() -> None:
     style = field_style(3, dtype="uint8")
     frame = np.array([0.0, 128.0, 300.0]).reshape(3, 1, 1)
     assert style.rgb(style.show(frame), style.limits(frame)).tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("facts", "values"),
+    [
+        ({"dtype": "float32"}, (0.0, 0.5, 2.0)),  # floats from 0 to 1
+        ({"dtype": "float32", "bounds": ((-1, 1),) * 3}, (-1.0, 0.0, 1.5)),
+        ({"dtype": "uint16"}, (0.0, 32767.5, 65535.0)),
+    ],
+)
+def test_channels_called_red_green_and_blue_are_a_picture_whatever_their_type(facts: dict, values: tuple) -> None:
+    schema = FrameSchema(num_frames=2, shape=(3, 1, 1), channels=("red", "green", "blue"), **facts)
+    style = style_of(schema, is_cropped=False)
+    frame = np.array(values).reshape(3, 1, 1)
+    assert style.quantity == "colour"
+    assert style.rgb(style.show(frame), style.limits(frame)).tolist() == [[[0, 128, 255]]]
+    named = schema.model_copy(update={"channels": ("vil", "ir069", "ir107"), "dtype": "uint8"})
+    assert style_of(named, is_cropped=False).quantity == "vil"  # three quantities are no colours
 
 
 def test_a_constant_field_has_limits() -> None:

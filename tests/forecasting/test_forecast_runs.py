@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,17 @@ def test_scores_on_two_processes_equal_those_on_one_to_the_last_bit(flow_shards,
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert (tmp_path / "one" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
     assert two.stdout.count("over all lead times, 5 cases") == 2  # one process speaks, of two baselines
+
+
+def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flow_shards, tmp_path) -> None:
+    model = shutil.copytree(flow_model / "model", tmp_path / "model")
+    record = json.loads((model / "config.json").read_text())
+    record["data_schema"]["bounds"] = [[-0.05, None], [None, None]]
+    (model / "config.json").write_text(json.dumps(record))
+    free, bounded = (
+        load_forecaster(path, device="cpu").forecast(torch.zeros(1, 3, 2, 16, 16), num_members=2)
+        for path in (flow_model, model)
+    )
+    assert free[:, :, :, 0].min() < -0.05
+    torch.testing.assert_close(bounded[:, :, :, 0], free[:, :, :, 0].clamp(min=-0.05), rtol=0, atol=0)
+    torch.testing.assert_close(bounded[:, :, :, 1], free[:, :, :, 1], rtol=0, atol=0)
