@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import dydiff_dist.data.sources  # noqa: F401 - registers them
-from dydiff_dist.data.convert import convert, parse_part
+from dydiff_dist.data.convert import DEFAULT_BAD_RATE, MIN_ITEMS_TO_JUDGE, convert, parse_part
 from dydiff_dist.data.inputs import printable
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.options import add_options, read_options
@@ -103,9 +103,9 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument(
             "--max-bad-rate",
             type=float,
-            default=0.05,
             metavar="X",
-            help="Stop when more than this share of the inputs is unreadable. Default: 0.05.",
+            help="Stop when more than this share of the inputs, rounded up to whole ones, is bad. Default: "
+            f"{DEFAULT_BAD_RATE}, of {MIN_ITEMS_TO_JUDGE} inputs or more.",
         )
         add_options(command.add_argument_group("how frames are stored"), EncodingConfig)
         add_options(command.add_argument_group("options of this source"), kind.config)

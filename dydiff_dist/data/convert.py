@@ -5,6 +5,8 @@ conversion that was killed goes on with the shards that are missing, damaged, or
 and the result is the same bytes. The manifests are written last, when all shards stand (``split_manifests.py``).
 """
 
+from __future__ import annotations
+
 import math
 import shutil
 from collections import Counter
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dydiff_dist.data.inputs import describe_aside, input_state, printable
 from dydiff_dist.data.manifest import MANIFEST_NAME, Manifest, read_document
@@ -26,6 +28,10 @@ from dydiff_dist.files import file_sha256, hold_lock, remove_partials
 
 MIN_ITEMS_TO_JUDGE = 20
 """Items seen before the rate of bad ones may stop a conversion that goes on."""
+DEFAULT_BAD_RATE = 0.05
+"""Share of bad inputs that is taken, where the user does not say."""
+
+Kind = TypeVar("Kind", BadItem, LeftOut)
 
 OnShard = Callable[[ShardTask, int, bool], None]
 """Called for each shard: task, number of samples, whether it was written by an earlier conversion."""
@@ -54,6 +60,23 @@ class ConversionReport:
     remarks: list[str] = field(default_factory=list)
     """What the user should look at."""
 
+    @classmethod
+    def of_records(
+        cls, records: Records, num_reused: int, num_elsewhere: int, rewritten: Counter[str]
+    ) -> ConversionReport:
+        """What a part's shards came to, before there are manifests."""
+        bad = [BadItem(*item) for record in records.values() for item in record.bad_items]
+        return cls(
+            manifests={},
+            num_written=len(records) - num_reused,
+            num_reused=num_reused,
+            num_elsewhere=num_elsewhere,
+            bad_items=_aside(records, BadItem) + bad,
+            left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
+            rewritten=rewritten,
+            not_read=_aside(records, LeftOut),
+        )
+
     def describe(self) -> list[str]:
         """What was done, line by line; bad items are counted, not listed."""
         lines = [f"left out {count}: {reason}" for reason, count in self.left_out.items()]
@@ -69,6 +92,11 @@ class ConversionReport:
         if self.bad_items:
             lines.append(f"rejected {len(self.bad_items)}, the first {self.bad_items[0].name}")
         return lines + self.remarks + describe_aside(self.not_read)
+
+
+def _aside(jobs: Iterable[ShardJob], kind: type[Kind]) -> list[Kind]:
+    """What planning set aside, of one kind."""
+    return [item for job in jobs for item in job.task.aside if isinstance(item, kind)]
 
 
 def _in_words(manifest: Manifest) -> str:
@@ -109,7 +137,7 @@ def convert(
     source: Source[Any],
     out: Path,
     num_processes: int = 1,
-    max_bad_rate: float = 0.05,
+    max_bad_rate: float | None = None,
     on_shard: OnShard = lambda task, num_samples, reused: None,
     part: tuple[int, int] = (0, 1),
     cluster: str | None = None,
@@ -126,7 +154,8 @@ def convert(
         out: folder of the splits; made if absent.
         num_processes: shards written at the same time.
         max_bad_rate: share of bad inputs, rounded up to whole ones, above which the conversion stops: as soon as
-            ``MIN_ITEMS_TO_JUDGE`` are seen, and at the latest before the manifests.
+            ``MIN_ITEMS_TO_JUDGE`` are seen, and at the latest before the manifests. None is ``DEFAULT_BAD_RATE``, of
+            so many inputs or more.
         on_shard: called for each shard of this part, see ``OnShard``.
         part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
             writes the manifests.
@@ -143,37 +172,31 @@ def convert(
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    tasks = source.plan() if tasks is None else tasks
+    tasks = tasks or source.plan()
     jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
-    own_jobs = jobs[number::count]
-    aside = [item for job in own_jobs for item in job.task.aside]
-    bad_items = [item for item in aside if isinstance(item, BadItem)]
-    for item in bad_items:
+    for item in _aside(jobs[number::count], BadItem):
         on_bad_item(item)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out / f".lock-{number}-of-{count}", busy):
-        leftovers = _leftovers(out, jobs)
         run = _Run(out, num_processes, cluster, max_bad_rate, on_shard, on_bad_item)
-        records, rewritten = run.write_missing(own_jobs)
-        finished = _standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
-        report = ConversionReport(
-            manifests={},
-            num_written=len(own_jobs) - run.num_reused,
-            num_reused=run.num_reused,
-            num_elsewhere=len(jobs) - len(finished),
-            bad_items=bad_items + [BadItem(*item) for record in records.values() for item in record.bad_items],
-            left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
-            rewritten=rewritten,
-            not_read=[item for item in aside if isinstance(item, LeftOut)],
-        )
-        if len(finished) == len(jobs):
-            _check_bad_rate(finished, max_bad_rate, at_end=True)
-            # parts that end at the same time write the manifests one after the other
-            with hold_lock(out / ".lock-manifests"):
-                _remove(leftovers)
-                found = write_manifests(source, out, encoding, {job: finished[job] for job in jobs})
-                report.manifests, report.missing_splits, report.remarks = found
+        return _write_part(run, jobs, jobs[number::count])
+
+
+def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> ConversionReport:
+    """Writes a part's shards, and the manifests if those of all parts stand then."""
+    leftovers = _leftovers(run.out, jobs)
+    records, rewritten = run.write_missing(own_jobs)
+    finished = _standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
+    report = ConversionReport.of_records(records, run.num_reused, len(jobs) - len(finished), rewritten)
+    if len(finished) == len(jobs):
+        _check_bad_rate(finished, run.max_bad_rate, at_end=True)
+        # parts that end at the same time write the manifests one after the other
+        with hold_lock(run.out / ".lock-manifests"):
+            _remove(leftovers)
+            first, ordered = jobs[0], {job: finished[job] for job in jobs}
+            found = write_manifests(first.source, run.out, first.encoding, ordered)
+            report.manifests, report.missing_splits, report.remarks = found
     return report
 
 
@@ -199,7 +222,7 @@ class _Run:
     out: Path
     num_processes: int
     cluster: str | None
-    max_bad_rate: float
+    max_bad_rate: float | None
     on_shard: OnShard
     on_bad_item: Callable[[BadItem], None]
     num_reused: int = 0
@@ -336,13 +359,15 @@ def _check_disk(out: Path, needed_bytes: int) -> None:
         )
 
 
-def _check_bad_rate(records: Records, max_bad_rate: float, at_end: bool = False) -> None:
+def _check_bad_rate(records: Records, max_bad_rate: float | None, at_end: bool = False) -> None:
     """Stops a conversion whose inputs are mostly unreadable: the cause is more likely a wrong option than bad files.
 
     Both shares are judged: of bad samples among all, and of inputs that could not be read among all inputs, as a lost
     file may have held many samples.
     """
-    aside = [item for job in records for item in job.task.aside if isinstance(item, BadItem)]
+    rate = DEFAULT_BAD_RATE if max_bad_rate is None else max_bad_rate
+    judges_few = at_end and max_bad_rate is not None
+    aside = _aside(records, BadItem)
     bad = [item for record in records.values() for item in record.bad_items]
     bad += [(printable(item.name), printable(item.reason)) for item in aside]
     num_samples = sum(record.entry.num_samples for record in records.values())
@@ -350,10 +375,10 @@ def _check_bad_rate(records: Records, max_bad_rate: float, at_end: bool = False)
     inputs = sum(record.num_inputs for record in records.values()) + len(aside)
     for count, total in ((len(bad), len(bad) + num_samples), (lost if inputs > len(aside) else 0, inputs)):
         # the product may be off by a rounding error
-        allowed = math.ceil(max_bad_rate * total - 1e-9)
-        if count > allowed and (at_end or total >= MIN_ITEMS_TO_JUDGE):
+        allowed = math.ceil(rate * total - 1e-9)
+        if count > allowed and (judges_few or total >= MIN_ITEMS_TO_JUDGE):
             name, reason = bad[0]
             raise ValueError(
-                f"{count} of {total} inputs are bad, more than the allowed rate {max_bad_rate}; the first is {name}: "
+                f"{count} of {total} inputs are bad, more than the allowed rate {rate}; the first is {name}: "
                 f"{reason}; mend them, or give another --max-bad-rate"
             )

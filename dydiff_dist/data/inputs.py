@@ -83,14 +83,14 @@ def find_files(root: Path, suffixes: Sequence[str], option: str = "--root", fold
     seen: set[tuple[int, int]] = set()
     for name in _walk(root, "", folder_suffix, seen, found.aside):
         path, suffix = root / name, Path(name).suffix.lower()
-        if Path(name).name.startswith("."):
+        if path.is_symlink() and not path.exists():
+            found.aside.append(BadItem(name, "it is a link to nothing", is_whole_input=True))
+        elif Path(name).name.startswith("."):
             found.aside.append(LeftOut("it is hidden", name))
         elif suffix not in suffixes and not (folder_suffix and suffix == folder_suffix):
             found.aside.append(
                 LeftOut(f"files {f'ending with {suffix}' if suffix else 'without ending'} are not read", name)
             )
-        elif not path.exists():
-            found.aside.append(BadItem(name, "it is a link to nothing", is_whole_input=True))
         elif not (path.is_file() or path.is_dir()):
             found.aside.append(BadItem(name, "it is neither a file nor a folder", is_whole_input=True))
         else:

@@ -71,6 +71,8 @@ class Source(ABC, Generic[Config]):
 
     name: str
     """As on the command line and in manifests; ``register_source`` sets it."""
+    unlike_hint: str = "convert them to one kind first"
+    """What to do where the samples of two splits differ."""
     config: Config
     """The options. With the items of a task they decide the bytes of its shard."""
 

@@ -42,11 +42,11 @@ def agreed_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | 
         by_split.setdefault(task.split, []).append(task)
     found = {split: first_sample(source, own) for split, own in by_split.items()}
     known = {split: first for split, first in found.items() if first is not None}
-    check_splits({split: (first.schema, first.where) for split, first in known.items()})
+    _check_splits({split: (first.schema, first.where) for split, first in known.items()}, source.unlike_hint)
     return next(iter(known.values()), None)
 
 
-def check_splits(schemas: dict[str, tuple[FrameSchema, str]]) -> None:
+def _check_splits(schemas: dict[str, tuple[FrameSchema, str]], hint: str) -> None:
     """One-line ``ValueError`` where the samples of two splits differ; each is given with the name of one of them."""
     pairs = list(schemas.items())
     for split, (schema, where) in pairs[1:]:
@@ -54,7 +54,7 @@ def check_splits(schemas: dict[str, tuple[FrameSchema, str]]) -> None:
         if schema != first_schema:
             raise ValueError(
                 f"the splits differ: {split!r} ({where}) has {'; '.join(differences(schema, first_schema))} as "
-                f"{first_split!r} ({first_where}); convert them to one kind first"
+                f"{first_split!r} ({first_where}); {hint}"
             )
 
 
@@ -78,7 +78,7 @@ def write_manifests(
         split = "train" if "train" in missing else next(iter(missing))
         raise ValueError(f"split {split!r} has no sample: {missing[split]}")
     missing |= {split: source.split_hint(split) for split in SPLITS if split not in by_split}
-    _check_agreement(full)
+    _check_agreement(full, source.unlike_hint)
     moments = {
         split: FrameMoments.merged(FrameMoments.from_json(record.moments) for record in own.values())
         for split, own in full.items()
@@ -92,7 +92,7 @@ def write_manifests(
         write_bytes(manifests[split], document_bytes(manifest))
     for split in missing:
         (out / split / MANIFEST_NAME).unlink(missing_ok=True)
-    return manifests, missing, _spread_remarks(moments)
+    return manifests, missing, _remarks(moments)
 
 
 def _manifest(
@@ -131,7 +131,7 @@ def _manifest(
     )
 
 
-def _check_agreement(by_split: dict[str, Records]) -> None:
+def _check_agreement(by_split: dict[str, Records], hint: str) -> None:
     """All shards of all splits hold samples of one kind, and no key comes twice in a split."""
     firsts = {}
     for split, records in by_split.items():
@@ -141,8 +141,7 @@ def _check_agreement(by_split: dict[str, Records]) -> None:
             if schema != schemas[0][0]:
                 problem = "; ".join(differences(schema, schemas[0][0]))
                 raise ValueError(
-                    f"split {split!r} has shards of different schemas: {name} has {problem} as {schemas[0][1]}; "
-                    "convert the inputs to one kind first"
+                    f"split {split!r} has shards of different schemas: {name} has {problem} as {schemas[0][1]}; {hint}"
                 )
         seen: dict[str, str] = {}
         for job, record in records.items():
@@ -153,7 +152,7 @@ def _check_agreement(by_split: dict[str, Records]) -> None:
                         f"key {key!r} is in two shards, {seen[key]} and {job.task.name}; the source must give each "
                         "sample a key of its own"
                     )
-    check_splits(firsts)
+    _check_splits(firsts, hint)
 
 
 def _why_empty(records: Records) -> str:
@@ -166,10 +165,12 @@ def _why_empty(records: Records) -> str:
     return f"all of its inputs were left out: {left_out[0]}" if left_out else "its inputs hold none"
 
 
-def _spread_remarks(moments: dict[str, FrameMoments]) -> list[str]:
-    """A line for each split whose values hardly have the units of the first: 0 to 1 beside 0 to 255."""
-    remarks = []
+def _remarks(moments: dict[str, FrameMoments]) -> list[str]:
+    """A line for each channel that never changes, and for each split whose values hardly have the units of the first: 0
+    to 1 beside 0 to 255."""
     (first, reference), *others = moments.items()
+    constant = np.flatnonzero(reference.mean_and_std()[1] == 0).tolist()
+    remarks = [f"look: channel {n} is {reference.minimum[n]:.4g} in every sample of {first}" for n in constant]
     for split, own in others:
         one, other = own.mean_and_std()[1].max(), reference.mean_and_std()[1].max()
         if min(one, other) > 0 and not 1 / SPREAD_RATIO < one / other < SPREAD_RATIO:

@@ -90,7 +90,7 @@ def test_bad_files_are_named(tmp_path):
     np.save(tmp_path / "in" / "complex.npy", np.zeros((4, 1, 2, 2), complex))
     np.save(tmp_path / "in" / "nan.npy", np.full((4, 2, 6, 5), np.nan, np.float32))
     np.save(tmp_path / "in" / "objects.npy", np.array([{}, {}]), allow_pickle=True)
-    report = convert(source(tmp_path / "in"), tmp_path / "out", max_bad_rate=1.0)
+    report = convert(source(tmp_path / "in"), tmp_path / "out")
     reasons = {item.name: item.reason for item in report.bad_items}
     assert set(reasons) == {"broken.npy", "flat.npy", "complex.npy", "nan.npy", "objects.npy"}
     assert "2 axes" in reasons["flat.npy"] and "complex128 cannot be stored" in reasons["complex.npy"]

@@ -118,17 +118,13 @@ def test_damaged_records_are_named(sample_data, tmp_path):
     data = bytearray(train.read_bytes())
     data[scan_records(train)[2].offset + 5000] ^= 1
     train.write_bytes(data)
-    report = convert(
-        BairSource(BairSourceConfig(root=str(tmp_path), valid_fraction=0.0)), tmp_path / "out", max_bad_rate=0.5
-    )
+    report = convert(BairSource(BairSourceConfig(root=str(tmp_path), valid_fraction=0.0)), tmp_path / "out")
     assert [item.name for item in report.bad_items] == [f"train/{train.name}, record 2"]
     assert "CRC-32C is wrong" in report.bad_items[0].reason
     train.write_bytes(data[:-10])
     with pytest.raises(ValueError, match=r"record 8 at byte .* is cut off"):
         scan_records(train)
-    report = convert(
-        BairSource(BairSourceConfig(root=str(tmp_path), valid_fraction=0.0)), tmp_path / "out", max_bad_rate=0.5
-    )
+    report = convert(BairSource(BairSourceConfig(root=str(tmp_path), valid_fraction=0.0)), tmp_path / "out")
     reasons = {item.name: item.reason for item in report.bad_items}
     assert set(reasons) == {f"train/{train.name}", f"train/{train.name}, record 2"}
     assert "record 8 at byte" in reasons[f"train/{train.name}"] and report.rewritten == {"their inputs changed": 1}

@@ -290,7 +290,7 @@ def robonet(tmp_path, **options):
 
 
 def convert_one(tmp_path, **options):
-    report = convert(robonet(tmp_path, **options), tmp_path / "out", max_bad_rate=1.0)
+    report = convert(robonet(tmp_path, **options), tmp_path / "out")
     shards = ShardSet.open(tmp_path / "out" / "train")
     return report, shards.read(shards.address(0))
 
