@@ -15,12 +15,14 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dydiff_dist.errors import naming
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -65,10 +67,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        yield partial
-        commit_file(partial, path)
+        with naming(path, partial):
+            yield partial
+            commit_file(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what the block raised is what counts
+            partial.unlink(missing_ok=True)
 
 
 def commit_file(partial: Path, path: Path) -> None:
@@ -186,7 +190,7 @@ def write_tensor_file(path: Path, specs: Mapping[str, TensorSpec], data: Iterabl
     """
     header, hasher = _header(specs), hashlib.sha256()
     num_bytes = len(header) + sum(spec.num_bytes for spec in specs.values())
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         for block in itertools.chain([memoryview(header)], map(_bytes_of, data)):
             for start in range(0, len(block), _CHUNK_BYTES):
                 chunk = block[start : start + _CHUNK_BYTES]

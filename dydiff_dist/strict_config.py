@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
 
@@ -10,6 +11,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
+_SHORT = reprlib.Repr()
+"""Shows a value in a message as far as it is of use."""
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 class StrictConfig(BaseModel):
@@ -50,12 +54,14 @@ class StrictConfig(BaseModel):
         return cls
 
 
-def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[str, Any] | None = None) -> str:
+def describe_error(
+    error: ValidationError, root: type[BaseModel] | None = None, tree: Mapping[str, Any] | None = None
+) -> str:
     """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown.
 
     Args:
         error: of validating ``root``.
-        root: the outermost section.
+        root: the outermost section; None names no other keys.
         tree: what was validated, where sections come in several kinds.
     """
     problem = error.errors()[0]
@@ -63,16 +69,19 @@ def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[
     key = ".".join(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
+        if root is None:
+            return f"unknown key {key!r}{more}"
         valid = list(_section_at(root, path[:-1], tree or {}).model_fields)
         nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}; {hint}{more}"
     if problem["type"] == "missing":
         return f"key {key!r} is required{more}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split("\n"))
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key} is {problem['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    value = _SHORT.repr(problem["input"])
+    return f"{key + ' ' if key else ''}is {value}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:

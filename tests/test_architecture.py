@@ -22,7 +22,7 @@ FLOORS = (
     ("tools", "train"),
 )
 """From the lowest up. A room imports rooms below its own floor; beside it, only where `BESIDE` says so."""
-BESIDE = {("strict_config", "errors"), ("files", "errors"), ("errors", "extensions")}
+BESIDE = {("errors", "strict_config"), ("files", "errors"), ("errors", "extensions")}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PRODUCT_LINES = 400, 50, 27_100
 
 

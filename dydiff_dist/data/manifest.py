@@ -23,6 +23,10 @@ MANIFEST_NAME = "manifest.json"
 
 Augmentation = Literal["periodic_shift", "flip", "rotate"]
 
+Independent = Literal["case", "key_prefix"]
+"""What counts as one independent observation: each sample, or all samples whose keys agree up to the last hyphen, as
+windows of one event, clips of one trajectory and what several cameras saw of it are named."""
+
 RGB = ("red", "green", "blue")
 """Names of the channels of colour pictures."""
 
@@ -62,6 +66,8 @@ class FrameSchema(StrictConfig):
     empty_history_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """With ``history_mean``: what stands for the mean absolute value of each channel where the history is all zeros.
     Empty where nothing is known: then it is 1."""
+    frames_per_sec: float | None = None
+    """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
     bounds: tuple[Bounds, ...] = ()
@@ -167,6 +173,8 @@ class Manifest(StrictConfig):
     statistics: FrameStatistics
     num_samples: Annotated[int, Field(ge=1)]
     shards: tuple[ShardEntry, ...]
+    independent: Independent | None = None
+    """What counts as one independent observation; None where the source doesn't say or an earlier version wrote it."""
     latents: LatentsSchema | None = None
     """For latents of an autoencoder; None where the frames are the data themselves."""
     details: dict[str, Any] = {}
@@ -236,7 +244,10 @@ def manifest_identity(manifest: Manifest) -> str:
     """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
     if manifest.sha256:
         return manifest.sha256
-    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+    # fields that came after the checksum: the hash is as it was without them
+    later = {"frames_per_sec", "bounds", "empty_history_scale"}
+    excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
+    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()
 
 
 def _seal(tree: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import TensorSpec, atomic_file, file_order, file_sha256, write_json, write_tensor_file
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
@@ -151,7 +152,7 @@ def _write_weights(folder: Path, parts: list[dict[str, TensorSpec]], read: Calla
                 partial = partials.enter_context(atomic_file(folder / name))
                 sums[name] = write_tensor_file(partial, part, map(read, file_order(part))).sha256
     except OSError as error:
-        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
+        raise ValueError(f"{folder} can't be written: {reason_and_advice(error)}") from None
     return sums
 
 
@@ -285,9 +286,10 @@ def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
 
 def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
     """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
+    schema = description.data_schema
+    bounds = schema.get("bounds", ())
     if description.autoencoder_sha256 is None:
-        schema = description.data_schema
-        scaling = schema.get("sample_scaling", "none"), schema.get("empty_history_scale", ())
+        scaling = schema.get("sample_scaling", "none"), bounds, schema.get("empty_history_scale", ())
         return PlainFrames(schema["shift"], schema["scale"], *scaling)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
@@ -295,7 +297,7 @@ def _frame_space(folder: Path, description: ModelDescription, device: torch.devi
             f"{folder} was trained on latents of autoencoder {description.autoencoder_sha256}, its "
             f"{AUTOENCODER_FOLDER}/ holds {autoencoder.description.sha256}; export the model again"
         )
-    return LatentFrames(autoencoder)
+    return LatentFrames(autoencoder, bounds)
 
 
 def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def test_a_context_of_zeros_is_scaled_by_the_training_mean_everywhere(tmp_path):
     transform.write_frames(first, None, read)
     expected = first[3:, 1, 0, 0] / values[:114, 1].mean()
     np.testing.assert_allclose(read[3:, 1, 0, 0], expected, rtol=1e-6)
-    space = PlainFrames((0.0,) * 3, (1.0,) * 3, "history_mean", empty_scale)
+    space = PlainFrames((0.0,) * 3, (1.0,) * 3, "history_mean", empty_history_scale=empty_scale)
     history, future = torch.from_numpy(first[None, :3]), torch.from_numpy(first[None, 3:])
     encoded = space.encode(history, future)
     np.testing.assert_array_equal(encoded[0].numpy(), read)
