@@ -285,6 +285,8 @@ def _standing_records(jobs: list[ShardJob], num_threads: int) -> tuple[Records, 
             rewritten["their records were damaged"] += 1
             continue
         if record.fingerprint != (job.fingerprint if record.inputs else job.earlier_fingerprint):
+            if not record.entry.num_samples:
+                continue  # nothing came of it, so there is nothing to keep apart
             raise ValueError(_other_options(job.out))
         if record.inputs == job.inputs:
             records[job] = record
@@ -324,7 +326,7 @@ def _leftovers(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
         task = ShardTask(path.parts[-3], f"{path.stem}.tar", (), 0)
         job = ShardJob(jobs[0].source, task, out, jobs[0].encoding)
         record = read_document(path, ShardRecord)
-        if record.inputs and record.fingerprint != job.fingerprint:
+        if record.inputs and record.entry.num_samples and record.fingerprint != job.fingerprint:
             raise ValueError(_other_options(out))
         leftovers.append(job)
     return leftovers

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -149,7 +149,7 @@ class Source(ABC, Generic[Config]):
         return []
 
 
-def reading(name: str, results: Iterator[Result]) -> Iterator[Result | BadItem]:
+def reading(name: str, results: Iterator[Result]) -> Generator[Result | BadItem, None, None]:
     """``results``, with whatever ends them early as a ``BadItem``: what was read before stands.
 
     Libraries that meet a damaged file raise anything: OSError, RuntimeError, EOFError, struct.error, zlib.error, and a

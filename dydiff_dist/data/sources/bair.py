@@ -65,7 +65,10 @@ class BairSource(Source[BairSourceConfig]):
         sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
         for folder, names in folders.items():
             for name in names:
-                for number, record in enumerate(reading(name, iterate_records(root / name))):
+                records = list(reading(name, iterate_records(root / name)))
+                if not records:
+                    found.aside.append(BadItem(name, "it holds no record", is_whole_input=True))
+                for number, record in enumerate(records):
                     if isinstance(record, BadItem):
                         found.aside.append(record)
                         continue
