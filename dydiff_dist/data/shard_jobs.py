@@ -146,7 +146,7 @@ def write_shard_of(job: ShardJob) -> ShardRecord:
         frames=writer.schema.model_copy(update={"encoding": job.encoding.encoding}) if writer.schema else None,
         moments=moments.to_json(),
         bad_items=tuple((printable(item.name), printable(item.reason)) for item in writer.bad_items),
-        left_out=dict(writer.left_out),
+        left_out={printable(reason): count for reason, count in writer.left_out.items()},
         num_inputs=len(job.task.items) if _reads_items(job.source) else 0,
         num_lost_inputs=sum(item.is_whole_input for item in writer.bad_items),
     )

@@ -1,6 +1,9 @@
 """The converter's own rules, which hold for every source: bad inputs, keys, splits that agree, inputs that change."""
 
+import hashlib
 import json
+import multiprocessing
+import os
 import tarfile
 import zlib
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 import webdataset
 
 from dydiff_dist.data.convert import convert
-from dydiff_dist.data.manifest import Manifest, ShardIndex, read_document
+from dydiff_dist.data.manifest import Manifest, ShardIndex, manifest_identity, read_document
 from dydiff_dist.data.members import PLAIN
 from dydiff_dist.data.shard_jobs import ShardJob, ShardRecord
 from dydiff_dist.data.shard_set import ShardSet
@@ -325,6 +328,52 @@ def test_records_of_an_earlier_version_are_replaced(tmp_path):
         else:
             with pytest.raises(ValueError, match="made with other options"):
                 convert(source, tmp_path / "out")
+
+
+class DyingSource(JsonSource):
+    """As a library that crashes, or a system that is short of memory."""
+
+    name = "dying"
+
+    def read_item(self, item):
+        if item == "train-05.json" and multiprocessing.parent_process() is not None:
+            os._exit(1)
+        yield from super().read_item(item)
+
+
+def test_a_process_that_dies_is_one_line(tmp_path):
+    source = DyingSource(many(tmp_path / "in", 12).config)
+    with pytest.raises(ValueError, match="a process that wrote a shard was ended from outside, or a library crashed"):
+        convert(source, tmp_path / "out", num_processes=2)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(tmp_path, rate):
+    with pytest.raises(ValueError, match=r"--max-bad-rate is .*; give a share from 0 to 1"):
+        convert(many(tmp_path / "in"), tmp_path / "out", max_bad_rate=rate)
+
+
+def test_a_plan_without_shards_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="source 'json_files' planned no shard"):
+        convert(JsonSource(JsonConfig(root=str(tmp_path / "in"))), tmp_path / "out")
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    root = tmp_path / os.fsdecode(b"in\xff")
+    report = convert(many(root, 4), tmp_path / "out")
+    assert read_document(report.manifests["train"], Manifest).details["options"]["root"].endswith("in\\udcff")
+
+
+def test_an_unsealed_manifest_keeps_its_identity(tmp_path):
+    """Latents and forecasts of earlier versions name shards by it."""
+    report = convert(many(tmp_path / "in", 4), tmp_path / "out")
+    tree = json.loads(report.manifests["train"].read_text())
+    del tree["sha256"], tree["independent"]
+    for name in ("frames_per_sec", "bounds", "empty_history_scale"):  # came after manifests were sealed
+        del tree["frames"][name]
+    earlier = hashlib.sha256((json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()).hexdigest()
+    assert manifest_identity(Manifest.model_validate_json(json.dumps(tree))) == earlier
 
 
 def test_indices_are_read_back_as_they_are_written(tmp_path):

@@ -116,8 +116,9 @@ class BairSource(Source[BairSourceConfig]):
     def _sample(self, example: dict[str, FeatureValue], name: str, number: int, stem: str) -> Sample:
         times = range(self.config.num_frames)
         frames = [np.frombuffer(example[f"{t}/image_{self.config.camera}/encoded"][0], np.uint8) for t in times]
-        if any(len(frame) != SIDE * SIDE * 3 for frame in frames):
-            raise ValueError(f"a frame has {len(frames[0])} bytes where {SIDE}x{SIDE}x3 are expected")
+        sizes = {len(frame) for frame in frames} - {SIDE * SIDE * 3}
+        if sizes:
+            raise ValueError(f"a frame has {min(sizes)} bytes where {SIDE}x{SIDE}x3 are expected")
         frames_SHWC = np.stack(frames).reshape(-1, SIDE, SIDE, 3)
         actions = np.zeros((self.config.num_frames, NUM_ACTIONS), np.float32)
         for t in times[1:]:
