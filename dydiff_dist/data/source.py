@@ -251,8 +251,9 @@ def shard_tasks(split: str, items: Iterable[tuple[Any, int]], per_shard: int) ->
 
 def set_aside(tasks: list[ShardTask], found: Iterable[BadItem | LeftOut]) -> list[ShardTask]:
     """The tasks, with what planning ``found`` but gave to none of them, to be reported with the first."""
-    first = replace(tasks[0], aside=(*tasks[0].aside, *found))
-    return [first, *tasks[1:]]
+    if not tasks:
+        return []
+    return [replace(tasks[0], aside=(*tasks[0].aside, *found)), *tasks[1:]]
 
 
 def split_of(name: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
