@@ -1,9 +1,12 @@
 """The converter's own rules, which hold for every source: bad inputs, keys, splits that agree, inputs that change."""
 
+import errno
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -328,6 +331,28 @@ def test_records_of_an_earlier_version_are_replaced(tmp_path):
         else:
             with pytest.raises(ValueError, match="made with other options"):
                 convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("call", ["write", "close"])
+def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path, monkeypatch, call):
+    source, complaints = many(tmp_path / "in", 12), []
+    good = getattr(webdataset.TarWriter, call)
+
+    def full(self, *arguments):
+        if list((tmp_path / "out" / "train").glob("train-000000.tar")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return good(self, *arguments)
+
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    monkeypatch.setattr(webdataset.TarWriter, call, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        convert(source, tmp_path / "out")
+    assert str(caught.value.filename).endswith("train-000001.tar")
+    gc.collect()
+    monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and ".lock" not in path.name}
+    assert left == {"train-000000.tar", "train-000000.index.json", "train-000000.json"} and not complaints
+    assert convert(source, tmp_path / "out").num_reused == 1
 
 
 class DyingSource(JsonSource):
