@@ -82,18 +82,18 @@ class ShardJob:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies source, options, the shard's name, and any encoding but the plain: with the inputs they decide the
-        content."""
-        return self._hash([])
+        """Identifies source, options but for defaults, the shard's name, and any encoding but the plain: with the
+        inputs they decide the content."""
+        items = [self.task.items] if self.source.refuses_other_inputs else []
+        return self._hash(self.source.config.model_dump(mode="json", exclude_defaults=True), *items)
 
     @cached_property
     def earlier_fingerprint(self) -> str:
         """As an earlier version made it, which knew of the inputs no more than the plan's items."""
-        return self._hash([self.task.items])
+        return self._hash(self.source.config.model_dump(mode="json"), self.task.items)
 
-    def _hash(self, items: list[Any]) -> str:
-        options = self.source.config.model_dump(mode="json")
-        content = [self.source.name, options, self.task.split, self.task.name, *items]
+    def _hash(self, options: dict[str, Any], *more: Any) -> str:
+        content = [self.source.name, options, self.task.split, self.task.name, *more]
         if self.encoding != PLAIN:
             content.append(self.encoding.model_dump(mode="json"))
         return json_hash(content)

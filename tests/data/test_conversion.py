@@ -288,6 +288,17 @@ def test_a_repaired_input_is_converted_anew_and_no_other(tmp_path):
     assert convert(source, tmp_path / "out").num_reused == 4
 
 
+def test_a_source_whose_options_do_not_say_what_it_reads_keeps_inputs_apart(tmp_path, monkeypatch):
+    """As latents: the same command for the shards of other frames must not replace them."""
+    monkeypatch.setattr(JsonSource, "refuses_other_inputs", True)
+    source = many(tmp_path / "in", 12)
+    convert(source, tmp_path / "out")
+    assert convert(source, tmp_path / "out").num_reused == 4
+    (tmp_path / "in" / "train-00.json").unlink()
+    with pytest.raises(ValueError, match="made with other options"):
+        convert(source, tmp_path / "out")
+
+
 def test_inputs_that_went_take_their_shards_along(tmp_path):
     source = many(tmp_path / "in", 12)
     convert(source, tmp_path / "out")
