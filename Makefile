@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 DEMO_RUN := runs/turbulence_small
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-fast lint format bench sanitize constraints clean
+.PHONY: help setup demo test test-all test-fast lint format bench sanitize constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,11 +38,14 @@ demo: $(STAMP) ## simulate turbulence, train, forecast, score: under 15 minutes 
 # As many tests at once as there are cores, four at most.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-test: $(STAMP) ## all tests
+test: $(STAMP) ## what guards a change: everything but kill loops, long fuzz and two nodes
 	$(PYTEST)
 
+test-all: $(STAMP) ## all tests
+	$(PYTEST) -m ""
+
 test-fast: $(STAMP) ## unit tests only, under 3 minutes
-	$(PYTEST) -m "not slow and not distributed"
+	$(PYTEST) -m "not slow and not distributed and not long"
 
 lint: $(STAMP) ## ruff and mypy, as CI and pre-commit run them
 	$(BIN)/ruff check .
