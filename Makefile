@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_RUN := runs/turbulence_small
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup setup-all demo test test-all test-fast lint format bench sanitize constraints clean
+.PHONY: help setup setup-all demo test test-all test-fast lint format docs bench sanitize constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,10 @@ format: $(STAMP_ALL) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP_ALL) ## build the docs site into site/; a link that leads nowhere is an error
+	@mkdir -p $(VENV)/types && ln -sfn ../../kernels $(VENV)/types/dydiff_kernels
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: $(STAMP) ## time the kernels on this machine
 	$(BIN)/python tools/bench_kernels.py
 
@@ -76,4 +80,4 @@ constraints: $(STAMP_ALL) ## write the installed versions back to constraints.tx
 	@mv constraints.new constraints.txt && git diff --stat constraints.txt
 
 clean: ## remove what the demo and the build wrote (not .venv)
-	rm -rf runs shards build dist *.egg-info kernels/*.so
+	rm -rf runs shards build dist site *.egg-info kernels/*.so

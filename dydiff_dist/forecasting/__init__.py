@@ -1,9 +1,9 @@
 """Forecasts: ensembles from a trained network, exported models, and folders of forecasts with their scores.
 
-load_forecaster(run_or_model)               -> Forecaster, whose forecast(history, …) gives ensembles
-save_model(folder, state_dict, config, …)   exports a model
-ForecastRun(model, shards, out).run()       a whole set of cases into a folder
-Verification.open(folder).evaluate()        scores of such a folder; write_evaluation writes them with pictures
+    load_forecaster(run_or_model)               -> Forecaster, whose forecast(history, …) gives ensembles
+    save_model(folder, state_dict, config, …)   exports a model
+    ForecastRun(model, shards, out).run()       a whole set of cases into a folder
+    Verification.open(folder).evaluate()        scores of such a folder; write_evaluation writes them with pictures
 """
 
 from dydiff_dist.forecasting.cases import Case, CaseReader, forecast_case
