@@ -88,6 +88,7 @@ setup(
         "cluster": ["distributed"],
         "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
+        "hub": ["huggingface_hub"],
         "dev": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
             *("ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),
