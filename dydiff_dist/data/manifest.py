@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from dydiff_dist.data.members import Encoding
@@ -21,6 +22,12 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 
 Augmentation = Literal["periodic_shift", "flip", "rotate"]
+
+RGB = ("red", "green", "blue")
+"""Names of the channels of colour pictures."""
+
+Bounds = tuple[float | None, float | None]
+"""The least and the largest value that a channel can have; None where nothing bounds it."""
 
 
 class FrameSchema(StrictConfig):
@@ -54,6 +61,36 @@ class FrameSchema(StrictConfig):
     scale (``scaling.py``); the stored values keep their units."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
+    bounds: tuple[Bounds, ...] = ()
+    """(low, high) of each channel in stored units, which no value of the quantity can leave: (0, 255) of 8-bit colours,
+    (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_channels(self) -> "FrameSchema":
+        if self.bounds and len(self.bounds) != self.shape[0]:
+            raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
+        for low, high in self.bounds:
+            if low is not None and high is not None and not low < high:
+                raise ValueError(f"bounds ({low}, {high}) are not in order; write the least value first")
+        return self
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the channels are the colours of a picture; black and white are the ends of their ``bounds``."""
+        return self.channels == RGB
+
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """``bounds`` as (low, high), (C, 1, 1) float64 each in stored units, infinite where there is none.
+
+        Example:
+            >>> schema = FrameSchema(num_frames=2, shape=(1, 4, 4), dtype="float32", bounds=((0, None),))
+            >>> np.clip(np.full((2, 1, 4, 4), -0.5), *schema.limits()).max()
+            np.float64(0.0)
+        """
+        known = self.bounds or ((None, None),) * self.shape[0]
+        low = [-np.inf if low is None else low for low, _ in known]
+        high = [np.inf if high is None else high for _, high in known]
+        return np.array(low, np.float64)[:, None, None], np.array(high, np.float64)[:, None, None]
 
 
 class LatentsSchema(StrictConfig):

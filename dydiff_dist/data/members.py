@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from dydiff_dist.data.video import decode_video
 from dydiff_dist.strict_config import StrictConfig
 
 FRAMES_MEMBER = "frames.npy"
@@ -117,13 +118,6 @@ def decode_frames(members: Members, encoding: Encoding, num_frames: int, num_cha
     if any(picture.shape != pictures[0].shape for picture in pictures):
         raise MemberError(f"has pictures of several sizes, {sorted({picture.shape for picture in pictures})}")
     return np.stack(pictures).transpose(0, 3, 1, 2)
-
-
-def decode_video(data: bytes, grey: bool = False) -> list[np.ndarray]:
-    """All frames of a video file in memory, each (H, W, 3) uint8 RGB, or (H, W) grey."""
-    with av.open(io.BytesIO(data), "r") as container:
-        container.streams.video[0].thread_count = 1  # workers share the cores
-        return [frame.to_ndarray(format="gray" if grey else "rgb24") for frame in container.decode(video=0)]
 
 
 def _encode_mp4(frames_SCHW: np.ndarray, crf: int) -> bytes:

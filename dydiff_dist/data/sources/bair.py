@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import RGB, FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks, split_of
 from dydiff_dist.data.tfrecord import FeatureValue, Record, read_example, scan_records
@@ -72,7 +72,7 @@ class BairSource(Source[BairSourceConfig]):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames with actions, so no augmentation."""
-        return schema_of(sample, channels=("red", "green", "blue"), units="8-bit colour")
+        return schema_of(sample, channels=RGB, units="8-bit colour", bounds=((0, 255),) * 3)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
