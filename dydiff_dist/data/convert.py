@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
     FrameSchema,
     Manifest,
+    SealedDocument,
     ShardEntry,
     document_bytes,
     read_document,
@@ -32,14 +33,15 @@ from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
 from dydiff_dist.files import hold_lock, remove_partials, write_bytes
-from dydiff_dist.strict_config import StrictConfig
 
 MIN_ITEMS_TO_JUDGE = 20
 """Items seen before the rate of bad ones may stop a conversion."""
 
 
-class ShardRecord(StrictConfig):
+class ShardRecord(SealedDocument):
     """What a finished shard leaves behind for a restart."""
+
+    remedy: ClassVar[str] = "delete it, and give the command that made the shards again"
 
     fingerprint: str
     entry: ShardEntry

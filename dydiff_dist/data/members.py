@@ -7,7 +7,6 @@ width.
 import io
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import av
@@ -15,7 +14,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from dydiff_dist.arrays import parse_npy
 from dydiff_dist.data.video import decode_video
+from dydiff_dist.errors import first_line
 from dydiff_dist.strict_config import StrictConfig
 
 FRAMES_MEMBER = "frames.npy"
@@ -60,13 +61,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 def decode_npy(members: Members, name: str) -> np.ndarray:
     """A member in npy format as a view of its bytes, read-only."""
-    data = _member(members, name)
-    try:
-        header_bytes = 10 + int.from_bytes(data[8:10], "little")
-        shape, dtype = _npy_header(bytes(data[:header_bytes]))
-        return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
-    except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
-        raise MemberError(f"has an unreadable {name}: {error}") from None
+    return _decoded(members, name, parse_npy)
 
 
 def decode_json(members: Members, name: str) -> dict[str, Any]:
@@ -157,7 +152,7 @@ def _decoded(members: Members, name: str, decode: Callable[[bytes | memoryview],
     try:
         return decode(data)
     except Exception as error:
-        raise MemberError(f"has an unreadable {name}: {error}") from None
+        raise MemberError(f"has an unreadable {name}: {first_line(error)}") from None
 
 
 def _member(members: Members, name: str) -> bytes | memoryview:
@@ -168,16 +163,3 @@ def _member(members: Members, name: str) -> bytes | memoryview:
 
 def _picture_member(number: int, encoding: Encoding) -> str:
     return f"{number:04d}.{encoding}"
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an npy file of format 1.0 in C order, which is what shards hold."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if version != (1, 0) or fortran_order or dtype.hasobject:
-        raise ValueError(
-            f"npy version {version}, {dtype}, Fortran order {fortran_order}; expected 1.0, plain numbers, C order"
-        )
-    return shape, dtype
