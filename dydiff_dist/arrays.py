@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 
 _MAX_DEFLATE_RATIO = 1100
 """A little more than deflate can reach (1032): what claims more is refused before it is unpacked."""
@@ -28,7 +28,9 @@ def parse_npy(data: bytes | memoryview) -> np.ndarray:
         ValueError: no such file, or not as long as its header says.
     """
     version = bytes(data[6:8])
-    start = 10 + int.from_bytes(data[8:10], "little") if version == b"\1\0" else 12 + int.from_bytes(data[8:12], "little")
+    start = (
+        10 + int.from_bytes(data[8:10], "little") if version == b"\1\0" else 12 + int.from_bytes(data[8:12], "little")
+    )
     try:
         shape, fortran_order, dtype = _npy_header(bytes(data[:start]))
     except Exception as error:  # a damaged npy header raises SyntaxError, TokenError, EOFError and others
@@ -71,7 +73,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """A member, read whole through its CRC-32 before it is parsed."""
     ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _MAX_DEFLATE_RATIO
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > ratio * info.compress_size:
+    if (
+        info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        or info.file_size > ratio * info.compress_size
+    ):
         raise ValueError(f"member {info.filename} of method {info.compress_type} claims {info.file_size} bytes")
     data = archive.read(info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:

@@ -36,6 +36,7 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import World, read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -213,4 +214,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

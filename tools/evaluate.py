@@ -25,6 +25,7 @@ from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import read_world
 
 _SCORING_MINUTES = 24 * 60
@@ -121,4 +122,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -14,6 +14,7 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import read_world
 
 FORMATS = {
@@ -124,4 +125,4 @@ def chosen_sampling(arguments: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -20,6 +20,7 @@ from dydiff_dist.data.source import SOURCES, ShardTask
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.launchers import read_launch
+from dydiff_dist.ranks.reports import report_once
 
 
 def main() -> None:
@@ -108,4 +109,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

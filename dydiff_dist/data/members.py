@@ -16,7 +16,7 @@ from pydantic import Field
 
 from dydiff_dist.arrays import parse_npy
 from dydiff_dist.data.video import decode_video
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig
 
 FRAMES_MEMBER = "frames.npy"

@@ -22,6 +22,7 @@ from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion.config import DiffusionConfig
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import TensorSpec, atomic_file, file_order, file_sha256, write_json, write_tensor_file
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
@@ -151,7 +152,7 @@ def _write_weights(folder: Path, parts: list[dict[str, TensorSpec]], read: Calla
                 partial = partials.enter_context(atomic_file(folder / name))
                 sums[name] = write_tensor_file(partial, part, map(read, file_order(part))).sha256
     except OSError as error:
-        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
+        raise ValueError(f"{folder} can't be written: {reason_and_advice(error)}") from None
     return sums
 
 
