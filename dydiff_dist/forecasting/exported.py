@@ -286,16 +286,17 @@ def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
 
 def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
     """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
+    schema = description.data_schema
+    bounds = schema.get("bounds", ())
     if description.autoencoder_sha256 is None:
-        schema = description.data_schema
-        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"))
+        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"), bounds)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(
             f"{folder} was trained on latents of autoencoder {description.autoencoder_sha256}, its "
             f"{AUTOENCODER_FOLDER}/ holds {autoencoder.description.sha256}; export the model again"
         )
-    return LatentFrames(autoencoder)
+    return LatentFrames(autoencoder, bounds)
 
 
 def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
 Precision = Literal["fp32", "bf16"]
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
-_PLACES = ("model", "shards", "data.train", "data.valid")
-"""Where things lie is no part of what they are: checksums say that."""
+_NOT_COMPARED = ("model", "shards", "data.train", "data.valid", "num_cases")
+"""Where things lie is no part of what they are: checksums say that. More cases of a request are the same request."""
 
 
 class ForecastRequest(StrictConfig):
@@ -57,6 +57,8 @@ class ForecastRequest(StrictConfig):
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
     file_format: FileFormat = "npz"
+    num_cases: int | None = None
+    """The most cases that were asked for, the first ones; None where an earlier version wrote it."""
 
     @property
     def num_leads(self) -> int:
@@ -91,15 +93,19 @@ class ForecastStore(ABC):
         """
         folder = Path(folder)
         path = folder / REQUEST_NAME
+        asked_before = 0
         if path.is_file():
-            difference = _first_difference(_read_request(path).model_dump(), request.model_dump())
+            before = _read_request(path)
+            difference = _first_difference(before.model_dump(), request.model_dump())
             if difference:
                 key, old, new = difference
                 raise ValueError(
                     f"{folder} holds forecasts with {key} = {old!r}, now {new!r} is asked for; write to another folder"
                 )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+            asked_before = before.num_cases or 0
+        request = request.model_copy(update={"num_cases": max(num_cases, asked_before)})
+        folder.mkdir(parents=True, exist_ok=True)
+        if num_cases > asked_before:
             # several processes may do this at once, with the same content
             write_json(path, request.model_dump(mode="json"))
         return _STORES[request.file_format](folder, request, num_cases)
@@ -266,6 +272,6 @@ def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, obje
             difference = _first_difference(value, other, f"{prefix}{name}.")
             if difference:
                 return difference
-        elif value != other and prefix + name not in _PLACES:
+        elif value != other and prefix + name not in _NOT_COMPARED:
             return prefix + name, value, other
     return None
