@@ -4,8 +4,8 @@
         add_noise(x, levels, counter)
     assert launches.triton == ["_add_noise_kernel"] and launches.torch == []
 
-Without a GPU the call runs its Triton kernels in the interpreter (TRITON_INTERPRET=1), where tensors of the host can't be
-told from those of the device: whatever torch calculates counts. Views and allocations launch nothing. An operation of
+Without a GPU the call runs its Triton kernels in the interpreter (TRITON_INTERPRET=1), where tensors of the host can not
+be told from those of the device: whatever torch calculates counts. Views and allocations launch nothing. An operation of
 torch may launch more than one kernel (a layer norm's backward pass does), so ``torch`` is a lower bound.
 """
 
@@ -53,7 +53,7 @@ def _first_tensor(args) -> torch.Tensor:
 
 @contextmanager
 def count_launches() -> Iterator[Launches]:
-    """Counts what is launched within, forward and backward; what the interpreter does to run a kernel is not counted."""
+    """Counts what is launched within, forward and backward, but not what the interpreter does to run a kernel."""
     from triton.runtime.jit import KernelInterface
 
     launches = Launches()
