@@ -32,6 +32,8 @@ class ForecastConfig(StrictConfig):
     """Ensemble members of each case."""
     cases: PositiveInt | None = None
     """The first so many cases; null is all."""
+    shards: str | None = None
+    """Shards of its cases; null takes the study's. Settings are chosen on validation shards and reported on test ones."""
     sampling: dict[str, Any] = {}
     """Fields of the run's sampling section that differ."""
     arms: tuple[Name, ...] | None = None
@@ -130,6 +132,10 @@ class StudyConfig(StrictConfig):
         arm, forecast = self.split_item(item)
         label = self.arms[arm].label or arm
         return label if forecast == self.main_forecast and "/" not in item else f"{label}, {forecast}"
+
+    def shards_of(self, forecast: str) -> str:
+        """The shards whose cases a forecast is of."""
+        return self.forecasts[forecast].shards or self.shards
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """The seeds an arm is trained with."""

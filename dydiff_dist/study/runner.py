@@ -95,7 +95,7 @@ class StudyRunner:
         start = time.perf_counter()
         forecaster = ForecastRun(
             run.folder,
-            self.study.shards,
+            self.study.shards_of(forecast.name),
             forecast.folder,
             num_members=forecast.config.members,
             num_cases=forecast.config.cases,
