@@ -121,7 +121,7 @@ def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: C
     forecasts = tuple(
         _plan_forecast(name, forecast, config, run_hash, identity(study.shards_of(name)), output)
         for name, forecast in study.forecasts.items()
-        if (forecast.arms is None or arm in forecast.arms) and (forecast.seeds is None or seed in forecast.seeds)
+        if forecast.is_of(arm, seed)
     )
     return PlannedRun(arm=arm, seed=seed, config=config, hash=run_hash, forecasts=forecasts)
 

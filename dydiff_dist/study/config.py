@@ -43,6 +43,10 @@ class ForecastConfig(StrictConfig):
     noise_seed: int = Field(default=0, ge=0)
     """Key of all noise of the forecasts, the same for all models."""
 
+    def is_of(self, arm: str, seed: int) -> bool:
+        """Whether an arm's run with this seed is forecast in this way."""
+        return (self.arms is None or arm in self.arms) and (self.seeds is None or seed in self.seeds)
+
 
 class ComparisonConfig(StrictConfig):
     """One table of the page: arms (or forecasts) against one of them."""
@@ -132,6 +136,16 @@ class StudyConfig(StrictConfig):
         arm, forecast = self.split_item(item)
         label = self.arms[arm].label or arm
         return label if forecast == self.main_forecast and "/" not in item else f"{label}, {forecast}"
+
+    def planned_forecasts(self) -> frozenset[tuple[str, int, str]]:
+        """(arm, seed, forecast) of all that the study asks for."""
+        return frozenset(
+            (arm, seed, name)
+            for arm in self.arms
+            for seed in self.seeds_of(arm)
+            for name, forecast in self.forecasts.items()
+            if forecast.is_of(arm, seed)
+        )
 
     def shards_of(self, forecast: str) -> str:
         """The shards whose cases a forecast is of."""
