@@ -33,7 +33,7 @@ class ForecastConfig(StrictConfig):
     cases: PositiveInt | None = None
     """The first so many cases; null is all."""
     shards: str | None = None
-    """Shards of its cases; null takes the study's. Settings are chosen on validation shards and reported on test ones."""
+    """Shards of its cases; null takes the study's. Settings are chosen on validation shards, reported on test."""
     sampling: dict[str, Any] = {}
     """Fields of the run's sampling section that differ."""
     arms: tuple[Name, ...] | None = None
