@@ -89,10 +89,13 @@ setup(
         "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
         "hub": ["huggingface_hub"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
         "dev": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
             *("ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),
             *("moto[s3]", "flask", "flask-cors"),  # the S3 server of the tests
+            *("wandb", "mlflow-skinny"),  # loggers, offline
             *("mkdocs-material", "mkdocstrings[python]"),
         ],
     },
