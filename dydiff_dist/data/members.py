@@ -6,6 +6,7 @@ width.
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 from pydantic import Field
+from webdataset.tariterators import base_plus_ext
 
 from dydiff_dist.arrays import parse_npy
 from dydiff_dist.data.video import decode_video
@@ -70,6 +72,30 @@ def decode_json(members: Members, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MemberError(f"has a {name} that is no JSON object")
     return value
+
+
+def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
+    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
+    view = memoryview(data)
+    members = {}
+    position = 0
+    while position < len(data):
+        header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        stored_key, suffix = base_plus_ext(header.name)
+        if stored_key != key:
+            raise ValueError(f"it is stored under another key, {stored_key!r}")
+        start = position + tarfile.BLOCKSIZE
+        members[suffix] = view[start : start + header.size]
+        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return members
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite. A finite sum proves it in one pass; one that overflows leaves it open."""
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
 def encode_frames(frames_SCHW: np.ndarray, config: EncodingConfig) -> dict[str, bytes]:
