@@ -116,12 +116,14 @@ def user_message(error: BaseException) -> str | None:
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Errors of the system in the block, which name no file when a write fails, name ``path``; so do those that name
-    ``partial``, under which it is being written."""
+    ``partial``, under which it is being written, also where it is a copy of another file."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
-            error.filename = str(path)
+        if error.errno is not None and (
+            error.filename is None or str(partial) in (str(error.filename), str(error.filename2))
+        ):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

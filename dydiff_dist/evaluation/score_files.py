@@ -90,7 +90,8 @@ def summary(evaluation: Evaluation) -> dict:
 
 
 def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Writes everything that a ``ScoredRun`` of this folder reads, and the scores case by case.
+    """Writes everything that a ``ScoredRun`` of this folder reads, and the scores case by case. ``SCORES_NAME`` comes
+    last, and an older one goes first, so that none ever stands beside the files of another evaluation.
 
     Args:
         evaluation: where no case was scored, only its summary is written.
@@ -99,12 +100,15 @@ def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
     Returns:
         the files that a person may want to read.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCORES_NAME).unlink(missing_ok=True)
+    written = [folder / SCORES_NAME]
+    if evaluation.num_cases:
+        _write_case_scores(evaluation, folder / CASE_SCORES_NAME)
+        _write_draws(evaluation, folder / DRAWS_NAME)
+        written.append(folder / CASE_SCORES_NAME)
     write_summary(evaluation, folder / SCORES_NAME)
-    if not evaluation.num_cases:
-        return [folder / SCORES_NAME]
-    _write_case_scores(evaluation, folder / CASE_SCORES_NAME)
-    _write_draws(evaluation, folder / DRAWS_NAME)
-    return [folder / SCORES_NAME, folder / CASE_SCORES_NAME]
+    return written
 
 
 def write_summary(evaluation: Evaluation, path: Path) -> dict:

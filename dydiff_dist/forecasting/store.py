@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.errors import naming
 from dydiff_dist.files import atomic_file, write_json
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
@@ -191,6 +192,11 @@ class ZarrStore(ForecastStore):
         """
         super().__init__(folder, request, num_cases)
         self._array_folder = folder / ZARR_NAME
+        with naming(self._array_folder):
+            self._open_arrays(request, num_cases)
+
+    def _open_arrays(self, request: ForecastRequest, num_cases: int) -> None:
+        """Opens the arrays, or makes them for so many cases."""
         self._group = _open_group(self._array_folder)
         shape = request.shape_MSCHW
         # write_empty_chunks: a forecast that is nothing but NaN is there all the same, to be named
@@ -211,9 +217,10 @@ class ZarrStore(ForecastStore):
         return self._array_folder / "members" / "c" / str(case)
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
-        self._members[case] = members.astype(np.float32)
-        self._key[case] = key
-        self._complete[case] = True  # last, so that what is complete is whole
+        with naming(self._array_folder):
+            self._members[case] = members.astype(np.float32)
+            self._key[case] = key
+            self._complete[case] = True  # last, so that what is complete is whole
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
         if case >= self._complete.shape[0] or not self._complete[case]:
