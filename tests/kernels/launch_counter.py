@@ -4,9 +4,9 @@
         add_noise(x, levels, counter)
     assert launches.triton == ["_add_noise_kernel"] and launches.torch == []
 
-Without a GPU the call runs its Triton kernels in the interpreter (TRITON_INTERPRET=1), where the tensors of the host can
-not be told from those of the device: what torch calculates counts. Views and allocations launch nothing. An operation of
-torch may launch more than one kernel (a layer norm in its backward pass does), so ``torch`` is a lower bound.
+Without a GPU the call runs its Triton kernels in the interpreter (TRITON_INTERPRET=1). Tensors of the host can not be
+told from those of the device there, so all that torch calculates counts. Views and allocations launch nothing. One
+operation of torch may launch several kernels (a layer norm in its backward pass does): ``torch`` is a lower bound.
 """
 
 from collections.abc import Iterator
