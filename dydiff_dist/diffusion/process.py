@@ -79,7 +79,7 @@ class DiffusionProcess:
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
-            noise,
+            self.coloured(noise, x),
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -166,7 +166,7 @@ class DiffusionProcess:
             output,
             self._coefficients(now, after, weights, previous_weight),
             mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
+            noise=self.coloured(noise, z) if noise is not None and weights.sigma else None,
             history=history,
             x0_prev=x0_prev,
             return_x0=return_x0,
@@ -193,6 +193,31 @@ class DiffusionProcess:
             kept_noise=torch.full_like(now.noise, weights.noise) / now.noise,
             sigma=torch.full_like(now.signal, weights.sigma),
         )
+
+    def coloured(self, noise: Noise, like: Tensor) -> Noise:
+        """Noise as it enters z before any Dynamics operator: white, or L ε where the table has an operator of its own.
+
+        Args:
+            noise: white noise like ``like``, or a counter that names it.
+            like: (B, S, *rest).
+
+        Raises:
+            ValueError: another number of frames than the operator is of.
+        """
+        operator = self.table.noise_operator
+        if operator is None:
+            return noise
+        if like.shape[1] != len(operator):
+            raise ValueError(
+                f"the process' noise is of {len(operator)} frames, the sequence has {like.shape[1]}; give windows as "
+                "in training"
+            )
+        if isinstance(noise, NoiseCounter):
+            noise = kernels.normal(noise, tuple(like.shape), device=like.device, dtype=like.dtype)
+        compute = torch.float64 if noise.dtype == torch.float64 else torch.float32
+        B, S = noise.shape[:2]
+        mixed = operator.to(noise.device, compute) @ noise.reshape(B, S, -1).to(compute)
+        return mixed.view(noise.shape).to(noise.dtype)
 
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:
         """The table's rows at ``timesteps`` (B,) for the sequence ``z`` (B, S, *rest), on its device.

@@ -62,6 +62,8 @@ class ProcessTable:
     """Whether the network predicts p n + q μ; False: p ε + q x, before the operators."""
     input_std: Tensor | None = None
     """(N,) float64: what z is divided by before the network sees it; None shows it z."""
+    noise_operator: Tensor | None = None
+    """B at every timestep, (S, S) float64 and lower triangular, where it isn't a Dynamics operator; γ_n is 1 then."""
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -82,7 +84,7 @@ class ProcessTable:
     def _check_columns(self) -> None:
         for field in fields(self):
             column = getattr(self, field.name)
-            if not isinstance(column, Tensor):
+            if not isinstance(column, Tensor) or field.name == "noise_operator":
                 continue
             if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
                 raise ValueError(
@@ -128,11 +130,11 @@ class ProcessTable:
     @cached_property
     def shares_operator(self) -> bool:
         """Whether frames and noise are mixed alike: z is then standard diffusion of u = D⁻¹z."""
-        return torch.equal(self.frame_gamma, self.noise_gamma)
+        return self.noise_operator is None and torch.equal(self.frame_gamma, self.noise_gamma)
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether any operator does anything."""
+        """Whether any Dynamics operator does anything."""
         return bool((self.frame_gamma != 1).any() or (self.noise_gamma != 1).any())
 
     @cached_property
@@ -245,6 +247,12 @@ def _variance_exploding(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma
 
 
+_ALPHA_BAR_FIELDS = frozenset({"beta_schedule", "zero_terminal_snr", "snr_factor"})
+_SIGMA_FIELDS = frozenset({"sigma_min", "sigma_max"})
+PATH_FIELDS = _ALPHA_BAR_FIELDS | _SIGMA_FIELDS
+"""Fields of the configuration that say how signal and noise run, each read by some processes only."""
+
+
 @dataclass(frozen=True)
 class ProcessRow:
     """A process that goes with every prediction: a path of signal and noise, and what the Dynamics operator acts on."""
@@ -254,6 +262,8 @@ class ProcessRow:
     mixed: MixedParts
     prediction: str
     """Where the configuration names none."""
+    path_fields: frozenset[str] | None = None
+    """What of the configuration the path reads, of ``PATH_FIELDS``; others are refused. None may read any."""
     choose_mixed: bool = False
     """Whether ``diffusion.mixes`` may change what is mixed."""
     scales_input: bool = False
@@ -261,6 +271,7 @@ class ProcessRow:
 
     def __call__(self, config: "DiffusionConfig") -> ProcessTable:
         """The table, with the prediction that ``config`` names."""
+        self._check_fields(config)
         if config.mixes is not None and not self.choose_mixed:
             raise ValueError(
                 f"mixes is {config.mixes!r}, and process {config.process!r} says itself what is mixed; leave mixes "
@@ -284,14 +295,27 @@ class ProcessRow:
             input_std=std if self.scales_input else None,
         )
 
+    def _check_fields(self, config: "DiffusionConfig") -> None:
+        """Raises ``ValueError`` for a field that was changed and has no effect on this process."""
+        unread = frozenset() if self.path_fields is None else PATH_FIELDS - self.path_fields
+        if not self.scales_input and config.prediction in ("eps", "v", "x0", "velocity"):
+            unread |= {"sigma_data"}
+        for name in sorted(unread):
+            value = getattr(config, name)
+            if value != type(config).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value!r}, and process {config.process!r} with prediction {config.prediction!r} "
+                    "doesn't read it; leave it out"
+                )
+
 
 PROCESSES: dict[str, ProcessBuilder] = {
-    "dydiff": ProcessRow(_variance_preserving, "both", "eps"),
-    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps"),
-    "standard": ProcessRow(_variance_preserving, "none", "eps"),
-    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps"),
-    "flow_matching": ProcessRow(_straight, "none", "velocity", choose_mixed=True),
-    "edm": ProcessRow(_variance_exploding, "none", "edm", choose_mixed=True, scales_input=True),
+    "dydiff": ProcessRow(_variance_preserving, "both", "eps", _ALPHA_BAR_FIELDS),
+    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps", _ALPHA_BAR_FIELDS),
+    "standard": ProcessRow(_variance_preserving, "none", "eps", _ALPHA_BAR_FIELDS),
+    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps", _ALPHA_BAR_FIELDS),
+    "flow_matching": ProcessRow(_straight, "none", "velocity", frozenset(), choose_mixed=True),
+    "edm": ProcessRow(_variance_exploding, "none", "edm", _SIGMA_FIELDS, choose_mixed=True, scales_input=True),
 }
 
 

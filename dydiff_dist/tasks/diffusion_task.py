@@ -48,7 +48,11 @@ class DiffusionTask(Task[RunConfig]):
         self.sizes = input_sizes(data, self.frames.shape, schema.num_actions if data.use_actions else 0)
         self.config.model.check(self.sizes, self.config.execution, plan.world.device.type, plan.network_dtype)
         _check_validation_cases(plan)
-        self.diffusion = self.config.diffusion.build(self.frames.autocovariance, backend=self.config.kernels.backend)
+        self.diffusion = self.config.diffusion.build(
+            self.frames.autocovariance,
+            backend=self.config.kernels.backend,
+            num_history_frames=data.num_history_frames,
+        )
         self.config.sampling.check(self.diffusion.table, self.sizes.num_frames)
         self._workspace = Workspace()  # results for the last micro-batch, whose backward pass is over
 

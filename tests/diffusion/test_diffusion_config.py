@@ -93,6 +93,35 @@ def test_mistakes_are_one_line(text, words):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "processes"),
+    [
+        ("beta_schedule", "linear", ("flow_matching", "edm")),
+        ("zero_terminal_snr", True, ("flow_matching", "edm")),
+        ("snr_factor", 4.0, ("flow_matching", "edm")),
+        ("sigma_min", 0.01, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+        ("sigma_max", 20.0, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+        ("sigma_data", 0.5, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+    ],
+)
+def test_a_field_without_effect_is_refused_and_one_with_effect_has_it(name, value, processes):
+    def columns(**fields):
+        table = build_process(prediction="v", **fields).table
+        return torch.stack([table.signal, table.noise, table.input_std if table.input_std is not None else table.noise])
+
+    for process in ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching", "edm"):
+        if process in processes:
+            with pytest.raises(ValueError, match=f"^{name} is .*process '{process}' .* leave it out"):
+                build_process(process=process, prediction="v", **{name: value})
+        else:
+            assert not torch.equal(columns(process=process), columns(process=process, **{name: value}))
+
+
+def test_sigma_data_of_edms_prediction_has_an_effect_with_any_process():
+    targets = [build_process(process="standard", prediction="edm", sigma_data=s).table.target_noise for s in (0.5, 1)]
+    assert not torch.equal(*targets)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"gamma_ration": 0.5}, "unknown key 'gamma_ration'; did you mean 'gamma_ratio'"),
