@@ -1,5 +1,6 @@
 """Configuration of the diffusion process."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,12 +20,13 @@ from dydiff_dist.diffusion.names import (
     MixedParts,
     NetworkSpace,
     NoiseCovariance,
+    TimestepDensity,
     check_name,
     look_up,
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
-from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable
+from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable, timestep_shares
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
 
@@ -50,6 +52,9 @@ class DiffusionConfig(StrictConfig):
     """Noise of edm at its last timestep."""
     sigma_data: float = Field(default=1.0, gt=0)
     """The data's standard deviation in network units, which edm's preconditioning is built on."""
+    timestep_density: TimestepDensity | None = None
+    """How often training draws each timestep: uniform, or mean and deviation of log(noise/signal), which is normal;
+    0, 1 makes flow matching's times logit-normal. null is the process's own: -1.2, 1.2 of edm, else uniform."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
     """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)
@@ -95,12 +100,19 @@ class DiffusionConfig(StrictConfig):
             tree["prediction"] = row.prediction if isinstance(row, ProcessRow) else None
         return tree
 
-    @field_validator("gamma_schedule", mode="before")
+    @field_validator("gamma_schedule", "timestep_density", mode="before")
     @classmethod
     def _numbers_to_tuple(cls, value: object) -> object:
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.tolist()
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("timestep_density")
+    @classmethod
+    def _check_density(cls, value: TimestepDensity | None) -> TimestepDensity | None:
+        if isinstance(value, tuple) and not (all(map(math.isfinite, value)) and value[1] > 0):
+            raise ValueError(f"timestep_density is {value}; give a mean and a deviation above 0, or 'uniform'")
+        return value
 
     @model_validator(mode="after")
     def _check_combination(self) -> "DiffusionConfig":
@@ -138,6 +150,9 @@ class DiffusionConfig(StrictConfig):
                 "predicts; leave prediction out"
             )
         table = builder(self)
+        if self.timestep_density is not None:
+            shares = timestep_shares(table.signal, table.noise, self.timestep_density)
+            table = replace(table, timestep_shares=shares)
         gamma_bar = table.frame_gamma
         if self.network_space == "unmixed":
             table = _unmixed(table)

@@ -11,6 +11,7 @@ NoiseCovariance = Literal["white", "persistence_error", "regression_error"]
 NetworkSpace = Literal["mixed", "unmixed"]
 LossSpace = Literal["target", "mixed", "unmixed"]
 LossFrames = Literal["all", "future"]
+TimestepDensity = Literal["uniform"] | tuple[float, float]
 Spacing = Literal["uniform", "quadratic", "log_snr", "trailing"]
 
 Entry = TypeVar("Entry")

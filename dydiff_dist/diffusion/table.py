@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dydiff_dist.diffusion import schedules
-from dydiff_dist.diffusion.names import MixedParts, look_up, register
+from dydiff_dist.diffusion.names import MixedParts, TimestepDensity, look_up, register
 from dydiff_kernels import Levels
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class ProcessTable:
     """Whether the network predicts p n + q μ; False: p ε + q x, before the operators."""
     input_std: Tensor | None = None
     """(N,) float64: what z is divided by before the network sees it; None shows it z."""
+    timestep_shares: Tensor | None = None
+    """(N,) float64, of sum 1: how often training draws each timestep; None is all alike."""
     noise_operator: Tensor | None = None
     """B at every timestep, (S, S) float64 and lower triangular, where it isn't a Dynamics operator; γ_n is 1 then."""
 
@@ -100,12 +102,13 @@ class ProcessTable:
             "frame_gamma": (self.frame_gamma > 0) & (self.frame_gamma <= 1),
             "noise_gamma": (self.noise_gamma > 0) & (self.noise_gamma <= 1),
             "signal/noise": (self.signal / self.noise).diff() < 0,
+            "timestep_shares": torch.ones(1) if self.timestep_shares is None else self.timestep_shares >= 0,
         }
         for name, everywhere in holds.items():
             if not bool(everywhere.all()):
                 raise ValueError(
                     f"the process' {name} is out of range at some timestep; signal must be at least 0, noise above 0, "
-                    "gammas in (0, 1], and signal/noise must fall"
+                    "gammas in (0, 1], shares at least 0, and signal/noise must fall"
                 )
 
     def __repr__(self) -> str:
@@ -152,6 +155,18 @@ class ProcessTable:
     def targets_clean_frames(self) -> bool:
         """Whether the target is x itself, which then need not be formed."""
         return not self.mixes_target and not bool(self.target_noise.any()) and bool((self.target_signal == 1).all())
+
+    @cached_property
+    def _summed_shares(self) -> Tensor | None:
+        return None if self.timestep_shares is None else self.timestep_shares.cumsum(0)
+
+    def timesteps_at(self, quantiles: Tensor) -> Tensor:
+        """Timesteps for training, int64, of ``quantiles`` in [0, 1): uniform draws, any shape, on the CPU."""
+        if self._summed_shares is None:
+            found = (quantiles.double() * self.num_timesteps).long()
+        else:
+            found = torch.searchsorted(self._summed_shares, quantiles.double(), right=True)
+        return found.clamp(max=self.num_timesteps - 1)
 
     @cached_property
     def _rows(self) -> dict[torch.device, Tensor]:
@@ -247,6 +262,24 @@ def _variance_exploding(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma
 
 
+def timestep_shares(signal: Tensor, noise: Tensor, density: TimestepDensity) -> Tensor | None:
+    """How often each timestep is drawn, (N,) float64 of sum 1; None is all alike.
+
+    Args:
+        signal, noise: a and s, (N,).
+        density: "uniform", or mean and deviation of log(s/a), which then is normal. For EDM that is log σ, (-1.2, 1.2)
+            in Karras et al. 2022, table 1; for flow matching log(τ/(1-τ)), (0, 1) in Esser et al. 2024, section 3.1.
+            What lies beyond the first and the last timestep is theirs.
+    """
+    if density == "uniform":
+        return None
+    mean, deviation = density
+    level = (torch.log(noise) - torch.log(signal) - mean) / deviation
+    between = torch.special.ndtr((level[1:] + level[:-1]) / 2)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return torch.cat((ends[:1], between, ends[1:])).diff()
+
+
 _ALPHA_BAR_FIELDS = frozenset({"beta_schedule", "zero_terminal_snr", "snr_factor"})
 _SIGMA_FIELDS = frozenset({"sigma_min", "sigma_max"})
 PATH_FIELDS = _ALPHA_BAR_FIELDS | _SIGMA_FIELDS
@@ -262,6 +295,8 @@ class ProcessRow:
     mixed: MixedParts
     prediction: str
     """Where the configuration names none."""
+    density: TimestepDensity = "uniform"
+    """Of timesteps in training, where the configuration says nothing; see ``timestep_shares``."""
     path_fields: frozenset[str] | None = None
     """What of the configuration the path reads, of ``PATH_FIELDS``; others are refused. None may read any."""
     choose_mixed: bool = False
@@ -293,6 +328,7 @@ class ProcessRow:
             target_signal=q,
             mixes_target=prediction.mixes_target,
             input_std=std if self.scales_input else None,
+            timestep_shares=timestep_shares(signal, noise, self.density),
         )
 
     def _check_fields(self, config: "DiffusionConfig") -> None:
@@ -310,12 +346,14 @@ class ProcessRow:
 
 
 PROCESSES: dict[str, ProcessBuilder] = {
-    "dydiff": ProcessRow(_variance_preserving, "both", "eps", _ALPHA_BAR_FIELDS),
-    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps", _ALPHA_BAR_FIELDS),
-    "standard": ProcessRow(_variance_preserving, "none", "eps", _ALPHA_BAR_FIELDS),
-    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps", _ALPHA_BAR_FIELDS),
-    "flow_matching": ProcessRow(_straight, "none", "velocity", frozenset(), choose_mixed=True),
-    "edm": ProcessRow(_variance_exploding, "none", "edm", _SIGMA_FIELDS, choose_mixed=True, scales_input=True),
+    "dydiff": ProcessRow(_variance_preserving, "both", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "standard": ProcessRow(_variance_preserving, "none", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "flow_matching": ProcessRow(_straight, "none", "velocity", path_fields=frozenset(), choose_mixed=True),
+    "edm": ProcessRow(
+        _variance_exploding, "none", "edm", (-1.2, 1.2), path_fields=_SIGMA_FIELDS, choose_mixed=True, scales_input=True
+    ),
 }
 
 

@@ -124,10 +124,8 @@ class DiffusionTask(Task[RunConfig]):
         save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
-        """Uniform timesteps, (B,) int64, from the counter: the same on any number of ranks."""
-        draw = uniform(self._counter(sample_index, step, Stream.TIMESTEP), 1)[:, 0]
-        num_timesteps = self.diffusion.num_timesteps
-        return (draw.double() * num_timesteps).long().clamp(max=num_timesteps - 1)
+        """Timesteps, (B,) int64, from the counter: the same on any number of ranks."""
+        return self.diffusion.table.timesteps_at(uniform(self._counter(sample_index, step, Stream.TIMESTEP), 1)[:, 0])
 
     @cached_property
     def _validation(self) -> Validation:

@@ -146,6 +146,8 @@ def test_sigma_data_of_edms_prediction_has_an_effect_with_any_process():
         ({"normalize_input": True}, "needs frame_autocovariance"),
         ({"normalize_input": True, "frame_autocovariance": [[1.0, 0.5]]}, r"shape \(1, 2\)"),
         ({"normalize_input": True, "process": "edm"}, "scales its input already"),
+        ({"timestep_density": (0.0, 0.0)}, "timestep_density is .0.0, 0.0.; give a mean and a deviation above 0"),
+        ({"timestep_density": (float("nan"), 1.0)}, "timestep_density is .nan, 1.0.; give a mean"),
         ({"min_snr": 0.0}, "min_snr is 0.0: input should be greater than 0"),
         ({"snr_factor": 0.0}, "snr_factor is 0.0: input should be greater than 0"),
         ({"dependent_noise": None}, "dependent_noise is None"),
