@@ -40,6 +40,7 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
     """Runs what is missing and writes the tables; returns what failed."""
     folder, out = Path(arguments.runs) / name, Path(arguments.out)
     runs = plan_study(study, folder, tuple(arguments.arms) if arguments.arms else None)
+    runs = [run for run in runs if arguments.seeds is None or run.seed in arguments.seeds]
     num_forecasts = sum(len(run.forecasts) for run in runs)
     print(f"{name}: {len(runs)} trainings, {num_forecasts} forecasts, in {folder}", flush=True)
     if arguments.dry_run:
@@ -69,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", default="runs/studies", metavar="DIR", help="folder of the runs (runs/studies)")
     parser.add_argument("--out", default="docs/study", metavar="DIR", help="folder of the tables (docs/study)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds of theirs")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each training (1)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and stop")

@@ -266,7 +266,9 @@ def load_forecaster(
             frames=frames,
             device=device,
             dtype=dtype,
-            diffusion=description.diffusion.build(schema.get("frame_autocovariance")),
+            diffusion=description.diffusion.build(
+                schema.get("frame_autocovariance"), num_history_frames=data.num_history_frames
+            ),
             sampling=sampling or description.sampling,
             num_action_channels=sizes.num_action_channels,
             max_batch=max_batch,

@@ -133,7 +133,7 @@ def _plan_forecast(
         sampling = changed_sampling(run.sampling, forecast.sampling)
     except ValueError as error:
         raise ValueError(f"forecast {name!r}: {error}") from None
-    process = run.diffusion.build([1.0] if run.diffusion.normalize_input else None)  # steps ignore the input's scale
+    process = run.diffusion.build_without_data()  # steps ignore the input's scale and the noise's covariance
     try:
         sampling.check(process.table)
     except ValueError as error:

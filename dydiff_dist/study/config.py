@@ -96,6 +96,8 @@ class StudyConfig(StrictConfig):
     (windows of one radar event, clips of one trajectory)."""
     comparisons: tuple[ComparisonConfig, ...] = ()
     """Tables of the page."""
+    learning_curves: dict[str, tuple[str, ...]] = {}
+    """Label to arms that differ in their budget alone: curves of the first score at the head of the page."""
 
     @field_validator("scores")
     @classmethod
@@ -111,6 +113,10 @@ class StudyConfig(StrictConfig):
             for arm in settings.arms or ():
                 if arm not in self.arms:
                     raise ValueError(f"forecasts.{name}.arms names {arm!r}; the arms are {', '.join(self.arms)}")
+        for label, arms in self.learning_curves.items():
+            for arm in arms:
+                if arm not in self.arms:
+                    raise ValueError(f"learning_curves.{label} names {arm!r}; the arms are {', '.join(self.arms)}")
         for comparison in self.comparisons:
             for item in (comparison.reference, *comparison.against):
                 arm, forecast = self.split_item(item)

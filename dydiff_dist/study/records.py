@@ -126,7 +126,7 @@ def read_run_rows(path: Path) -> list[dict[str, str]]:
 
 
 def update_tables(
-    folder: Path, name: str, run_rows: Sequence[Mapping], case_rows: Sequence[CaseRow], planned: Collection[RunKey]
+    folder: Path, name: str, run_rows: Sequence[dict], case_rows: Sequence[CaseRow], planned: Collection[RunKey]
 ) -> int:
     """Writes the tables of a study with what is new; rows that were not made anew stay as long as the study names them.
 
