@@ -27,8 +27,8 @@ def parse_npy(data: bytes | memoryview) -> np.ndarray:
     Raises:
         ValueError: no such file, or not as long as its header says.
     """
-    version = bytes(data[6:8])
-    start = 10 + int.from_bytes(data[8:10], "little") if version == b"\1\0" else 12 + int.from_bytes(data[8:12], "little")
+    length_bytes = 2 if bytes(data[6:8]) == b"\1\0" else 4
+    start = 8 + length_bytes + int.from_bytes(data[8 : 8 + length_bytes], "little")
     try:
         shape, fortran_order, dtype = _npy_header(bytes(data[:start]))
     except Exception as error:  # a damaged npy header raises SyntaxError, TokenError, EOFError and others
@@ -70,12 +70,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """A member, read whole through its CRC-32 before it is parsed."""
-    ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _MAX_DEFLATE_RATIO
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.file_size > ratio * info.compress_size:
-        raise ValueError(f"member {info.filename} of method {info.compress_type} claims {info.file_size} bytes")
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_DEFLATE_RATIO}.get(info.compress_type, 0)
+    if info.file_size > ratio * info.compress_size:
+        raise ValueError(
+            f"a member of {info.compress_size} bytes, method {info.compress_type}, claims {info.file_size}"
+        )
     data = archive.read(info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise ValueError(f"member {info.filename} differs from its CRC-32")
+        raise ValueError("a member differs from its CRC-32")
     return parse_npy(data)
 
 

@@ -1,4 +1,5 @@
-"""How command lines tell a user what is wrong: one line, exit status 2, no traceback, no credential, no whole document."""
+"""How command lines tell a user what is wrong: one line, exit status 2, no traceback, no credential, and of foreign
+text only a part."""
 
 import logging
 import re

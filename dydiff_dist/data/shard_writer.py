@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,18 +112,63 @@ def _write_tar(
         return _build_index(name, file, keys, offsets, end)
 
 
+@dataclass(frozen=True)
+class TarMember:
+    """A member of a tar file and where it lies: from its header's first byte to the end of its padding."""
+
+    key: str
+    suffix: str
+    start: int
+    size: int
+    """Of its content, which begins one block after ``start``."""
+
+    @property
+    def data_start(self) -> int:
+        """First byte of the content."""
+        return self.start + tarfile.BLOCKSIZE
+
+    @property
+    def end(self) -> int:
+        """First byte behind the padding."""
+        return self.data_start + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def walk_tar(data: bytes) -> Iterator[TarMember]:
+    """The members of a plain tar file, or of a stretch of one, in order, up to its end or the first block of zeros.
+    Every step goes forward, whatever the headers say; tarfile follows a negative size backwards for ever.
+
+    Raises:
+        tarfile.TarError: no header where one must be.
+        ValueError: a header's size is negative, or more than there is.
+    """
+    position = 0
+    while position < len(data):
+        block = data[position : position + tarfile.BLOCKSIZE]
+        if not any(block):
+            return
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        key, suffix = base_plus_ext(header.name)
+        member = TarMember(key, suffix, position, header.size)
+        if header.size < 0 or member.data_start + header.size > len(data):
+            raise ValueError(f"a header claims {header.size} bytes, {len(data) - member.data_start} follow")
+        yield member
+        position = member.end
+
+
 def scan_shard(name: str, data: bytes) -> ShardIndex:
-    """The index of a shard that lost it, from the tar file's bytes alone; the errors are tarfile's."""
+    """The index of a shard that lost it, from the tar file's bytes alone.
+
+    Raises:
+        tarfile.TarError, ValueError: as ``walk_tar``.
+    """
     keys: list[str] = []
     offsets: list[int] = []
     end = 0
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for info in tar:
-            key, _ = base_plus_ext(info.name)
-            if not keys or key != keys[-1]:
-                keys.append(key)
-                offsets.append(info.offset)
-            end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    for member in walk_tar(data):
+        if not keys or member.key != keys[-1]:
+            keys.append(member.key)
+            offsets.append(member.start)
+        end = member.end
     return _build_index(name, io.BytesIO(data), keys, offsets, end)
 
 
