@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 
 _MAX_DEFLATE_RATIO = 1100
 """A little more than deflate can reach (1032): what claims more is refused before it is unpacked."""
@@ -33,8 +33,10 @@ def parse_npy(data: bytes | memoryview) -> np.ndarray:
         shape, fortran_order, dtype = _npy_header(bytes(data[:start]))
     except Exception as error:  # a damaged npy header raises SyntaxError, TokenError, EOFError and others
         raise ValueError(f"damaged npy header ({type(error).__name__})") from None
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
     count = math.prod(shape)
-    if dtype.hasobject or min(shape, default=0) < 0 or dtype.itemsize * count != len(data) - start:
+    if min(shape, default=0) < 0 or dtype.itemsize * count != len(data) - start:
         raise ValueError(f"npy header says {dtype} {shape}, {len(data) - start} bytes of data follow")
     array = np.frombuffer(data, dtype, count, start) if count else np.empty(0, dtype)
     return array.reshape(shape, order="F" if fortran_order else "C")

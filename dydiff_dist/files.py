@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,8 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
-from dydiff_dist.errors import quoted, shortened
+from dydiff_dist.errors import naming
+from dydiff_dist.quoting import quoted, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        yield partial
-        commit_file(partial, path)
+        with naming(path, partial):
+            yield partial
+            commit_file(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what the block raised is what counts
+            partial.unlink(missing_ok=True)
 
 
 def commit_file(partial: Path, path: Path) -> None:
@@ -314,7 +317,7 @@ def write_tensor_file(path: Path, specs: Mapping[str, TensorSpec], data: Iterabl
     """
     header, hasher = _header(specs), hashlib.sha256()
     num_bytes = len(header) + sum(spec.num_bytes for spec in specs.values())
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         for block in itertools.chain([memoryview(header)], map(_bytes_of, data)):
             for start in range(0, len(block), _CHUNK_BYTES):
                 chunk = block[start : start + _CHUNK_BYTES]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from dydiff_dist.errors import MAX_QUOTED, quoted, shortened
+from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
 
 _LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
 _LAST_VERSION = "0.1.0"
@@ -54,12 +54,14 @@ class StrictConfig(BaseModel):
         return cls
 
 
-def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[str, Any] | None = None) -> str:
+def describe_error(
+    error: ValidationError, root: type[BaseModel] | None = None, tree: Mapping[str, Any] | None = None
+) -> str:
     """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown.
 
     Args:
         error: of validating ``root``.
-        root: the outermost section.
+        root: the outermost section; None names no other keys.
         tree: what was validated, where sections come in several kinds.
     """
     problem = error.errors()[0]
@@ -67,6 +69,8 @@ def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[
     key = shortened(".".join(path))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
+        if root is None:
+            return f"unknown key {key!r}{more}"
         valid = list(_section_at(root, path[:-1], tree or {}).model_fields)
         nearest = difflib.get_close_matches(path[-1][:MAX_QUOTED], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"valid keys: {', '.join(valid)}"
@@ -79,7 +83,7 @@ def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[
         return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key} is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
+    return f"{key + ' ' if key else ''}is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:

@@ -29,8 +29,8 @@ from dydiff_dist.autoencoders.networks import (
     network_from_config,
 )
 from dydiff_dist.data.manifest import document_bytes
-from dydiff_dist.errors import shortened
 from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes
+from dydiff_dist.quoting import shortened
 
 DESCRIBED_BY = "described_by"
 """Key in the weights' header: they are an autoencoder of ours, whose units stand in the file of that name."""
@@ -55,7 +55,9 @@ def save_autoencoder(folder: str | Path, network: DiffusersNetwork, /, **descrip
     with atomic_file(folder / WEIGHTS_NAME) as partial:
         weights = network.state_dict()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, partial, metadata={"format": "pt", DESCRIBED_BY: DESCRIPTION_NAME})
+        save_file(
+            tensors, partial, metadata={DESCRIBED_BY: DESCRIPTION_NAME}
+        )  # one key: the library writes several in any order
         described = {
             **description,
             "network": type(network).__name__,

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dydiff_dist.autoencoders.config import AutoencoderModelConfig
-from dydiff_dist.errors import first_line, quoted, shortened
 from dydiff_dist.files import parse_json, read_document_bytes
+from dydiff_dist.quoting import first_line, quoted, shortened
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dydiff_dist.engine.partitions import Piece
-from dydiff_dist.errors import quoted
 from dydiff_dist.files import (
     FileRecord,
     file_sha256,
@@ -32,6 +31,7 @@ from dydiff_dist.files import (
     write_json,
     write_text,
 )
+from dydiff_dist.quoting import quoted
 
 FACTS, LAYOUT, SUMS = "complete.json", "layout.json", "SHA256SUMS"
 LATEST = "latest"

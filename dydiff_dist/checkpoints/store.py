@@ -28,6 +28,7 @@ from dydiff_dist.checkpoints.background_write import BackgroundWrite, HostBuffer
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.state import EngineState
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
 from dydiff_dist.ranks.collectives import barrier, gather_objects, raise_together
 from dydiff_dist.ranks.world import World
@@ -197,7 +198,7 @@ class CheckpointStore:
             try:
                 result = action()
             except OSError as error:
-                reason = f"{failure}: {error.strerror}; make room or set output_dir to another folder"
+                reason = f"{failure}: {reason_and_advice(error)} (output_dir)"
             except ValueError as error:
                 reason = str(error)
         raise_together(reason)

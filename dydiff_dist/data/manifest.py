@@ -22,6 +22,16 @@ MANIFEST_NAME = "manifest.json"
 
 Augmentation = Literal["periodic_shift", "flip", "rotate"]
 
+Independent = Literal["case", "key_prefix"]
+"""What counts as one independent observation: each sample, or all samples whose keys agree up to the last hyphen, as
+windows of one event, clips of one trajectory and what several cameras saw of it are named."""
+
+RGB = ("red", "green", "blue")
+"""Names of the channels of colour pictures."""
+
+Bounds = tuple[float | None, float | None]
+"""The least and the largest value that a channel can have; None where nothing bounds it."""
+
 
 Size = Annotated[int, Field(ge=1, le=2**24)]
 """An axis of an array; larger ones are a mistake or an attack."""
@@ -68,8 +78,40 @@ class FrameSchema(StrictConfig):
     sample_scaling: Literal["none", "history_mean"] = "none"
     """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
     scale (``scaling.py``); the stored values keep their units."""
+    frames_per_sec: float | None = None
+    """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
+    bounds: tuple[Bounds, ...] = ()
+    """(low, high) of each channel in stored units, which no value of the quantity can leave: (0, 255) of 8-bit colours,
+    (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
+
+    @model_validator(mode="after")
+    def _bounds_fit_the_channels(self) -> "FrameSchema":
+        if self.bounds and len(self.bounds) != self.shape[0]:
+            raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
+        for low, high in self.bounds:
+            if low is not None and high is not None and not low < high:
+                raise ValueError(f"bounds ({low}, {high}) are not in order; write the least value first")
+        return self
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the channels are the colours of a picture; black and white are the ends of their ``bounds``."""
+        return self.channels == RGB
+
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """``bounds`` as (low, high), (C, 1, 1) float64 each in stored units, infinite where there is none.
+
+        Example:
+            >>> schema = FrameSchema(num_frames=2, shape=(1, 4, 4), dtype="float32", bounds=((0, None),))
+            >>> np.clip(np.full((2, 1, 4, 4), -0.5), *schema.limits()).max()
+            np.float64(0.0)
+        """
+        known = self.bounds or ((None, None),) * self.shape[0]
+        low = [-np.inf if low is None else low for low, _ in known]
+        high = [np.inf if high is None else high for _, high in known]
+        return np.array(low, np.float64)[:, None, None], np.array(high, np.float64)[:, None, None]
 
 
 class LatentsSchema(StrictConfig):
@@ -143,6 +185,8 @@ class Manifest(SealedDocument):
     statistics: FrameStatistics
     num_samples: Annotated[int, Field(ge=1)]
     shards: tuple[ShardEntry, ...]
+    independent: Independent | None = None
+    """What counts as one independent observation; None where the source doesn't say or an earlier version wrote it."""
     latents: LatentsSchema | None = None
     """For latents of an autoencoder; None where the frames are the data themselves."""
     details: dict[str, Any] = {}
@@ -241,4 +285,6 @@ def manifest_identity(manifest: Manifest) -> str:
     """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
     if manifest.sha256:
         return manifest.sha256
-    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+    later = {"frames_per_sec", "bounds"}  # fields that came after the checksum: the hash is as it was without them
+    excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
+    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()

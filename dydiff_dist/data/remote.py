@@ -17,8 +17,8 @@ from pydantic import AfterValidator, Field
 
 from dydiff_dist.data.remote_cache import ShardCache, is_cache
 from dydiff_dist.data.remote_files import PIECE_BYTES, Files, FsspecFiles, HttpFiles, NetworkError
-from dydiff_dist.errors import shortened
 from dydiff_dist.files import MAX_DOCUMENT_BYTES, plain_name, read_at
+from dydiff_dist.quoting import shortened
 from dydiff_dist.strict_config import StrictConfig
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
-from dydiff_dist.errors import first_line, shortened
 from dydiff_dist.files import plain_name
+from dydiff_dist.quoting import first_line, shortened
 
 PIECE_BYTES = 2**18
 """Bytes taken from a connection at once; what arrived before it breaks is kept."""
@@ -203,7 +203,8 @@ class FsspecFiles:
             raise ValueError(f"{url} can't be opened: {first_line(error)}") from None
 
     def size(self, name: str) -> int:
-        return int(self._in_time(0, lambda: self.system.size(f"{self.root}/{plain_name(name)}")))
+        path = f"{self.root}/{plain_name(name)}"
+        return int(self._in_time(0, lambda: self.system.size(path)))
 
     def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
         for start in range(offset, offset + size, FSSPEC_PIECE_BYTES):

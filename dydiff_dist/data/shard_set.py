@@ -31,14 +31,16 @@ from dydiff_dist.data.members import (
     META_MEMBER,
     STATES_MEMBER,
     MemberError,
+    all_finite,
     decode_frames,
     decode_json,
     decode_npy,
+    tar_members,
 )
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
-from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard, walk_tar
+from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard
 from dydiff_dist.data.stores import LocalStore, Store
-from dydiff_dist.errors import first_line, quoted
+from dydiff_dist.quoting import first_line, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -305,28 +307,9 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_e
     except MemberError as error:
         raise DamagedSampleError(f"{where} {error}") from None
     for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
-        if array is not None and not _all_finite(array):
+        if array is not None and not all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
     return Sample(key, frames, actions, meta, states, logvar)
-
-
-def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
-    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
-    view = memoryview(data)
-    members = {}
-    for member in walk_tar(data):
-        if member.key != key:
-            raise ValueError(f"it is stored under another key, {quoted(member.key)}")
-        members[member.suffix] = view[member.data_start : member.data_start + member.size]
-    return members
-
-
-def _all_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite. A finite sum proves it in one pass; one that overflows leaves it open."""
-    if array.dtype.kind != "f":
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
 def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -79,7 +79,7 @@ class DiffusionProcess:
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
-            noise,
+            self._noise_for_kernels(noise, x),
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -166,7 +166,7 @@ class DiffusionProcess:
             output,
             self._coefficients(now, after, weights, previous_weight),
             mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
+            noise=self._noise_for_kernels(noise, z) if noise is not None and weights.sigma else None,
             history=history,
             x0_prev=x0_prev,
             return_x0=return_x0,
@@ -193,6 +193,32 @@ class DiffusionProcess:
             kept_noise=torch.full_like(now.noise, weights.noise) / now.noise,
             sigma=torch.full_like(now.signal, weights.sigma),
         )
+
+    def coloured(self, noise: Tensor) -> Tensor:
+        """L ε where the table has a noise operator of its own, else ε; (B, S, *rest).
+
+        Raises:
+            ValueError: another number of frames than the operator is of.
+        """
+        operator = self.table.noise_operator
+        if operator is None:
+            return noise
+        B, S = noise.shape[:2]
+        if len(operator) != S:
+            raise ValueError(
+                f"the process' noise is of {len(operator)} frames, the sequence has {S}; give windows as in training"
+            )
+        compute = torch.float64 if noise.dtype == torch.float64 else torch.float32
+        mixed = operator.to(noise.device, compute) @ noise.reshape(B, S, -1).to(compute)
+        return mixed.view(noise.shape).to(noise.dtype)
+
+    def _noise_for_kernels(self, noise: Noise, like: Tensor) -> Noise:
+        """Noise as kernels take it, which know Dynamics operators only; where another acts on it, drawn here."""
+        if self.table.noise_operator is None:
+            return noise
+        if isinstance(noise, NoiseCounter):
+            noise = kernels.normal(noise, tuple(like.shape), device=like.device, dtype=like.dtype)
+        return self.coloured(noise)
 
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:
         """The table's rows at ``timesteps`` (B,) for the sequence ``z`` (B, S, *rest), on its device.

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dydiff_dist.evaluation.figures import channel_name
 from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun, write_shown_cases
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
-from dydiff_dist.files import write_text
+from dydiff_dist.files import write_bytes, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
@@ -45,7 +46,9 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
         for label, fields in shown.items():
             frames = [_shrunk(frame) for frame in style.rgb(fields, limits)]
             name = f"case_{case.number:06d}_{label.replace(' ', '_')}.png"
-            Image.fromarray(np.concatenate(frames, axis=1)).save(path.parent / name, optimize=True)
+            picture = BytesIO()
+            Image.fromarray(np.concatenate(frames, axis=1)).save(picture, format="PNG", optimize=True)
+            write_bytes(path.parent / name, picture.getvalue())
             rows.append({"label": label, "file": name})
             size = {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
         records.append(_record(case) | {"rows": rows} | size)

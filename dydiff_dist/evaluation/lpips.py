@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dydiff_dist.arrays import read_safetensors
-from dydiff_dist.errors import first_line
 from dydiff_dist.evaluation.suites import Suite, Terms
 from dydiff_dist.files import file_sha256
+from dydiff_dist.quoting import first_line
 
 
 class _Backbone(NamedTuple):

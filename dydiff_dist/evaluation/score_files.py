@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from dydiff_dist.arrays import read_npz
-from dydiff_dist.errors import shortened
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
 from dydiff_dist.evaluation.table import interval_95
 from dydiff_dist.files import PlainName, atomic_file, parse_json, parse_sealed, read_document_bytes, seal, write_json
+from dydiff_dist.quoting import shortened
 
 SCORES_NAME = "scores.json"
 CASE_SCORES_NAME = "cases.csv"
@@ -103,7 +103,9 @@ class ScoredRun:
         data = read_document_bytes(path)
         # earlier versions wrote the bare list
         bare = data.startswith(b"[")
-        cases = parse_json(data, str(path), _REMEDY) if bare else parse_sealed(data, str(path), _REMEDY).get("cases")
+        cases: Any = (
+            parse_json(data, str(path), _REMEDY) if bare else parse_sealed(data, str(path), _REMEDY).get("cases")
+        )
         _check_form(cases, list[_Strip] if name == STRIPS_NAME else list[_Series], f"{path} holds no cases")
         return cases
 
@@ -145,7 +147,8 @@ def summary(evaluation: Evaluation) -> dict:
 
 
 def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Writes everything that a ``ScoredRun`` of this folder reads, and the scores case by case.
+    """Writes everything that a ``ScoredRun`` of this folder reads, and the scores case by case. ``SCORES_NAME`` comes
+    last, and an older one goes first, so that none ever stands beside the files of another evaluation.
 
     Args:
         evaluation: where no case was scored, only its summary is written.
@@ -154,12 +157,15 @@ def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
     Returns:
         the files that a person may want to read.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCORES_NAME).unlink(missing_ok=True)
+    written = [folder / SCORES_NAME]
+    if evaluation.num_cases:
+        _write_case_scores(evaluation, folder / CASE_SCORES_NAME)
+        _write_draws(evaluation, folder / DRAWS_NAME)
+        written.append(folder / CASE_SCORES_NAME)
     write_summary(evaluation, folder / SCORES_NAME)
-    if not evaluation.num_cases:
-        return [folder / SCORES_NAME]
-    _write_case_scores(evaluation, folder / CASE_SCORES_NAME)
-    _write_draws(evaluation, folder / DRAWS_NAME)
-    return [folder / SCORES_NAME, folder / CASE_SCORES_NAME]
+    return written
 
 
 def write_summary(evaluation: Evaluation, path: Path) -> dict:

@@ -19,12 +19,12 @@ from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import FrameSchema, manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.errors import shortened
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle, style_of
 from dydiff_dist.files import file_sha256
 from dydiff_dist.forecasting.exported import case_data, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.quoting import shortened
 from dydiff_dist.strict_config import describe_error
 
 
@@ -41,6 +41,15 @@ class Case:
     """(S_f, C, H, W) float32, stored units."""
     actions: np.ndarray | None
     """(S_h + S_f, A) float32, or longer where the forecast goes on beyond the truth."""
+
+    def problem(self) -> str | None:
+        """Why it can't be forecast, in a line that names it: a history or actions that are not finite."""
+        for what, values in (("history", self.history), ("actions", self.actions)):
+            num_bad = 0 if values is None else values.size - int(np.isfinite(values).sum())
+            if values is not None and num_bad:
+                of_what = f"{num_bad} of {values.size} values of its {what}"
+                return f"case {self.number} ({self.key}): {of_what} are NaN or infinite"
+        return None
 
     def with_members(self, members: np.ndarray) -> ForecastCase:
         """The case beside its forecast (M, S, C, H, W)."""
@@ -155,10 +164,14 @@ class ArrayCases(Cases):
         self.path, self.source = Path(path), str(path)
         self._history, self._actions, self._keys = _read_arrays(self.path)
         shape, wanted = self._history.shape, (data.num_history_frames, model_schema["shape"][0])
+        if self._history.dtype.kind not in "biuf":
+            raise ValueError(f"history in {path} is of type {self._history.dtype}; give real numbers")
         if len(shape) != 5 or shape[1:3] != wanted:
             raise ValueError(
                 f"history in {path} has shape {shape}, the model takes (N, {wanted[0]}, {wanted[1]}, H, W)"
             )
+        if not len(self):
+            raise ValueError(f"{path} holds no case: history has shape {shape}; give at least one")
         if self._history.dtype.kind not in "biuf" or 0 in shape:
             raise ValueError(f"history in {path} is {self._history.dtype} {shape}; give numbers, at least one")
         for name, values, axes in (("actions", self._actions, 3), ("key", self._keys, 1)):

@@ -23,7 +23,7 @@ from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema, Size, StoredType
 from dydiff_dist.data.remote import from_elsewhere
 from dydiff_dist.diffusion.config import DiffusionConfig
-from dydiff_dist.errors import quoted, shortened
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import (
     TensorSpec,
     atomic_file,
@@ -41,6 +41,7 @@ from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.frame_space import FrameSpace, LatentFrames, PlainFrames, input_sizes
 from dydiff_dist.models import AnyDenoiserConfig
+from dydiff_dist.quoting import quoted, shortened
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 WEIGHTS_NAME = "model.safetensors"
@@ -194,7 +195,7 @@ def _write_weights(folder: Path, parts: list[dict[str, TensorSpec]], read: Calla
                 partial = partials.enter_context(atomic_file(folder / name))
                 sums[name] = write_tensor_file(partial, part, map(read, file_order(part))).sha256
     except OSError as error:
-        raise ValueError(f"{folder} can't be written: {error.strerror}; make room or choose another folder") from None
+        raise ValueError(f"{folder} can't be written: {reason_and_advice(error)}") from None
     return sums
 
 
@@ -309,7 +310,9 @@ def load_forecaster(
             frames=frames,
             device=device,
             dtype=dtype,
-            diffusion=description.diffusion.build(schema.get("frame_autocovariance")),
+            diffusion=description.diffusion.build(
+                schema.get("frame_autocovariance"), num_history_frames=data.num_history_frames
+            ),
             sampling=sampling or description.sampling,
             num_action_channels=sizes.num_action_channels,
             max_batch=max_batch,
@@ -329,16 +332,17 @@ def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
 
 def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
     """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
+    schema = description.data_schema
+    bounds = schema.get("bounds", ())
     if description.autoencoder_sha256 is None:
-        schema = description.data_schema
-        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"))
+        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"), bounds)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(
             f"{folder} was trained on latents of autoencoder {description.autoencoder_sha256}, its "
             f"{AUTOENCODER_FOLDER}/ holds {autoencoder.description.sha256}; export the model again"
         )
-    return LatentFrames(autoencoder)
+    return LatentFrames(autoencoder, bounds)
 
 
 def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:

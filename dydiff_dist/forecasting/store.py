@@ -20,9 +20,10 @@ from dydiff_dist.arrays import read_npz
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.remote import from_elsewhere
-from dydiff_dist.errors import first_line
+from dydiff_dist.errors import naming
 from dydiff_dist.files import atomic_file, parse_sealed, read_document_bytes, seal, write_json
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
 Precision = Literal["fp32", "bf16"]
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
-_PLACES = ("model", "shards", "data.train", "data.valid")
-"""Where things lie is no part of what they are: checksums say that."""
+_NOT_COMPARED = ("model", "shards", "data.train", "data.valid", "num_cases")
+"""Where things lie is no part of what they are: checksums say that. More cases of a request are the same request."""
 
 
 class ForecastRequest(StrictConfig):
@@ -64,6 +65,8 @@ class ForecastRequest(StrictConfig):
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
     file_format: FileFormat = "npz"
+    num_cases: int | None = None
+    """The most cases that were asked for, the first ones; None where an earlier version wrote it."""
 
     @property
     def num_leads(self) -> int:
@@ -98,15 +101,19 @@ class ForecastStore(ABC):
         """
         folder = Path(folder)
         path = folder / REQUEST_NAME
+        asked_before = 0
         if path.is_file():
-            difference = _first_difference(_read_request(path).model_dump(), request.model_dump())
+            before = _read_request(path)
+            difference = _first_difference(before.model_dump(), request.model_dump())
             if difference:
                 key, old, new = difference
                 raise ValueError(
                     f"{folder} holds forecasts with {key} = {old!r}, now {new!r} is asked for; write to another folder"
                 )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+            asked_before = before.num_cases or 0
+        request = request.model_copy(update={"num_cases": max(num_cases, asked_before)})
+        folder.mkdir(parents=True, exist_ok=True)
+        if num_cases > asked_before:
             # several processes may do this at once, with the same content
             write_json(path, seal(request.model_dump(mode="json")))
         return _STORES[request.file_format](folder, request, num_cases)
@@ -196,13 +203,17 @@ class ZarrStore(ForecastStore):
         """
         super().__init__(folder, request, num_cases)
         self._array_folder = folder / ZARR_NAME
-        group = _open_group(self._array_folder, "a" if num_cases else "r")
-        try:
-            self._open_arrays(group, num_cases)
-        except Exception as error:  # zarr has no common error
-            raise self._damage(self._array_folder, error) from None
+        with naming(self._array_folder):
+            group = _open_group(self._array_folder, "a" if num_cases else "r")
+            try:
+                self._open_arrays(group, num_cases)
+            except OSError:
+                raise
+            except Exception as error:  # zarr has no common error
+                raise self._damage(self._array_folder, error) from None
 
     def _open_arrays(self, group: Any, num_cases: int) -> None:
+        """Opens the arrays, or makes them for so many cases."""
         shape = self.request.shape_MSCHW
         axes = ("case", "member", "lead", "channel", "y", "x")
 
@@ -240,11 +251,12 @@ class ZarrStore(ForecastStore):
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
         stored = np.ascontiguousarray(members, np.float32)
-        self._members[case] = stored
-        self._key[case] = key
         assert self._crc32 is not None, "opened for reading"
-        self._crc32[case] = _case_crc32(key, stored)
-        self._complete[case] = True  # last, so that what is complete is whole
+        with naming(self._array_folder):
+            self._members[case] = stored
+            self._key[case] = key
+            self._crc32[case] = _case_crc32(key, stored)
+            self._complete[case] = True  # last, so that what is complete is whole
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
         try:
@@ -333,6 +345,6 @@ def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, obje
             difference = _first_difference(value, other, f"{prefix}{name}.")
             if difference:
                 return difference
-        elif value != other and prefix + name not in _PLACES and prefix != "data.remote.":
+        elif value != other and prefix + name not in _NOT_COMPARED and prefix != "data.remote.":
             return prefix + name, value, other
     return None

@@ -18,7 +18,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.ranks.rendezvous import rendezvous_address
 from dydiff_dist.ranks.world import World

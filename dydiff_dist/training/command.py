@@ -6,11 +6,10 @@ import os
 import signal
 import time
 
-import torch
-
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
@@ -26,7 +25,7 @@ def run_training(task_type: type[Task], description: str) -> None:
         task_type: what is trained.
         description: the program's help.
     """
-    run_command(lambda: _train(task_type, _parse(description)), _reports_errors)
+    run_command(lambda: _train(task_type, _parse(description)), report_once)
 
 
 def _parse(description: str) -> argparse.Namespace:
@@ -67,13 +66,3 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     if received and world.is_main:
         print(f"stopped by {signal.Signals(received).name} after step {trainer.step}; the same command resumes")
     return 130 if received == signal.SIGINT else 0
-
-
-def _reports_errors() -> bool:
-    """Before the ranks have joined they all fail alike, and rank 0 reports for them; later each has its own errors."""
-    if torch.distributed.is_initialized():
-        return True
-    try:
-        return read_world().is_main
-    except ValueError:  # the launcher's variables are the mistake: no rank knows which one it is
-        return True

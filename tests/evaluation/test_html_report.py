@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate
+from dydiff_dist.evaluation.baselines import Baseline
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
@@ -110,10 +111,20 @@ def _scored_series(folder: Path, seed: int = 0) -> ScoredRun:
         truth = np.random.default_rng(number).normal(10, 1, (4, 3, 1, 1))
         members = truth + np.random.default_rng(seed).normal(0, 1, (20, *truth.shape))
         cases.append(ForecastCase(number, f"window {number}", np.full((6, 3, 1, 1), 10.0), truth, members))
-    evaluation = evaluate(cases, SeasonalNaive(5), suites=[series_suite()])
+    evaluation = evaluate(cases, SeasonalNaive(5), _Twice(), suites=[series_suite()])
     write_scores(evaluation, folder)
     write_series(cases, ("a", "b"), folder)
     return ScoredRun(f"run {seed}", folder)
+
+
+class _Twice(Baseline):
+    name = "twice_the_last"
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        return 2 * np.repeat(case.history[None, -1:], case.num_leads, axis=1)
+
+    def protocol(self) -> dict:
+        return {"forecast": "twice the last given frame"}
 
 
 def test_time_series_are_shown_with_the_quantiles_of_every_run(tmp_path) -> None:
@@ -139,6 +150,7 @@ window.addEventListener("load", () => setTimeout(() => {
     headline: [...document.querySelectorAll("#tiles tr")].map((row) => row.innerText.split("\\t")[0]),
     compared: document.querySelectorAll("#comparison-table tr").length,
     series: document.querySelectorAll("#series polyline").length,
+    strokes: [...document.querySelectorAll("#curve polyline")].map((line) => getComputedStyle(line).stroke),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     background: getComputedStyle(document.body).backgroundColor, width: innerWidth,
   });
@@ -179,7 +191,8 @@ def test_a_browser_draws_time_series(tmp_path) -> None:
     page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     found = _probe(page, dark=False)
     assert found["series"] == 3 * 3 and found["panels"] == 0  # a panel a variate: two runs and the truth
-    assert found["overflow"] <= 0 and found["lines"] == 4
+    # two runs, persistence, the seasonal naive forecast and a baseline of one's own, each in a colour
+    assert found["overflow"] <= 0 and found["lines"] == 5 and "none" not in found["strokes"]
 
 
 def _probe(page: Path, dark: bool) -> dict:
