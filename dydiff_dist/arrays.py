@@ -54,8 +54,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran_order, dtype
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name.
+def read_npz(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name, or the one called ``only`` if it is there.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,7 +63,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {info.filename.removesuffix(".npy"): _npz_member(archive, info) for info in archive.infolist()}
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            return {name: _npz_member(archive, info) for name, info in members.items() if only in (None, name)}
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib and bz2 have no common error
