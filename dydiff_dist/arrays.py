@@ -27,16 +27,16 @@ def parse_npy(data: bytes | memoryview) -> np.ndarray:
     Raises:
         ValueError: no such file, or not as long as its header says.
     """
-    version = bytes(data[6:8])
-    start = (
-        10 + int.from_bytes(data[8:10], "little") if version == b"\1\0" else 12 + int.from_bytes(data[8:12], "little")
-    )
+    length_bytes = 2 if bytes(data[6:8]) == b"\1\0" else 4
+    start = 8 + length_bytes + int.from_bytes(data[8 : 8 + length_bytes], "little")
     try:
         shape, fortran_order, dtype = _npy_header(bytes(data[:start]))
     except Exception as error:  # a damaged npy header raises SyntaxError, TokenError, EOFError and others
         raise ValueError(f"damaged npy header ({type(error).__name__})") from None
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded: they are pickles")
     count = math.prod(shape)
-    if dtype.hasobject or min(shape, default=0) < 0 or dtype.itemsize * count != len(data) - start:
+    if min(shape, default=0) < 0 or dtype.itemsize * count != len(data) - start:
         raise ValueError(f"npy header says {dtype} {shape}, {len(data) - start} bytes of data follow")
     array = np.frombuffer(data, dtype, count, start) if count else np.empty(0, dtype)
     return array.reshape(shape, order="F" if fortran_order else "C")
@@ -54,8 +54,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran_order, dtype
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name.
+def read_npz(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name, or the one called ``only`` if it is there.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,7 +63,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {info.filename.removesuffix(".npy"): _npz_member(archive, info) for info in archive.infolist()}
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            return {name: _npz_member(archive, info) for name, info in members.items() if only in (None, name)}
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib and bz2 have no common error
@@ -72,15 +73,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _npz_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """A member, read whole through its CRC-32 before it is parsed."""
-    ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _MAX_DEFLATE_RATIO
-    if (
-        info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        or info.file_size > ratio * info.compress_size
-    ):
-        raise ValueError(f"member {info.filename} of method {info.compress_type} claims {info.file_size} bytes")
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_DEFLATE_RATIO}.get(info.compress_type, 0)
+    if info.file_size > ratio * info.compress_size:
+        raise ValueError(
+            f"a member of {info.compress_size} bytes, method {info.compress_type}, claims {info.file_size}"
+        )
     data = archive.read(info)
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise ValueError(f"member {info.filename} differs from its CRC-32")
+        raise ValueError("a member differs from its CRC-32")
     return parse_npy(data)
 
 

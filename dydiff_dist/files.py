@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import torch
 from pydantic import AfterValidator
@@ -207,6 +207,16 @@ def read_document_bytes(path: Path) -> bytes:
     return data
 
 
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """``size`` bytes of an unbuffered file from ``offset`` on, fewer where it ends: no more is reserved than it has."""
+    descriptor = file.fileno()
+    end = min(offset + size, os.fstat(descriptor).st_size)
+    data = os.pread(descriptor, max(end - offset, 0), offset)
+    while offset + len(data) < end and (more := os.pread(descriptor, end - offset - len(data), offset + len(data))):
+        data += more  # the system gives 2 GiB at once
+    return data
+
+
 def seal(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The document with its checksum under the key ``SEAL``: SHA-256 of all else in it, whatever the layout.
 
@@ -237,8 +247,8 @@ def parse_sealed(data: bytes, name: str, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{name} is damaged (it holds no JSON object); {remedy}")
     try:
         expected = seal(tree)[SEAL]
-    except (ValueError, RecursionError):  # lone surrogates, or just below the depth that the parser still takes
-        expected = None
+    except RecursionError:  # just below the depth that the parser still takes
+        raise ValueError(f"{name} is damaged (nested too deep); {remedy}") from None
     stated = tree.pop(SEAL, None)
     if stated is None or stated == "":
         _name_unsealed(name, remedy)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
 
@@ -10,6 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
 
+_LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
 
@@ -75,7 +77,8 @@ def describe_error(
         return f"unknown key {key!r}; {hint}{more}"
     if problem["type"] == "missing":
         return f"key {key!r} is required{more}"
-    message = shortened(problem["msg"].removeprefix("Value error, "), 3 * MAX_QUOTED)
+    message = _LONG_QUOTE.sub(lambda quote: shortened(quote[0]), problem["msg"].removeprefix("Value error, "))
+    message = shortened(message, 3 * MAX_QUOTED)
     if problem["type"] == "json_invalid":
         return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     if problem["type"] == "value_error":

@@ -39,6 +39,9 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 """Of samples or bytes."""
 
 
+StoredType = Literal["uint8", "uint16", "int16", "float16", "float32"]
+
+
 class SealedDocument(StrictConfig):
     """A document that carries its own checksum, under the key ``sha256`` (`dydiff_dist.files.seal`)."""
 
@@ -58,7 +61,7 @@ class FrameSchema(StrictConfig):
     """S: frames in every sample."""
     shape: tuple[Size, Size, Size]
     """(C, H, W) of a frame."""
-    dtype: Literal["uint8", "uint16", "int16", "float16", "float32"]
+    dtype: StoredType
     """Stored type of the frames."""
     num_actions: Annotated[int, Field(ge=0)] = 0
     """A: action channels; 0 means that samples have no ``actions.npy``."""
@@ -235,17 +238,17 @@ class ShardIndex(StrictConfig):
     crc32: tuple[int, ...]
     """Of those bytes."""
 
-    def check_fits(self, entry: ShardEntry) -> None:
-        """Refuses an index of another shard than the manifest's entry.
+    def check_fits(self, entry: ShardEntry, name: str) -> None:
+        """Refuses an index, called ``name``, of another shard than the manifest's entry.
 
         Raises:
             ValueError: other counts, or samples beyond the shard's end.
         """
         counts = {len(self.keys), len(self.offsets), len(self.sizes), len(self.crc32)}
         if counts != {entry.num_samples}:
-            raise ValueError(f"lists {len(self.keys)} samples, the manifest {entry.num_samples}")
+            raise ValueError(f"{name} lists {len(self.keys)} samples, the manifest {entry.num_samples}")
         if any(start + size > entry.bytes for start, size in zip(self.offsets, self.sizes, strict=True)):
-            raise ValueError(f"lists samples beyond the {entry.bytes} bytes of the shard")
+            raise ValueError(f"{name} lists samples beyond the {entry.bytes} bytes of the shard")
 
 
 Document = TypeVar("Document", bound=StrictConfig)
