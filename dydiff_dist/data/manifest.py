@@ -23,6 +23,10 @@ MANIFEST_NAME = "manifest.json"
 
 Augmentation = Literal["periodic_shift", "flip", "rotate"]
 
+Independent = Literal["case", "key_prefix"]
+"""What counts as one independent observation: each sample, or all samples whose keys agree up to the last hyphen, as
+windows of one event, clips of one trajectory and what several cameras saw of it are named."""
+
 RGB = ("red", "green", "blue")
 """Names of the channels of colour pictures."""
 
@@ -59,6 +63,8 @@ class FrameSchema(StrictConfig):
     sample_scaling: Literal["none", "history_mean"] = "none"
     """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
     scale (``scaling.py``); the stored values keep their units."""
+    frames_per_sec: float | None = None
+    """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
     bounds: tuple[Bounds, ...] = ()
@@ -162,6 +168,8 @@ class Manifest(StrictConfig):
     statistics: FrameStatistics
     num_samples: Annotated[int, Field(ge=1)]
     shards: tuple[ShardEntry, ...]
+    independent: Independent | None = None
+    """What counts as one independent observation; None where the source doesn't say or an earlier version wrote it."""
     latents: LatentsSchema | None = None
     """For latents of an autoencoder; None where the frames are the data themselves."""
     details: dict[str, Any] = {}
@@ -231,7 +239,9 @@ def manifest_identity(manifest: Manifest) -> str:
     """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
     if manifest.sha256:
         return manifest.sha256
-    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+    later = {"frames_per_sec", "bounds"}  # fields that came after the checksum: the hash is as it was without them
+    excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
+    return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()
 
 
 def _seal(tree: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ width.
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,7 +15,9 @@ import av
 import numpy as np
 from PIL import Image
 from pydantic import Field
+from webdataset.tariterators import base_plus_ext
 
+from dydiff_dist.data.video import decode_video
 from dydiff_dist.strict_config import StrictConfig
 
 FRAMES_MEMBER = "frames.npy"
@@ -76,6 +79,30 @@ def decode_json(members: Members, name: str) -> dict[str, Any]:
     return value
 
 
+def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
+    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
+    view = memoryview(data)
+    members = {}
+    position = 0
+    while position < len(data):
+        header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        stored_key, suffix = base_plus_ext(header.name)
+        if stored_key != key:
+            raise ValueError(f"it is stored under another key, {stored_key!r}")
+        start = position + tarfile.BLOCKSIZE
+        members[suffix] = view[start : start + header.size]
+        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return members
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite. A finite sum proves it in one pass; one that overflows leaves it open."""
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
+
+
 def encode_frames(frames_SCHW: np.ndarray, config: EncodingConfig) -> dict[str, bytes]:
     """The members that hold the frames.
 
@@ -117,13 +144,6 @@ def decode_frames(members: Members, encoding: Encoding, num_frames: int, num_cha
     if any(picture.shape != pictures[0].shape for picture in pictures):
         raise MemberError(f"has pictures of several sizes, {sorted({picture.shape for picture in pictures})}")
     return np.stack(pictures).transpose(0, 3, 1, 2)
-
-
-def decode_video(data: bytes, grey: bool = False) -> list[np.ndarray]:
-    """All frames of a video file in memory, each (H, W, 3) uint8 RGB, or (H, W) grey."""
-    with av.open(io.BytesIO(data), "r") as container:
-        container.streams.video[0].thread_count = 1  # workers share the cores
-        return [frame.to_ndarray(format="gray" if grey else "rgb24") for frame in container.decode(video=0)]
 
 
 def _encode_mp4(frames_SCHW: np.ndarray, crf: int) -> bytes:

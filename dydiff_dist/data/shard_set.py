@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
@@ -32,9 +31,11 @@ from dydiff_dist.data.members import (
     META_MEMBER,
     STATES_MEMBER,
     MemberError,
+    all_finite,
     decode_frames,
     decode_json,
     decode_npy,
+    tar_members,
 )
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
 from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard
@@ -296,33 +297,9 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_e
     except MemberError as error:
         raise DamagedSampleError(f"{where} {error}") from None
     for name, array in (("frames", frames), ("logvar", logvar), ("actions", actions)):
-        if array is not None and not _all_finite(array):
+        if array is not None and not all_finite(array):
             raise DamagedSampleError(f"{where} has NaN or infinite {name}")
     return Sample(key, frames, actions, meta, states, logvar)
-
-
-def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
-    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
-    view = memoryview(data)
-    members = {}
-    position = 0
-    while position < len(data):
-        header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        stored_key, suffix = base_plus_ext(header.name)
-        if stored_key != key:
-            raise ValueError(f"it is stored under another key, {stored_key!r}")
-        start = position + tarfile.BLOCKSIZE
-        members[suffix] = view[start : start + header.size]
-        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return members
-
-
-def _all_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite. A finite sum proves it in one pass; one that overflows leaves it open."""
-    if array.dtype.kind != "f":
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
 def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -17,7 +17,6 @@ from PIL import Image
 from pydantic import Field
 
 from dydiff_dist.data.manifest import RGB, FrameSchema
-from dydiff_dist.data.members import decode_video
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
     BadItem,
@@ -29,6 +28,7 @@ from dydiff_dist.data.source import (
     shard_tasks,
     split_of,
 )
+from dydiff_dist.data.video import decode_video
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
