@@ -159,8 +159,7 @@ class DiffusionConfig(StrictConfig):
         if self.network_space == "unmixed":
             table = _unmixed(table)
         objective = build_objective(self, table, gamma_bar)
-        if self.frames_relative_to is not None or self.noise_like_errors_of is not None:
-            table = self._with_simple_forecast(table, frame_autocovariance, num_history_frames)
+        table = self._with_simple_forecast(table, frame_autocovariance, num_history_frames)
         if self.normalize_input:
             table = replace(table, input_std=_measured_std(table, frame_autocovariance))
         return DiffusionProcess(table, objective, backend)
@@ -171,13 +170,16 @@ class DiffusionConfig(StrictConfig):
         frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None,
         num_history_frames: int,
     ) -> ProcessTable:
-        """The process run on frames relative to a simple forecast, or with noise like its errors."""
-        name = self.frames_relative_to or self.noise_like_errors_of
+        """The process run on frames relative to a simple forecast, or with noise like its errors, where configured."""
         if self.frames_relative_to and self.noise_like_errors_of:
             raise ValueError(
                 "frames_relative_to and noise_like_errors_of are two ways to the same end; leave one of them out"
             )
-        option = "frames_relative_to" if self.frames_relative_to else "noise_like_errors_of"
+        option, name = "frames_relative_to", self.frames_relative_to
+        if name is None:
+            option, name = "noise_like_errors_of", self.noise_like_errors_of
+        if name is None:
+            return table
         forecast = SimpleForecast.fit(_autocovariance(frame_autocovariance, option), num_history_frames, name)
         if self.frames_relative_to:
             return replace(table, frame_operator=forecast.relative_operator())
