@@ -276,7 +276,7 @@ class VideoTransformer(nn.Module):
         return self.sequence.gather(out)
 
     def _skip(self, scale: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
-        """Each token's patch of z, the last history frame and its differences, by factors that it chooses per channel."""
+        """Each token's patch of z, the last history frame and its differences, by factors it chooses per channel."""
         B, S, C, H, W = z_BSCHW.shape
         p = self.config.patch_size
         scale = rearrange(scale, "b s (h w) (k c) -> k b s c h 1 w 1", h=H // p, k=self.config.num_skipped)
