@@ -12,25 +12,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import ValidationError
 
 from dydiff_dist.data.inputs import printable
-from dydiff_dist.data.manifest import FrameSchema, ShardEntry, document_bytes
+from dydiff_dist.data.manifest import FrameSchema, SealedDocument, ShardEntry, document_bytes
 from dydiff_dist.data.members import PLAIN, EncodingConfig, all_finite
 from dydiff_dist.data.shard_writer import Sample, plain_key, write_shard
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, reading
 from dydiff_dist.files import write_bytes
-from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_dist.strict_config import describe_error
 
 NUM_LOOKED_AT = 3
 """Inputs of each split that are read to know what its samples are like."""
 
 
-class ShardRecord(StrictConfig):
+class ShardRecord(SealedDocument):
     """What a finished shard leaves behind for a restart."""
+
+    remedy: ClassVar[str] = "delete it, and give the command that made the shards again"
 
     fingerprint: str
     """Of the options that its content follows from."""

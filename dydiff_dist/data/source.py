@@ -19,7 +19,7 @@ import numpy as np
 
 from dydiff_dist.data.manifest import FrameSchema, Independent, LatentsSchema
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig
 
 logger = logging.getLogger(__name__)
