@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dydiff_dist.diffusion.samplers import SAMPLERS
+from dydiff_dist.files import seal
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification, load_forecaster, write_evaluation
 from dydiff_dist.forecasting.cases import CaseReader
 
@@ -168,7 +169,7 @@ def test_an_unfinished_folder_is_scored_with_its_missing_cases_counted(flow_mode
     assert len(Verification.open(out).numbers) == 5
     record = json.loads((out / "forecast.json").read_text())
     assert record.pop("num_cases") == 5
-    (out / "forecast.json").write_text(json.dumps(record))  # as an earlier version wrote it
+    (out / "forecast.json").write_text(json.dumps(seal(record)))  # as an earlier version wrote it
     assert Verification.open(out).numbers == [0, 1, 2]
 
 
@@ -280,7 +281,7 @@ def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flo
     model = shutil.copytree(flow_model / "model", tmp_path / "model")
     record = json.loads((model / "config.json").read_text())
     record["data_schema"]["bounds"] = [[-0.05, None], [None, None]]
-    (model / "config.json").write_text(json.dumps(record))
+    (model / "config.json").write_text(json.dumps(seal(record)))
     free, bounded = (
         load_forecaster(path, device="cpu").forecast(torch.zeros(1, 3, 2, 16, 16), num_members=2)
         for path in (flow_model, model)
