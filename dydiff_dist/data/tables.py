@@ -130,7 +130,9 @@ def parse_time(text: str, day_first: bool | None = None) -> datetime:
         (datetime.datetime(2018, 12, 31, 23, 0), datetime.datetime(2010, 8, 26, 5, 25))
     """
     match = _DATE.fullmatch(text.strip())
-    return _iso_time(text.strip()) if match is None or match[2] == "-" else _time_of(match, day_first)
+    if match is None or (match[2] == "-" and len(match[1]) != 4):
+        return _iso_time(text.strip())
+    return _time_of(match, day_first)
 
 
 def days_come_first(cells: Iterable[str]) -> bool | None:

@@ -40,6 +40,10 @@ GOOD = {
     + with_first_column(
         ["1.1.2020", "2.1.2020", "3.1.2020", "4.1.2020"], TEXT.replace(",", ";").replace(".", ","), ";"
     ),
+    "dates and clock": "Date;Time;a;b\n"
+    + with_first_column([f"{day};0:00:00" for day in DAYS], TEXT.replace(",", ";"), ";"),
+    "delimiter at the end": TEXT.replace("\n", ",\n"),
+    "delimiter at the end, header": "a,b,\n" + TEXT.replace("\n", ",\n"),
     "index of pandas": ",a,b\n" + with_first_column(range(4)),
     "dates with zone": "t,a,b\n" + with_first_column([f"{day} 00:00:00+00:00" for day in DAYS]),
     "latest first": "date,a,b\n" + "\n".join(with_first_column(DAYS).splitlines()[::-1]),
@@ -118,6 +122,7 @@ def test_empty_cells_of_any_name_are_missing_values(tmp_path):
         ("id,ds,y\na,2020-01-01,1.5\na,2020-01-01,2.5\n", "line 3: a second value of 'a' at 2020-01-01"),
         ("ds,end_time,y\n2020-01-01,2020-01-02,1.5\n", "has times in column 1 .* and column 2"),
         ("1.5,2\0\n", "is no text"),
+        ("a,b,c\n1.5,,2\n1.5,,2\n", r"column 2 \(b\) has no value at all; leave it out"),
     ],
 )
 def test_what_is_not_clear_is_refused_by_its_place(tmp_path, text, message):

@@ -127,6 +127,25 @@ def test_what_the_catalogue_does_not_say_is_named(tmp_path, frames, message):
     assert all(re.search(message, reason) for name, reason in found.items() if "S900002" in name) and found
 
 
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (pixels() / np.float32(255), "its vil are fractions, SEVIR stores whole numbers"),
+        (pixels().astype(np.int16) - 1, "its vil run from -1 to 253, SEVIR's from 0 to 254"),
+        (pixels().astype(np.int16) * 4, "its vil run from 0 to 1016"),
+    ],
+)
+def test_values_that_are_not_sevirs_are_refused(tmp_path, frames, message):
+    write(tmp_path, rows(), frames)
+    assert all(message in reason for reason in reasons(tmp_path).values()) and reasons(tmp_path)
+
+
+def test_whole_numbers_of_any_type_are_taken(tmp_path):
+    for name, dtype in (("float", "f4"), ("big_endian", ">i2")):
+        write(tmp_path / name, rows(), pixels().astype(dtype))
+        check_windows(tmp_path / name, pixels())
+
+
 @pytest.mark.parametrize("ids", [True, False])
 def test_prediffs_thinned_files_with_the_options_that_say_so(tmp_path, ids):
     """Every second frame, 3×3 pixels in one, the catalogue as it was; without names of the events too."""

@@ -5,6 +5,7 @@ Letters: T times, D variates.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ TIME_NAMES = ("date", "time", "timestamp", "datetime", "ds")
 """Of the column that holds the times, also where these are written as numbers."""
 LOOKED_AT = 50
 """Rows from which the dialect of a table is taken."""
+
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2})?")
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ class _Table:
         rows = [row for row in map(self.cells, range(min(LOOKED_AT, len(self.lines)))) if len(row) == self.width]
         columns = [[row[column] for row in rows] for column in range(self.width)]
         timed = [column for column, cells in enumerate(columns) if self._holds_times(column, cells)]
+        clock = timed.pop() if len(timed) == 2 and all(map(_CLOCK.fullmatch, columns[timed[1]])) else None
         if len(timed) > 1:
             both = " and ".join(map(self.name, timed[:2]))
             raise ValueError(f"{self.path} has times in {both}; leave one of them")
@@ -174,15 +178,29 @@ class _Table:
             column for column, cells in enumerate(columns) if column not in timed and self._is_index(column, cells)
         ]
         notes += [f"{self.name(column)} counts the rows and is left out" for column in index]
-        rest = [column for column in range(self.width) if column not in (*timed, *index)]
+        rest = [column for column in range(self.width) if column not in (*timed, *index, clock)]
         numeric = [column for column in rest if self._holds_numbers(columns[column])]
         if self.header is None and len(numeric) == self.width > 2 and rows[0] == list(map(str, range(self.width))):
             notes.append(f"line {self.lines[0][0]} numbers the columns and is taken as a header")
             self.header, self.lines = rows[0], self.lines[1:]
         named = [column for column in rest if column not in numeric]
-        values, texts = self._parse(numeric, [*timed, *named])
+        values, texts = self._parse(numeric, [*timed, *named, *([] if clock is None else [clock])])
+        if clock is not None:
+            texts[timed[0]] = list(map(" ".join, zip(texts[timed[0]], texts.pop(clock), strict=True)))
+        numeric, values = self._without_empty(numeric, values)
         times = self._times(texts.pop(timed[0]), timed[0]) if timed else None
         return self._arranged(numeric, values, times, texts, tuple(notes))
+
+    def _without_empty(self, numeric: list[int], values: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Without a last column that has neither name nor value, as a delimiter at the end of each line leaves it."""
+        empty = np.isnan(values).all(axis=0)
+        if empty.any() and numeric[-1] == self.width - 1 and empty[-1] and (not self.header or not self.header[-1]):
+            numeric, values, empty = numeric[:-1], values[:, :-1], empty[:-1]
+        if empty.any():
+            raise ValueError(
+                f"{self.path}: {self.name(numeric[int(empty.argmax())])} has no value at all; leave it out"
+            )
+        return numeric, values
 
     def _holds_numbers(self, cells: list[str]) -> bool:
         """Whether most cells are numbers or empty; others are then errors, named one by one."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from dydiff_dist.data.hdf5 import dataset, open_hdf5
 from dydiff_dist.data.sources.sevir_catalogue import plain_id
-from dydiff_dist.data.sources.sevir_values import flashes_to_frames
+from dydiff_dist.data.sources.sevir_values import VIL_MISSING, flashes_to_frames
 
 Layout = Literal["time_last", "time_first"]
 
@@ -61,7 +61,21 @@ def read_event(data_folder: Path, event: StoredEvent, image_type: str, layout: L
             raise ValueError(f"row {event.row} holds event {stored}, the catalogue says {event.event}")
         found = find_layout(images.shape, event, layout)
         frames = images[event.row]
+    _check_values(frames, image_type)
     return frames if found == "time_first" else np.moveaxis(frames, -1, 0)
+
+
+def _check_values(frames: np.ndarray, image_type: str) -> None:
+    """Refuses what would be taken for SEVIR's values: rescaled ones, and other marks of missing pixels."""
+    if frames.dtype.kind == "f" and not (frames == np.round(frames)).all():
+        raise ValueError(
+            f"its {image_type} are fractions, SEVIR stores whole numbers; rescaled values must be scaled back"
+        )
+    if image_type == "vil" and (frames.min() < 0 or frames.max() > VIL_MISSING):
+        raise ValueError(
+            f"its vil run from {frames.min()} to {frames.max()}, SEVIR's from 0 to 254, and {VIL_MISSING} stands where a "
+            "pixel is missing"
+        )
 
 
 def stored_id(file: h5py.File, row: int) -> str | None:
