@@ -73,8 +73,8 @@ def _check_values(frames: np.ndarray, image_type: str) -> None:
         )
     if image_type == "vil" and (frames.min() < 0 or frames.max() > VIL_MISSING):
         raise ValueError(
-            f"its vil run from {frames.min()} to {frames.max()}, SEVIR's from 0 to 254, and {VIL_MISSING} stands where a "
-            "pixel is missing"
+            f"its vil run from {frames.min()} to {frames.max()}, SEVIR's from 0 to 254, and {VIL_MISSING} stands for a "
+            "missing pixel"
         )
 
 
