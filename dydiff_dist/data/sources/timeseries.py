@@ -198,7 +198,7 @@ def _read_json_lines(path: Path) -> list[np.ndarray]:
                 targets.append(
                     np.array([np.nan if value in (None, "NaN") else value for value in json.loads(line)["target"]])
                 )
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"{path}, line {number}: expected a JSON object with a list 'target'") from None
     if not targets:
         raise ValueError(f"{path} is empty")
