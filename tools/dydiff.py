@@ -4,8 +4,10 @@
 `torchrun --nproc_per_node 2 -m dydiff_tools.forecast ...`, `deepspeed --module dydiff_dist.train CONFIG`.
 """
 
-import runpy
+import importlib.abc
+import importlib.util
 import sys
+import types
 
 COMMANDS = {
     "shards": ("dydiff_tools.make_shards", "turn files as you have them into shards"),
@@ -39,7 +41,17 @@ def main() -> None:
         print(f"{message}{usage()}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"dydiff {name}", *sys.argv[2:]]
-    runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
+    run_as_program(COMMANDS[name][0])
+
+
+def run_as_program(module: str) -> None:
+    """Runs a module as ``python -m`` does, but for the name of the program, which stays the user's."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader)
+    program = types.ModuleType("__main__", spec.name)
+    program.__spec__, program.__file__ = spec, spec.origin  # by which processes that it starts find it again
+    sys.modules["__main__"] = program
+    exec(spec.loader.get_code(module), program.__dict__)
 
 
 if __name__ == "__main__":

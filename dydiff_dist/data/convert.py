@@ -90,7 +90,7 @@ class ConversionReport:
         lines += [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
         lines += [f"no {split} split: {reason}" for split, reason in self.missing_splits.items()]
         if self.bad_items:
-            lines.append(f"rejected {len(self.bad_items)}, the first {self.bad_items[0].name}")
+            lines.append(f"rejected {len(self.bad_items)}, the first {printable(self.bad_items[0].name)}")
         return lines + self.remarks + describe_aside(self.not_read)
 
 
@@ -172,7 +172,11 @@ def convert(
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
+    if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
+        raise ValueError(f"--max-bad-rate is {max_bad_rate}; give a share from 0 to 1")
     tasks = tasks or source.plan()
+    if not tasks:
+        raise ValueError(f"source {source.name!r} planned no shard; is there anything to convert?")
     jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
     for item in _aside(jobs[number::count], BadItem):
         on_bad_item(item)
@@ -285,6 +289,8 @@ def _standing_records(jobs: list[ShardJob], num_threads: int) -> tuple[Records, 
             rewritten["their records were damaged"] += 1
             continue
         if record.fingerprint != (job.fingerprint if record.inputs else job.earlier_fingerprint):
+            if not record.entry.num_samples:
+                continue  # nothing came of it, so there is nothing to keep apart
             raise ValueError(_other_options(job.out))
         if record.inputs == job.inputs:
             records[job] = record
@@ -323,8 +329,13 @@ def _leftovers(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
             continue
         task = ShardTask(path.parts[-3], f"{path.stem}.tar", (), 0)
         job = ShardJob(jobs[0].source, task, out, jobs[0].encoding)
-        record = read_document(path, ShardRecord)
-        if record.inputs and record.fingerprint != job.fingerprint:
+        try:
+            record = read_document(path, ShardRecord)
+        except ValueError:
+            continue
+        if not record.inputs:  # of an earlier version, which did not say of which options
+            continue
+        if record.entry.num_samples and record.fingerprint != job.fingerprint:
             raise ValueError(_other_options(out))
         leftovers.append(job)
     return leftovers

@@ -34,6 +34,9 @@ def describe(shards: ShardSet) -> list[str]:
         f"actions  {frames.num_actions or 'none'}",
         f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
     ]
+    if manifest.independent is not None:
+        of_one = "each sample" if manifest.independent == "case" else "samples whose keys agree up to the last hyphen"
+        lines.append(f"one case {of_one}: one independent observation")
     stored = "stored" if frames.sample_scaling == "none" else "stored / mean |history|"
     names = frames.channels or tuple(str(channel) for channel in range(C))
     for channel, name in enumerate(names):

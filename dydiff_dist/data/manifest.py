@@ -78,6 +78,9 @@ class FrameSchema(StrictConfig):
     sample_scaling: Literal["none", "history_mean"] = "none"
     """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
     scale (``scaling.py``); the stored values keep their units."""
+    empty_history_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """With ``history_mean``: what stands for the mean absolute value of each channel where the history is all zeros.
+    Empty where nothing is known: then it is 1."""
     frames_per_sec: float | None = None
     """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
@@ -87,7 +90,9 @@ class FrameSchema(StrictConfig):
     (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
 
     @model_validator(mode="after")
-    def _bounds_fit_the_channels(self) -> "FrameSchema":
+    def _numbers_fit_the_channels(self) -> "FrameSchema":
+        if self.empty_history_scale and len(self.empty_history_scale) != self.shape[0]:
+            raise ValueError(f"empty_history_scale {self.empty_history_scale} is not of {self.shape[0]} channels")
         if self.bounds and len(self.bounds) != self.shape[0]:
             raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
         for low, high in self.bounds:
@@ -285,6 +290,7 @@ def manifest_identity(manifest: Manifest) -> str:
     """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
     if manifest.sha256:
         return manifest.sha256
-    later = {"frames_per_sec", "bounds"}  # fields that came after the checksum: the hash is as it was without them
+    # fields that came after the checksum: the hash is as it was without them
+    later = {"frames_per_sec", "bounds", "empty_history_scale"}
     excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
     return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()

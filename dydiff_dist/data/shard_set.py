@@ -92,10 +92,10 @@ class ShardSet:
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
 
         Example:
-            >>> ShardSet.open("shards/none")
+            >>> ShardSet.open("none")
             Traceback (most recent call last):
                 ...
-            FileNotFoundError: shard folder shards/none does not exist; make it with tools/make_shards.py
+            FileNotFoundError: shard folder none does not exist; make it with tools/make_shards.py or encode_latents.py
 
             and, where there are shards::
 
@@ -104,7 +104,8 @@ class ShardSet:
         """
         store = RemoteStore(str(path), remote or RemoteConfig()) if "://" in str(path) else LocalStore(Path(path))
         if not store.exists():
-            raise FileNotFoundError(f"shard folder {path} does not exist; make it with tools/make_shards.py")
+            made = "make it with tools/make_shards.py or encode_latents.py"
+            raise FileNotFoundError(f"shard folder {path} does not exist; {made}")
         try:
             data = store.read(MANIFEST_NAME)
         except FileNotFoundError:

@@ -130,17 +130,21 @@ def _write_tar(
     offsets: list[int] = []
     with open(partial, "w+b") as file:
         writer = webdataset.TarWriter(file, encoder=False, user="", group="", mtime=0, compress=False)
-        for sample in samples:
-            assert sample.key == plain_key(sample.key), sample.key
-            keys.append(sample.key)
-            offsets.append(writer.tarstream.offset)
-            frame_members = encode_frames(sample.frames, encoding)
-            writer.write(_members(sample, frame_members))
-            if encoding.encoding not in LOSSLESS:
-                sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
-            moments.add(measured_frames(sample), sample.logvar)
-        end = writer.tarstream.offset
-        writer.close()
+        try:
+            for sample in samples:
+                assert sample.key == plain_key(sample.key), sample.key
+                keys.append(sample.key)
+                offsets.append(writer.tarstream.offset)
+                frame_members = encode_frames(sample.frames, encoding)
+                writer.write(_members(sample, frame_members))
+                if encoding.encoding not in LOSSLESS:
+                    sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
+                moments.add(measured_frames(sample), sample.logvar)
+            end = writer.tarstream.offset
+            writer.close()
+        except BaseException:
+            writer.tarstream.fileobj.closed = True  # else it writes its last block when it is collected
+            raise
         return _build_index(name, file, keys, offsets, end)
 
 

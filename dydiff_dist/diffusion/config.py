@@ -10,8 +10,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from dydiff_dist.diffusion.dynamics import mixed_signal_variance
-from dydiff_dist.diffusion.forecast_errors import forecast_error_operator
+from dydiff_dist.diffusion.dynamics import as_matrix, mixed_signal_variance
 from dydiff_dist.diffusion.names import (
     BetaSchedule,
     GammaSchedule,
@@ -19,13 +18,14 @@ from dydiff_dist.diffusion.names import (
     LossSpace,
     MixedParts,
     NetworkSpace,
-    NoiseCovariance,
+    SimpleForecastName,
     TimestepDensity,
     check_name,
     look_up,
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
+from dydiff_dist.diffusion.simple_forecast import SimpleForecast
 from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable, timestep_shares
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
@@ -61,9 +61,11 @@ class DiffusionConfig(StrictConfig):
     """How far γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
     mixes: MixedParts | None = None
     """What the Dynamics operator acts on in flow_matching and edm: none (their default), both, frames or noise."""
-    noise_covariance: NoiseCovariance = "white"
-    """Covariance along frames of the noise of a process that doesn't mix it: white, or that of the errors of a simple
-    forecast, persistence_error or regression_error, by the training data's frame autocovariance."""
+    frames_relative_to: SimpleForecastName | None = None
+    """Run the process on future frames less a simple forecast of them, over its error's deviation at the lead time:
+    persistence, or a regression on the history by the training data's frame autocovariance. null: plain frames."""
+    noise_like_errors_of: SimpleForecastName | None = None
+    """Noise with the covariance along frames of the errors of a simple forecast; null: white."""
     prediction: str | None = None
     """What the network predicts: eps, v, x0, velocity, edm, or a registered one; null is the process's own: eps, and
     velocity and edm for flow_matching and edm. v forecasts far better than eps on small budgets."""
@@ -134,8 +136,8 @@ class DiffusionConfig(StrictConfig):
 
         Args:
             frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
-                ``normalize_input`` and ``noise_covariance``.
-            num_history_frames: H, frames that are given to a forecast; needed by ``noise_covariance``.
+                the options that follow from data.
+            num_history_frames: H, frames that are given to a forecast; needed by those about forecasts.
             backend: of the kernels.
 
         Raises:
@@ -157,18 +159,36 @@ class DiffusionConfig(StrictConfig):
         if self.network_space == "unmixed":
             table = _unmixed(table)
         objective = build_objective(self, table, gamma_bar)
+        table = self._with_simple_forecast(table, frame_autocovariance, num_history_frames)
         if self.normalize_input:
             table = replace(table, input_std=_measured_std(table, frame_autocovariance))
-        if self.noise_covariance != "white":
-            if bool((table.noise_gamma != 1).any()):
-                raise ValueError(
-                    f"noise_covariance is {self.noise_covariance!r}, and process {self.process!r} mixes the noise; use "
-                    "one that leaves it as it is, such as 'standard'"
-                )
-            covariance = _autocovariance(frame_autocovariance, "noise_covariance")
-            operator = forecast_error_operator(covariance, num_history_frames, self.noise_covariance)
-            table = replace(table, noise_operator=operator)
         return DiffusionProcess(table, objective, backend)
+
+    def _with_simple_forecast(
+        self,
+        table: ProcessTable,
+        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None,
+        num_history_frames: int,
+    ) -> ProcessTable:
+        """The process run on frames relative to a simple forecast, or with noise like its errors, where configured."""
+        if self.frames_relative_to and self.noise_like_errors_of:
+            raise ValueError(
+                "frames_relative_to and noise_like_errors_of are two ways to the same end; leave one of them out"
+            )
+        option, name = "frames_relative_to", self.frames_relative_to
+        if name is None:
+            option, name = "noise_like_errors_of", self.noise_like_errors_of
+        if name is None:
+            return table
+        forecast = SimpleForecast.fit(_autocovariance(frame_autocovariance, option), num_history_frames, name)
+        if self.frames_relative_to:
+            return replace(table, frame_operator=forecast.relative_operator())
+        if bool((table.noise_gamma != 1).any()):
+            raise ValueError(
+                f"noise_like_errors_of is {name!r}, and process {self.process!r} mixes the noise; use one that leaves "
+                "it as it is, such as 'standard'"
+            )
+        return replace(table, noise_operator=forecast.noise_operator())
 
 
 def build_process(
@@ -216,6 +236,8 @@ def _measured_std(table: ProcessTable, frame_autocovariance: Sequence[float] | n
             "normalize_input has nothing to add to this process, which scales its input already; leave it out"
         )
     covariance = _autocovariance(frame_autocovariance, "normalize_input")
+    if table.frame_operator is not None:
+        covariance = table.frame_operator @ as_matrix(covariance) @ table.frame_operator.T
     signal_variance = mixed_signal_variance(table.frame_gamma, covariance)
     return (table.signal.square() * signal_variance + table.noise.square()).sqrt()
 

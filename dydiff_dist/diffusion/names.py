@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, get_args
 BetaSchedule = Literal["cosine", "linear", "scaled_linear"]
 GammaSchedule = Literal["cosine", "linear_cumprod", "constant", "none"]
 MixedParts = Literal["none", "both", "frames", "noise"]
-NoiseCovariance = Literal["white", "persistence_error", "regression_error"]
+SimpleForecastName = Literal["persistence", "regression"]
 NetworkSpace = Literal["mixed", "unmixed"]
 LossSpace = Literal["target", "mixed", "unmixed"]
 LossFrames = Literal["all", "future"]

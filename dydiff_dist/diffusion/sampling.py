@@ -134,7 +134,7 @@ def sample(
         z, x0 = workspace.keep_all(result, made)
         if x0 is not None:
             estimates.appendleft(x0)
-    return z
+    return process.absolute(z)
 
 
 def _advance(

@@ -64,8 +64,10 @@ class ProcessTable:
     """(N,) float64: what z is divided by before the network sees it; None shows it z."""
     timestep_shares: Tensor | None = None
     """(N,) float64, of sum 1: how often training draws each timestep; None is all alike."""
+    frame_operator: Tensor | None = None
+    """T, (S, S) float64, lower triangular, the identity on history frames: the process is run on T x in place of x."""
     noise_operator: Tensor | None = None
-    """B at every timestep, (S, S) float64 and lower triangular, where it isn't a Dynamics operator; γ_n is 1 then."""
+    """L, alike: the process is run with noise L ε in place of ε."""
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -86,7 +88,7 @@ class ProcessTable:
     def _check_columns(self) -> None:
         for field in fields(self):
             column = getattr(self, field.name)
-            if not isinstance(column, Tensor) or field.name == "noise_operator":
+            if not isinstance(column, Tensor) or field.name in ("frame_operator", "noise_operator"):
                 continue
             if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
                 raise ValueError(

@@ -335,7 +335,8 @@ def _frame_space(folder: Path, description: ModelDescription, device: torch.devi
     schema = description.data_schema
     bounds = schema.get("bounds", ())
     if description.autoencoder_sha256 is None:
-        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"), bounds)
+        scaling = schema.get("sample_scaling", "none"), bounds, schema.get("empty_history_scale", ())
+        return PlainFrames(schema["shift"], schema["scale"], *scaling)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(

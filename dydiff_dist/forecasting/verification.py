@@ -161,7 +161,8 @@ class Verification:
             baselines: beyond persistence.
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
             fvd: adds the Fréchet video distance.
-            independent: what counts as one observation in intervals; None chooses by the keys.
+            independent: what counts as one observation in intervals; None takes what the shards' manifest says, and
+                chooses by the keys where it says nothing.
             on_case: called after each of this process's cases.
         """
         rank, world_size = own_rank()
@@ -172,6 +173,7 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
+        independent = independent or self.reader.shards.manifest.independent
         bounds = self.reader.schema.bounds
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:

@@ -237,10 +237,10 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
 _HEADER = (
     "# Does it forecast better?",
     "",
-    "Dynamical Diffusion against standard diffusion, trained alike: the same network, data order, noise and budget,",
-    "seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 % interval of the",
+    "Dynamical Diffusion and other processes against standard diffusion, trained alike: the same network, data order,",
+    "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 % interval of the",
     "difference leaves out zero; of twenty comparisons without any true difference about one would do so by chance.",
-    "[Choosing γ](choosing_gamma.md) says what follows.",
+    "[Choosing γ](choosing_gamma.md) says what follows, [the log](study_log.md) what was expected and learnt.",
     "",
     "`tools/study.py` ran what stands in `configs/studies/`, and wrote the tables in `docs/study/` and from them this",
     "page; do not edit it.",

@@ -135,12 +135,16 @@ class DiffusionTask(Task[RunConfig]):
         return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
 
     def _describe_process(self) -> str:
-        """The process by name, γ̄ where there is one, and what the network predicts."""
+        """The process by name, γ̄ where there is one, what it is run on, and what the network predicts."""
         diffusion = self.config.diffusion
         parts, schedule = [diffusion.process], diffusion.gamma_schedule
         if self.diffusion.table.mixes or diffusion.network_space == "unmixed":
             named = isinstance(schedule, str)
             parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
+        if diffusion.frames_relative_to is not None:
+            parts.append(f"frames relative to {diffusion.frames_relative_to}")
+        if diffusion.noise_like_errors_of is not None:
+            parts.append(f"noise like the errors of {diffusion.noise_like_errors_of}")
         if diffusion.prediction is not None:
             parts.append(f"predicts {diffusion.prediction}")
         return ", ".join(parts)

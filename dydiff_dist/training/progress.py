@@ -1,9 +1,10 @@
 """What a run tells people: a progress bar or plain lines; its numbers go to the loggers."""
 
+import io
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,6 +21,30 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {sec:02d} s" if minutes else f"{sec} s"
+
+
+def outlive_readers() -> None:
+    """From now on lines that can't be printed are dropped: a terminal that is closed, a pipe that nobody reads or a log
+    on a full disk is no reason to end a run, least of all before it has saved."""
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
+
+
+def _forgiving(stream: Any) -> Any:
+    """A text stream to the same file whose writes can't fail; the stream itself where there is no file behind it."""
+    try:
+        raw = _ForgivingFile(stream.fileno(), "w", closefd=False)
+    except (OSError, AttributeError):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+
+
+class _ForgivingFile(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
 
 
 class RunLog:

@@ -289,3 +289,18 @@ def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flo
     assert free[:, :, :, 0].min() < -0.05
     torch.testing.assert_close(bounded[:, :, :, 0], free[:, :, :, 0].clamp(min=-0.05), rtol=0, atol=0)
     torch.testing.assert_close(bounded[:, :, :, 1], free[:, :, :, 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "independent"),
+    [("key_prefix", None, "key_prefix"), ("case", None, "case"), (None, None, "case"), ("key_prefix", "case", "case")],
+)
+def test_who_is_independent_is_what_the_shards_say_unless_the_user_does(
+    flow_model, flow_shards, tmp_path, said, asked, independent
+) -> None:
+    """Manifests of earlier versions say nothing; then the keys decide, which agree in one group here."""
+    ForecastRun(flow_model, flow_shards / "test", tmp_path, num_members=2, device="cpu").run()
+    verification = Verification.open(tmp_path)
+    shards = verification.reader.shards
+    shards.manifest = shards.manifest.model_copy(update={"independent": said})
+    assert verification.evaluate(independent=asked).resampling()["independent"] == independent
