@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.quoting import first_line, quoted
 from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
@@ -140,6 +141,8 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
         tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON that can be read: {first_line(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a run configuration is an object of sections, {{…}}")
     for override in overrides:
@@ -162,6 +165,8 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
+    except RecursionError:
+        raise ValueError(f"{source} is nested too deep") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in pairs:
         if key in tree:
-            raise ValueError(f"key {key!r} stands twice in the configuration; remove one")
+            raise ValueError(f"key {quoted(key)} stands twice in the configuration; remove one")
         tree[key] = value
     return tree
 
