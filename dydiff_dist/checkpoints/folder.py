@@ -113,18 +113,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
         ValueError: a checkpoint of another format.
     """
     path = folder / FACTS
+    # what is no JSON or not what was sealed is damage, whatever it says of its format; a format without a seal is older
+    if (folder / SUMS).exists() and _digest(path) != _sums(folder).get(FACTS):
+        raise DamagedError(f"{FACTS} differs from its SHA-256")
     try:
         facts = json.loads(path.read_text())
         version, sizes = facts.get("format_version", 1), facts["bytes"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{FACTS} ({type(error).__name__})") from None
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{folder} has checkpoint format {version!r}, this version reads {FORMAT_VERSION}; finish the run with the "
             "version that began it, or set output_dir to a new folder"
         )
-    if file_sha256(path) != _sums(folder).get(FACTS):
-        raise DamagedError(f"{FACTS} differs from its SHA-256")
+    _sums(folder)
     for name, size in sizes.items():
         if name != Path(name).name:
             raise DamagedError(f"{FACTS} (names {name!r}, outside of the folder)")
@@ -264,6 +266,18 @@ def _by_parameter(files: dict[str, dict]) -> dict[tuple[str, str], list[tuple[in
             for name, (start, length, steps) in pieces.items():
                 ranges.setdefault((engine, name), []).append((start, length, file, steps))
     return {key: sorted(found, key=lambda entry: entry[0]) for key, found in ranges.items()}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file of a checkpoint.
+
+    Raises:
+        DamagedError: it can't be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DamagedError(f"{path.name} ({error.strerror})") from None
 
 
 def _sums(folder: Path) -> dict[str, str]:

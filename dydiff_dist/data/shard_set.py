@@ -74,7 +74,12 @@ class ShardSet:
 
     @classmethod
     def open(
-        cls, path: str | Path, check: Check = "size", remote: RemoteConfig | None = None, use_actions: bool = True
+        cls,
+        path: str | Path,
+        check: Check = "size",
+        remote: RemoteConfig | None = None,
+        use_actions: bool = True,
+        maker: str = "tools/make_shards.py",
     ) -> "ShardSet":
         """Opens the shards in folder ``path``.
 
@@ -84,6 +89,7 @@ class ShardSet:
                 are checked against their own checksums when they are read, whatever stands here.
             remote: how a URL is read; the defaults if left out.
             use_actions: False leaves actions unread, as if the shards held none.
+            maker: what to make them with, for the error where they are absent.
 
         Raises:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
@@ -102,7 +108,7 @@ class ShardSet:
         """
         store = RemoteStore(str(path), remote or RemoteConfig()) if "://" in str(path) else LocalStore(Path(path))
         if not store.exists():
-            raise FileNotFoundError(f"shard folder {path} does not exist; make it with tools/make_shards.py")
+            raise FileNotFoundError(f"shard folder {path} does not exist; make it with {maker}")
         try:
             data = store.read(MANIFEST_NAME)
         except FileNotFoundError:

@@ -37,6 +37,8 @@ class DeepSpeedEngine(Engine):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         network.to(world.device)
+        if world.device.type == "cpu":
+            options = deepspeed_config.fit_bucket(options, num_parameters(network.parameters()))
         optimizer = build_optimizer(network, training)
         self.deepspeed, *_ = deepspeed.initialize(
             model=network,
