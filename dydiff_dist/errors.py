@@ -1,6 +1,7 @@
-"""How command lines tell a user what is wrong: one line, exit status 2, no traceback."""
+"""How command lines tell a user what is wrong: one line, exit status 2, no traceback, no credential."""
 
 import errno
+import logging
 import os
 import select
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dydiff_dist.extensions import import_extensions
+from dydiff_dist.quoting import CredentialFilter, first_line, without_credentials
 from dydiff_dist.strict_config import describe_error
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
@@ -67,6 +69,8 @@ def run_command(main: Callable[[], int | None], report: Callable[[str], None] = 
         report: prints the line about an error; `dydiff_dist.ranks.reports.report_once` where there may be several
             ranks.
     """
+    if logging.lastResort is not None:  # where warnings go that no other handler takes
+        logging.lastResort.addFilter(CredentialFilter())
     try:
         import_extensions()
         status = main()
@@ -81,7 +85,7 @@ def run_command(main: Callable[[], int | None], report: Callable[[str], None] = 
             message = user_message(error)
             if message is None:
                 raise
-            report(f"error: {message}")
+            report(f"error: {without_credentials(message)}")
             status = 2
     sys.exit(status or 0)
 
@@ -117,12 +121,14 @@ def user_message(error: BaseException) -> str | None:
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Errors of the system in the block, which name no file when a write fails, name ``path``; so do those that name
-    ``partial``, under which it is being written."""
+    ``partial``, under which it is being written, also where it is a copy of another file."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
-            error.filename = str(path)
+        if error.errno is not None and (
+            error.filename is None or str(partial) in (str(error.filename), str(error.filename2))
+        ):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -135,12 +141,6 @@ def reason_and_advice(error: OSError) -> str:
             folder = next(parent for parent in Path(error.filename).absolute().parents if parent.is_dir())
             advice = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free: {advice}"
     return f"{reason}; {advice}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _is_memory(error: RuntimeError) -> bool:

@@ -152,8 +152,10 @@ def print_report(report: ConversionReport, progress: EncodingProgress, world: Wo
 
 
 def verify(source: EncodeSource, out: Path, num_samples: int) -> None:
+    training = next(iter(source.splits.values())).manifest  # the training split where there is one
     for split, shards in source.splits.items():
-        judged = verify_latents(ShardSet.open(out / split), shards, source.autoencoder, num_samples)
+        latents = ShardSet.open(out / split)
+        judged = verify_latents(latents, shards, source.autoencoder, num_samples, training=training)
         picture, scores = save_figure(judged.figure(), out / f"verify_{split}.png"), judged.scores.summary()
         print(f"verified {min(num_samples, len(shards))} of {split}: {format_reconstruction(scores)} -> {picture}")
 

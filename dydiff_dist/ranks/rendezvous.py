@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.ranks.launchers import read_launch
 from dydiff_dist.ranks.reports import say_once
 from dydiff_dist.ranks.world import World

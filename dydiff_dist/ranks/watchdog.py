@@ -21,7 +21,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from dydiff_dist.errors import SILENCE_SEC, first_line
+from dydiff_dist.errors import SILENCE_SEC
+from dydiff_dist.quoting import first_line
 from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.ranks.launchers import read_launch
 from dydiff_dist.ranks.parents import launcher_processes, parent_of

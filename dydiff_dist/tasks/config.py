@@ -54,13 +54,6 @@ class RunConfig(BaseRunConfig):
     """Train on latents: of latent shards that this autoencoder made, or encoding the frames in every step."""
 
     @property
-    def data_maker(self) -> str:
-        """Latents have a tool of their own."""
-        if self.autoencoder is None:
-            return super().data_maker
-        return f"tools/encode_latents.py (or give frames, made with {super().data_maker})"
-
-    @property
     def ranks_per_sample(self) -> int:
         """Ranks that share the frames of a sample."""
         return self.execution.sequence_parallel_size

@@ -9,6 +9,7 @@ import time
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.quoting import CredentialFilter
 from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
 from dydiff_dist.ranks.world import read_world
@@ -47,6 +48,8 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     outlive_readers()
     world = read_world()
     logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
+    for handler in logging.root.handlers:
+        handler.addFilter(CredentialFilter())
     config = load_config(arguments.config, task_type.config_type, arguments.overrides)
     ENGINES[config.engine].prepare()
     task = task_type(make_plan(config, world, may_lack_data=arguments.dry_run))

@@ -38,7 +38,9 @@ class TrainingConfig(OptimizationConfig):
     faults: FaultsConfig = FaultsConfig()
     """Ranks that are slow or gone, signals."""
     log_every_steps: PositiveInt = 20
-    """Steps between lines in the log and TensorBoard."""
+    """Steps between lines in the log and numbers for the loggers."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the run's numbers and pictures go; wandb and mlflow are set up by their own environment variables."""
     checkpoint_every_steps: PositiveInt = 500
     """Steps between checkpoints; one more is written at the end and at an interruption."""
     keep_last_checkpoints: PositiveInt = 2
@@ -112,11 +114,6 @@ class BaseRunConfig(StrictConfig):
         if self.deepspeed and self.engine != "deepspeed":
             raise ValueError(f"the section deepspeed is for engine 'deepspeed', it is {self.engine!r}; remove either")
         return self
-
-    @property
-    def data_maker(self) -> str:
-        """The tool by which the training shards are made."""
-        return "tools/make_shards.py"
 
     @property
     def engine_options(self) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""What a run tells people: a progress bar or plain lines, and TensorBoard."""
+"""What a run tells people: a progress bar or plain lines; its numbers go to the loggers."""
 
 import io
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from dydiff_dist.training.loggers import Logger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,12 +48,11 @@ class _ForgivingFile(io.FileIO):
 
 
 class RunLog:
-    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to TensorBoard."""
+    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to the loggers."""
 
-    def __init__(self, folder: Path, *, first_step: int, num_steps: int, enabled: bool):
-        self.enabled, self.num_steps = enabled, num_steps
+    def __init__(self, loggers: Sequence[Logger], *, first_step: int, num_steps: int, enabled: bool):
+        self.enabled, self.num_steps, self.loggers = enabled, num_steps, loggers
         self._first_step, self._start = first_step, time.perf_counter()
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if enabled else None
         on_terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
 
@@ -62,15 +62,14 @@ class RunLog:
             self._bar.update()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars to TensorBoard under their names."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        """Gives scalars to the loggers under their names."""
+        for logger in self.loggers:
+            logger.scalars(step, values)
 
     def figure(self, step: int, name: str, figure: "Figure") -> None:
-        """Writes a matplotlib figure to TensorBoard under ``name``."""
-        if self._writer is not None:
-            self._writer.add_figure(name, figure, step)
+        """Gives a matplotlib figure to the loggers under ``name``."""
+        for logger in self.loggers:
+            logger.figure(step, name, figure)
 
     def rewind(self, step: int) -> None:
         """Sets the bar back: the run goes on from an earlier ``step``."""
@@ -93,8 +92,8 @@ class RunLog:
             tqdm.write(message) if self._bar is not None else print(message, flush=True)
 
     def close(self) -> None:
-        """Ends the bar and flushes TensorBoard."""
+        """Ends the bar and the loggers."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        for logger in self.loggers:
+            logger.close()

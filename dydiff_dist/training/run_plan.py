@@ -19,6 +19,7 @@ from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.engine.optimizer import num_parameters
 from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import AnyRunConfig, parse_config
+from dydiff_dist.training.loggers import check_loggers
 
 if TYPE_CHECKING:
     from dydiff_dist.training.task import Task
@@ -121,13 +122,14 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
     ENGINES[config.engine].check(config.training, config.engine_options, world.device.type)
+    check_loggers(config.training.loggers)
     data, valid = config.data, None
     absent = may_lack_data and "://" not in data.train and not Path(data.train).exists()
     if absent and data.expect is not None:
         train = expected_shards(data.expect, data.train)
     else:
         absent = False
-        train = ShardSet.open(data.train, remote=data.remote, use_actions=data.use_actions, maker=config.data_maker)
+        train = ShardSet.open(data.train, remote=data.remote, use_actions=data.use_actions)
         if data.valid:
             valid = ShardSet.open(data.valid, remote=data.remote, use_actions=data.use_actions)
     check_against_schema(data, train.schema, str(train.folder))
