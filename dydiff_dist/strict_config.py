@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
@@ -84,6 +85,38 @@ def describe_error(
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"{key + ' ' if key else ''}is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
+
+
+def check_values(tree: Any, source: str, key: str = "") -> None:
+    """Refuses what JSON can say and no configuration means: numbers that are infinite or of no machine's size, text
+    that is no text.
+
+    Args:
+        tree: JSON types.
+        source: what errors call it.
+        key: of ``tree``, dotted.
+
+    Raises:
+        ValueError: source, key, value and rule.
+    """
+    rule = ""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            check_values(name, source, f"a name in {key}" if key else "a name")
+            check_values(value, source, f"{key}.{name}" if key else name)
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            check_values(value, source, f"{key}.{number}")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        rule = "give a finite number"
+    elif isinstance(tree, int) and abs(tree) >= 2**63:
+        rule = "give a number below 2^63"
+    elif isinstance(tree, str) and (
+        "\0" in tree or (not tree.isascii() and tree.encode(errors="ignore").decode() != tree)
+    ):
+        rule = "give text without NUL and half characters"
+    if rule:
+        raise ValueError(f"{source}: {key} is {quoted(tree)}: {rule}")
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:
