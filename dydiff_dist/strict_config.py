@@ -2,12 +2,16 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
+
+_LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
 
@@ -36,7 +40,7 @@ class StrictConfig(BaseModel):
         """
         try:
             tree = json.loads(json_data)
-        except ValueError:  # pydantic says what is wrong with it
+        except (ValueError, RecursionError):  # pydantic says what is wrong with it
             return super().model_validate_json(json_data, **options)
         problems: list[InitErrorDetails] = []
         kept = _without_retired(tree, cls, (), problems)
@@ -50,29 +54,36 @@ class StrictConfig(BaseModel):
         return cls
 
 
-def describe_error(error: ValidationError, root: type[BaseModel], tree: Mapping[str, Any] | None = None) -> str:
+def describe_error(
+    error: ValidationError, root: type[BaseModel] | None = None, tree: Mapping[str, Any] | None = None
+) -> str:
     """One line for the first problem pydantic found: key, value, rule, and the nearest valid key if it is unknown.
 
     Args:
         error: of validating ``root``.
-        root: the outermost section.
+        root: the outermost section; None names no other keys.
         tree: what was validated, where sections come in several kinds.
     """
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
+    key = shortened(".".join(path))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
+        if root is None:
+            return f"unknown key {key!r}{more}"
         valid = list(_section_at(root, path[:-1], tree or {}).model_fields)
-        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(path[-1][:MAX_QUOTED], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}; {hint}{more}"
     if problem["type"] == "missing":
         return f"key {key!r} is required{more}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _LONG_QUOTE.sub(lambda quote: shortened(quote[0]), problem["msg"].removeprefix("Value error, "))
+    message = shortened(message, 3 * MAX_QUOTED)
+    if problem["type"] == "json_invalid":
+        return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    return f"{key} is {problem['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    return f"{key + ' ' if key else ''}is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:

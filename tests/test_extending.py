@@ -39,7 +39,7 @@ def test_the_page_makes_shards_trains_forecasts_and_scores(folder):
         done = run(command, folder)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     scores = json.loads((folder / "runs/waves/scores/scores.json").read_text())
-    assert scores
+    assert set(scores["scores"]) == {"forecast", "persistence", "trend"}
     without = run(commands[2].replace("--import my_waves ", "").replace("/forecasts", "/others"), folder)
     assert without.returncode == 2
     assert without.stderr.count("\n") == 1 and "convolutions" in without.stderr and "registered" in without.stderr

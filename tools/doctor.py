@@ -15,6 +15,7 @@ from dydiff_dist.doctor.findings import as_text, exit_status
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import read_world
 
 
@@ -47,4 +48,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -36,6 +36,7 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.reconstruction import format_reconstruction
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import World, read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -151,8 +152,10 @@ def print_report(report: ConversionReport, progress: EncodingProgress, world: Wo
 
 
 def verify(source: EncodeSource, out: Path, num_samples: int) -> None:
+    training = next(iter(source.splits.values())).manifest  # the training split where there is one
     for split, shards in source.splits.items():
-        judged = verify_latents(ShardSet.open(out / split), shards, source.autoencoder, num_samples)
+        latents = ShardSet.open(out / split)
+        judged = verify_latents(latents, shards, source.autoencoder, num_samples, training=training)
         picture, scores = save_figure(judged.figure(), out / f"verify_{split}.png"), judged.scores.summary()
         print(f"verified {min(num_samples, len(shards))} of {split}: {format_reconstruction(scores)} -> {picture}")
 
@@ -213,4 +216,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

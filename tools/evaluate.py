@@ -13,22 +13,27 @@ from typing import get_args
 
 import torch
 
+from dydiff_dist.diffusion.names import look_up
 from dydiff_dist.errors import run_command
-from dydiff_dist.evaluation.baselines import Baseline, SeasonalNaive
+from dydiff_dist.evaluation.baselines import BASELINES, Baseline, SeasonalNaive
 from dydiff_dist.evaluation.choice import PRESETS, SUITES
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.fvd import FvdProtocol
 from dydiff_dist.evaluation.resampling import Independent
+from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import read_world
 
 _SCORING_MINUTES = 24 * 60
 """By which one process may be done before another."""
+_MOST_ERRORS = 20
+"""Lines of them on a terminal."""
 
 
 def main() -> int:
@@ -36,6 +41,7 @@ def main() -> int:
     world = read_world("cpu")  # where scores are exchanged
     out = Path(arguments.out or Path(arguments.forecasts) / "scores")
     verification = Verification.open(arguments.forecasts, arguments.shards, arguments.cases)
+    pictures = verification.check_numbers(arguments.pictures)
     baselines = chosen_baselines(verification, arguments)
     suites = verification.choose_suites(arguments.scores, arguments.preset)
     if arguments.lpips:
@@ -54,12 +60,12 @@ def main() -> int:
     if world.world_size > 1:
         torch.distributed.destroy_process_group()
     if world.is_main:
-        report(verification, evaluation, out, tuple(arguments.pictures))
+        report(verification, evaluation, out, pictures)
     return 1 if evaluation.errors else 0
 
 
 def chosen_baselines(verification: Verification, arguments: argparse.Namespace) -> list[Baseline]:
-    baselines: list[Baseline] = []
+    baselines = [look_up("baseline", name, BASELINES) for name in arguments.baseline]
     if arguments.climatology:
         baselines.append(verification.climatology(arguments.climatology, arguments.seed, arguments.climatology_members))
     if arguments.optical_flow:
@@ -69,7 +75,7 @@ def chosen_baselines(verification: Verification, arguments: argparse.Namespace) 
     return baselines
 
 
-def report(verification: Verification, evaluation: Evaluation, out: Path, pictures: tuple[int, ...]) -> None:
+def report(verification: Verification, evaluation: Evaluation, out: Path, pictures: tuple[int, ...] | None) -> None:
     if evaluation.num_cases:
         print(format_table(evaluation))
         print(format_more_scores(evaluation))
@@ -78,10 +84,14 @@ def report(verification: Verification, evaluation: Evaluation, out: Path, pictur
             print(f"{ratio}, over all lead times, {evaluation.num_cases} cases")
     for path in write_evaluation(verification, evaluation, out, pictures):
         print(path)
-    for message in evaluation.errors.values():
+    errors = [message for _, message in sorted(evaluation.errors.items())]
+    for message in errors[:_MOST_ERRORS]:
         print(f"not scored: {message}", file=sys.stderr)
-    if evaluation.errors:
-        print(f"error: {len(evaluation.errors)} of {len(verification.numbers)} cases not scored", file=sys.stderr)
+    if unfinished := verification.unfinished():
+        print(unfinished, file=sys.stderr)
+    if errors:
+        where = f"; {SCORES_NAME} names all" if len(errors) > _MOST_ERRORS else ""
+        print(f"error: {len(errors)} of {len(verification.numbers)} cases not scored{where}", file=sys.stderr)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("forecasts", metavar="FORECASTS", help="folder that tools/forecast.py wrote")
     parser.add_argument("--shards", metavar="DIR", help="shards of the truth (where the forecasts were made from)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases (all that were forecast)")
-    parser.add_argument("--pictures", type=int, nargs="*", default=[0], metavar="I", help="cases to picture (0)")
+    parser.add_argument("--pictures", type=int, nargs="*", metavar="I", help="cases to picture (the first scored one)")
     parser.add_argument("--out", metavar="DIR", help="folder of scores and pictures (FORECASTS/scores)")
     baselines = parser.add_argument_group("baselines beyond persistence")
     baselines.add_argument("--climatology", metavar="DIR", help="an ensemble of training frames, from these shards")
@@ -101,6 +111,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     baselines.add_argument(
         "--season", type=int, metavar="N", help="of series: the value N frames earlier, e.g. 24 for hourly data"
+    )
+    baselines.add_argument(
+        "--baseline", action="append", default=[], metavar="NAME", help="one of your own, registered by --import MODULE"
     )
     scores = parser.add_argument_group("scores")
     scores.add_argument("--scores", nargs="*", choices=SUITES, help="beyond CRPS and MSE (all that fit the data)")
@@ -121,4 +134,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -1,11 +1,13 @@
 """Ensemble forecasts: python tools/forecast.py RUN_OR_MODEL --shards DIR --out DIR ...
 
 The cases come from a folder of shards, or with --history from an array of your own. A run that was stopped goes on when
-the same command is given again. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ...
-(srun, mpirun and deepspeed alike). Score the result with tools/evaluate.py.
+the same command is given again. A case that can't be forecast is named and left out; a single process then ends with
+status 1. Several processes share the cases: torchrun --nproc_per_node 2 tools/forecast.py ... (srun, mpirun and
+deepspeed alike). Score the result with tools/evaluate.py.
 """
 
 import argparse
+import sys
 from typing import get_args
 
 from dydiff_dist.diffusion.names import Spacing
@@ -14,6 +16,7 @@ from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
+from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.world import read_world
 
 FORMATS = {
@@ -22,7 +25,7 @@ FORMATS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
     world = read_world(arguments.device)
     run = ForecastRun(
@@ -57,6 +60,10 @@ def main() -> None:
         print(f"forecasts: {arguments.out} ({FORMATS[arguments.format]})")
         if arguments.shards:
             print(f"score them: python tools/evaluate.py {arguments.out} --climatology TRAINING_SHARDS --out DIR")
+    for problem in run.problems.values():
+        print(f"not forecast: {problem}", file=sys.stderr)
+    # launchers end all processes as soon as one fails, so among several the words alone must do
+    return 1 if run.problems and world.world_size == 1 else 0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,4 +131,4 @@ def chosen_sampling(arguments: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -13,13 +13,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 import dydiff_dist.data.sources  # noqa: F401 - registers them
-from dydiff_dist.data.convert import convert, parse_part
+from dydiff_dist.data.convert import DEFAULT_BAD_RATE, MIN_ITEMS_TO_JUDGE, convert, parse_part
+from dydiff_dist.data.inputs import printable
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.options import add_options, read_options
-from dydiff_dist.data.source import SOURCES, ShardTask
+from dydiff_dist.data.source import SOURCES, BadItem, ShardTask
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.launchers import read_launch
+from dydiff_dist.ranks.reports import report_once
 
 
 def main() -> None:
@@ -43,23 +45,27 @@ def main() -> None:
             part,
             arguments.cluster,
             read_options(arguments, EncodingConfig),
+            plan,
+            progress.on_bad_item,
         )
-    for item in report.bad_items:
-        print(f"rejected {item.name}: {item.reason}", file=sys.stderr)
     print("\n".join(report.describe()))
 
 
 class ShardProgress:
-    """A progress bar over shards that counts samples and what was reused."""
+    """A progress bar over shards, on a terminal alone, that counts samples and what was reused."""
 
     def __init__(self, num_shards: int):
-        self.bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True)
+        self.bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True, disable=None)
         self.num_samples = 0
 
     def on_shard(self, task: ShardTask, num_samples: int, reused: bool) -> None:
         self.num_samples += num_samples
+        words = f"{self.num_samples} samples; {'found' if reused else 'wrote'} {task.name}"
+        self.bar.set_postfix_str(words, refresh=False)
         self.bar.update()
-        self.bar.set_postfix_str(f"{self.num_samples} samples; {'found' if reused else 'wrote'} {task.name}")
+
+    def on_bad_item(self, item: BadItem) -> None:
+        self.bar.write(f"rejected {printable(item.name)}: {printable(item.reason)}", file=sys.stderr)
 
     def __enter__(self) -> "ShardProgress":
         return self
@@ -98,9 +104,9 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument(
             "--max-bad-rate",
             type=float,
-            default=0.05,
             metavar="X",
-            help="Stop when more than this share of the inputs is unreadable. Default: 0.05.",
+            help="Stop when more than this share of the inputs, rounded up to whole ones, is bad. Default: "
+            f"{DEFAULT_BAD_RATE}, of {MIN_ITEMS_TO_JUDGE} inputs or more.",
         )
         add_options(command.add_argument_group("how frames are stored"), EncodingConfig)
         add_options(command.add_argument_group("options of this source"), kind.config)
@@ -108,4 +114,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, report_once)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.encode_source import MIRROR_SUFFIX
-from dydiff_dist.data.manifest import LatentsSchema, manifest_identity
+from dydiff_dist.data.manifest import LatentsSchema, Manifest, manifest_identity
 from dydiff_dist.data.order import random_permutation
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
@@ -21,13 +21,13 @@ class Reconstructions:
     """Scores of decoded samples, and the first of them for a picture.
 
     Args:
-        frames: the shards of the originals; the scores' range is 255 for 8 bits, else that of the stored values.
+        frames: the shards of the originals.
+        data_range: of the scores, in stored units; all splits of a data set must share it (``data_range``).
     """
 
-    def __init__(self, frames: ShardSet):
-        schema, statistics = frames.schema, frames.manifest.statistics
+    def __init__(self, frames: ShardSet, data_range: float):
+        schema = frames.schema
         integer = schema.dtype == "uint8"
-        data_range = 255.0 if integer else max(statistics.max) - min(statistics.min)
         self.scores = ReconstructionScores(data_range, channels=schema.channels, units=schema.units, integer=integer)
         self._schema, self._pictured = schema, list[tuple[str, np.ndarray, np.ndarray]]()
 
@@ -42,8 +42,24 @@ class Reconstructions:
         return reconstruction_figure(self._pictured, style_of(self._schema, is_cropped=False))
 
 
+def data_range(training: Manifest) -> float:
+    """Largest minus smallest value of frames, for PSNR and SSIM of any split, in stored units: 255 of 8 bits, what the
+    schema bounds them to, else what the training split holds."""
+    frames, statistics = training.frames, training.statistics
+    if frames.dtype == "uint8":
+        return 255.0
+    low, high = (limit.ravel().tolist() for limit in frames.limits())
+    span = max(high) - min(low)
+    return span if np.isfinite(span) else max(statistics.max) - min(statistics.min)
+
+
 def verify_latents(
-    latents: ShardSet, frames: ShardSet, autoencoder: Autoencoder, num_samples: int, seed: int = 0
+    latents: ShardSet,
+    frames: ShardSet,
+    autoencoder: Autoencoder,
+    num_samples: int,
+    seed: int = 0,
+    training: Manifest | None = None,
 ) -> Reconstructions:
     """``num_samples`` random samples decoded from their stored mean.
 
@@ -53,12 +69,16 @@ def verify_latents(
         autoencoder: decodes.
         num_samples: how many; at most as many as there are.
         seed: of the choice.
+        training: manifest of the training split, for the range of the scores where the autoencoder's record does not
+            hold it; None takes that of ``frames``.
 
     Raises:
         ValueError: the latents are another autoencoder's or of other frames.
     """
     origin = _check_origin(latents, frames, autoencoder)
-    judged, count = Reconstructions(frames), 2 if origin.mirrored else 1
+    known = autoencoder.description.facts.get("scores", {}).get("data_range")
+    judged = Reconstructions(frames, known or data_range(training or frames.manifest))
+    count = 2 if origin.mirrored else 1
     shift, scale = (np.asarray(v, np.float32)[:, None, None] for v in (latents.manifest.shift, latents.manifest.scale))
     for number in random_permutation(seed, 0, 0, len(frames))[:num_samples].tolist():
         truth = frames.read(frames.address(number))

@@ -1,7 +1,6 @@
 """Writing while training goes on: a copy in the host's memory, and a thread that takes it to the disk."""
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dydiff_dist.checkpoints.folder import DamagedError
+from dydiff_dist.errors import reason_and_advice
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +100,12 @@ class BackgroundWrite:
         if self._finish is not None and self.failure is None and not self._cancelled.is_set():
             logger.info("checkpoint %s is complete after %.2f s", self.final.name, time.perf_counter() - start)
 
-    def _describe(self, error: Exception) -> str:
-        reason = getattr(error, "strerror", None) or str(error)
+    def _describe(self, error: OSError | DamagedError) -> str:
         if isinstance(error, FileNotFoundError):
-            hint = "all ranks must see the same output_dir"
+            reason = f"{error.strerror}; all ranks must see the same output_dir"
         else:
-            free = shutil.disk_usage(self.final.parent).free
-            hint = f"{free / 2**20:.0f} MiB are free there; make room"
+            reason = reason_and_advice(error) if isinstance(error, OSError) else str(error)
         return (
-            f"checkpoint {self.final} could not be written: {reason}; {hint} and start again, the checkpoints before "
-            "it are kept"
+            f"checkpoint {self.final} could not be written: {reason}. Then start again: the checkpoints before it are "
+            "kept"
         )

@@ -7,12 +7,9 @@ older ones. The threads use no collectives, so they never meet the training's. T
 they wait for it together, at the latest before the next one.
 """
 
-import errno
-import fcntl
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +24,9 @@ from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints.background_write import BackgroundWrite, HostBuffer
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.checkpoints.run_lock import lock_run
 from dydiff_dist.engine.state import EngineState
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
 from dydiff_dist.ranks.collectives import barrier, gather_objects, raise_together
 from dydiff_dist.ranks.world import World
@@ -146,11 +145,15 @@ class CheckpointStore:
         """Whether this rank knows that the save in flight has failed; not collective, ``wait`` says why."""
         return self._writing is not None and self._writing.failure is not None
 
-    def wait_briefly(self) -> None:
+    def wait_briefly(self, longest_sec: float = _LONGEST_SHARE_SEC) -> None:
         """Lets a save in flight finish, on the way out after an error: not collective, and not for ever, as other ranks
-        may be gone."""
+        may be gone.
+
+        Args:
+            longest_sec: for this rank's share.
+        """
         if self._writing is not None:
-            self._writing.wait_at_most(_LONGEST_SHARE_SEC, _LONGEST_FINISH_SEC)
+            self._writing.wait_at_most(min(longest_sec, _LONGEST_SHARE_SEC), _LONGEST_FINISH_SEC)
 
     def load_latest(self, check_config: Callable[[dict[str, Any]], None]) -> RunPosition:
         """Loads the newest whole checkpoint, of whatever number of ranks and ZeRO stage; returns its position.
@@ -197,7 +200,7 @@ class CheckpointStore:
             try:
                 result = action()
             except OSError as error:
-                reason = f"{failure}: {error.strerror}; make room or set output_dir to another folder"
+                reason = f"{failure}: {reason_and_advice(error)} (output_dir)"
             except ValueError as error:
                 reason = str(error)
         raise_together(reason)
@@ -206,7 +209,7 @@ class CheckpointStore:
     def _open_folder(self) -> IO[str]:
         """The folder's lock, and an end to what an interrupted save left behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(self.folder)
+        lock = lock_run(self.folder)
         for old in self.folder.glob(".step_*.replaced"):
             final = self.folder / old.name.removeprefix(".").removesuffix(".replaced")
             if not final.exists():
@@ -337,29 +340,3 @@ def _is_whole(folder: Path) -> bool:
 
 def _list_damage(damaged: Mapping[Path, str]) -> str:
     return "; ".join(f"{folder.name}: {damage}" for folder, damage in damaged.items())
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Takes the folder for this process until it ends, by whatever death.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    # held open for the life of the store
-    file = open(folder / ".lock", "a+")  # noqa: SIM115
-    try:
-        # a record lock: worker processes that are forked later don't inherit it, so it never outlives this one
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger.warning("%s can't be locked (%s): take care that no two trainings write to it", folder, error)
-            return file
-        file.seek(0)
-        raise ValueError(
-            f"{folder.parent} is being trained by {file.read().strip() or 'another process'}; wait for its end, or set "
-            "output_dir to another folder"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
-    return file

@@ -1,83 +1,37 @@
-"""Turning a source into shards: planning, parallel writing, restarting, statistics, manifest.
+"""Turning a source into shards: planning, parallel writing, restarting, and what the user is told of it.
 
-A source (``source.py``) splits its work into shard tasks. Each finished shard leaves a record (its entry, moments and
-rejected items), so a conversion that was killed goes on with the shards that are missing, and the result is the same
-bytes. The manifest of a split is written last, when all its shards stand.
+A source (``source.py``) splits its work into shard tasks. Each finished shard leaves a record (``shard_jobs.py``), so a
+conversion that was killed goes on with the shards that are missing, damaged, or made from inputs that have changed,
+and the result is the same bytes. The manifests are written last, when all shards stand (``split_manifests.py``).
 """
 
-import hashlib
-import json
+from __future__ import annotations
+
+import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from dydiff_dist import __version__
-from dydiff_dist.data.manifest import (
-    MANIFEST_NAME,
-    FrameSchema,
-    Manifest,
-    ShardEntry,
-    document_bytes,
-    read_document,
-)
+from dydiff_dist.data.inputs import describe_aside, input_state, printable
+from dydiff_dist.data.manifest import MANIFEST_NAME, Manifest, read_document
 from dydiff_dist.data.members import PLAIN, EncodingConfig
-from dydiff_dist.data.shard_writer import Sample, index_path, write_shard
+from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, json_hash, write_shard_of
+from dydiff_dist.data.shard_writer import index_path
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source
-from dydiff_dist.data.statistics import FrameMoments
+from dydiff_dist.data.split_manifests import Records, agreed_sample, write_manifests
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
-from dydiff_dist.files import hold_lock, remove_partials, write_bytes
-from dydiff_dist.strict_config import StrictConfig
+from dydiff_dist.files import file_sha256, hold_lock, remove_partials
 
 MIN_ITEMS_TO_JUDGE = 20
-"""Items seen before the rate of bad ones may stop a conversion."""
+"""Items seen before the rate of bad ones may stop a conversion that goes on."""
+DEFAULT_BAD_RATE = 0.05
+"""Share of bad inputs that is taken, where the user does not say."""
 
-
-class ShardRecord(StrictConfig):
-    """What a finished shard leaves behind for a restart."""
-
-    fingerprint: str
-    entry: ShardEntry
-    frames: FrameSchema | None
-    """None for a shard without samples."""
-    moments: dict[str, Any]
-    bad_items: tuple[tuple[str, str], ...]
-    """(name, reason) of rejected inputs."""
-    left_out: dict[str, int] = {}
-    """Inputs that the options leave out, by reason."""
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """A shard to be written. Picklable: it may be written by another process or machine."""
-
-    source: Source[Any]
-    task: ShardTask
-    out: Path
-    encoding: EncodingConfig
-
-    @property
-    def tar_path(self) -> Path:
-        return self.out / self.task.split / self.task.name
-
-    @property
-    def record_path(self) -> Path:
-        return self.tar_path.parent / ".records" / (self.tar_path.stem + ".json")
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identifies the content that the shard must have: source, options, inputs, and any encoding but the plain."""
-        options = self.source.config.model_dump(mode="json")
-        content = [self.source.name, options, self.task.split, self.task.name, self.task.items]
-        if self.encoding != PLAIN:
-            content.append(self.encoding.model_dump(mode="json"))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
+Kind = TypeVar("Kind", BadItem, LeftOut)
 
 OnShard = Callable[[ShardTask, int, bool], None]
 """Called for each shard: task, number of samples, whether it was written by an earlier conversion."""
@@ -97,17 +51,52 @@ class ConversionReport:
     bad_items: list[BadItem]
     left_out: Counter[str]
     """Inputs that the options leave out, by reason."""
+    rewritten: Counter[str] = field(default_factory=Counter)
+    """Shards that stood and were written anew, by reason."""
+    not_read: list[LeftOut] = field(default_factory=list)
+    """What lay among the inputs and is none, by name."""
+    missing_splits: dict[str, str] = field(default_factory=dict)
+    """Why a split was not written, and which option changes that."""
+    remarks: list[str] = field(default_factory=list)
+    """What the user should look at."""
+
+    @classmethod
+    def of_records(
+        cls, records: Records, num_reused: int, num_elsewhere: int, rewritten: Counter[str]
+    ) -> ConversionReport:
+        """What a part's shards came to, before there are manifests."""
+        bad = [BadItem(*item) for record in records.values() for item in record.bad_items]
+        return cls(
+            manifests={},
+            num_written=len(records) - num_reused,
+            num_reused=num_reused,
+            num_elsewhere=num_elsewhere,
+            bad_items=_aside(records, BadItem) + bad,
+            left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
+            rewritten=rewritten,
+            not_read=_aside(records, LeftOut),
+        )
 
     def describe(self) -> list[str]:
-        """What was done, line by line, without the bad items."""
+        """What was done, line by line; bad items are counted, not listed."""
         lines = [f"left out {count}: {reason}" for reason, count in self.left_out.items()]
+        lines += [f"wrote {count} shards anew: {reason}" for reason, count in self.rewritten.items()]
         if self.num_reused:
             lines.append(f"reused {self.num_reused} shards that stood complete, wrote {self.num_written}")
         if self.num_elsewhere:
             lines.append(
                 f"{self.num_elsewhere} shards are left to other parts; the last one to finish writes the manifests"
             )
-        return lines + [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
+        lines += [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
+        lines += [f"no {split} split: {reason}" for split, reason in self.missing_splits.items()]
+        if self.bad_items:
+            lines.append(f"rejected {len(self.bad_items)}, the first {printable(self.bad_items[0].name)}")
+        return lines + self.remarks + describe_aside(self.not_read)
+
+
+def _aside(jobs: Iterable[ShardJob], kind: type[Kind]) -> list[Kind]:
+    """What planning set aside, of one kind."""
+    return [item for job in jobs for item in job.task.aside if isinstance(item, kind)]
 
 
 def _in_words(manifest: Manifest) -> str:
@@ -116,11 +105,15 @@ def _in_words(manifest: Manifest) -> str:
     shape = "×".join(map(str, (frames.num_frames, *frames.shape)))
     actions = f", {frames.num_actions} actions" if frames.num_actions else ""
     lags = sorted({1, frames.num_frames - 1} - {0}) if frames.num_frames > 1 else []
-    memory = ", ".join(f"{covariance[lag] / covariance[0]:.3f} at lag {lag}" for lag in lags)
     size = sum(shard.bytes for shard in manifest.shards)
+    if covariance[0] > 0:
+        memory = ", ".join(f"{covariance[lag] / covariance[0]:.3f} at lag {lag}" for lag in lags)
+        memory = f"frame autocorrelation {memory}" if memory else "one frame"
+    else:
+        memory = "all values are 0 in network units"
     return (
         f"{manifest.split}: {manifest.num_samples} samples {shape} {frames.dtype}{actions}, {len(manifest.shards)} "
-        f"shards, {size / 1e6:,.1f} MB; {f'frame autocorrelation {memory}' if memory else 'one frame'}"
+        f"shards, {size / 1e6:,.1f} MB; {memory}"
     )
 
 
@@ -144,195 +137,218 @@ def convert(
     source: Source[Any],
     out: Path,
     num_processes: int = 1,
-    max_bad_rate: float = 0.05,
+    max_bad_rate: float | None = None,
     on_shard: OnShard = lambda task, num_samples, reused: None,
     part: tuple[int, int] = (0, 1),
     cluster: str | None = None,
     encoding: EncodingConfig = PLAIN,
+    tasks: list[ShardTask] | None = None,
+    on_bad_item: Callable[[BadItem], None] = lambda item: None,
 ) -> ConversionReport:
     """Writes the shards of ``source`` under ``out/SPLIT/`` and, when all of them stand, a manifest per split.
+
+    A shard that stands is kept if its checksum, its options and its inputs are what they were.
 
     Args:
         source: what to convert.
         out: folder of the splits; made if absent.
         num_processes: shards written at the same time.
-        max_bad_rate: share of bad inputs above which the conversion stops.
+        max_bad_rate: share of bad inputs, rounded up to whole ones, above which the conversion stops: as soon as
+            ``MIN_ITEMS_TO_JUDGE`` are seen, and at the latest before the manifests. None is ``DEFAULT_BAD_RATE``, of
+            so many inputs or more.
         on_shard: called for each shard of this part, see ``OnShard``.
         part: (i, n) takes every n-th shard from the i-th on, for n jobs that share ``out``; the job that finishes last
             writes the manifests.
         cluster: address of a Dask scheduler whose workers write the shards in place of processes of this machine.
         encoding: how frames are stored.
+        tasks: ``source.plan()``, where the caller has it already.
+        on_bad_item: called for each rejected input or sample as soon as it is known.
 
     Raises:
         ValueError: ``out`` holds shards made with other options, disk space is short, another process writes this part,
-            or too many inputs are bad.
+            the splits don't agree, or too many inputs are bad.
+        OSError: ``out`` can't be written.
     """
     number, count = part
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    jobs = [ShardJob(source, task, out, encoding) for task in source.plan()]
-    out.mkdir(parents=True, exist_ok=True)
+    if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
+        raise ValueError(f"--max-bad-rate is {max_bad_rate}; give a share from 0 to 1")
+    tasks = tasks or source.plan()
+    if not tasks:
+        raise ValueError(f"source {source.name!r} planned no shard; is there anything to convert?")
+    jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
+    for item in _aside(jobs[number::count], BadItem):
+        on_bad_item(item)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
+    out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out / f".lock-{number}-of-{count}", busy):
-        own_jobs = jobs[number::count]
-        records, num_reused = _write_missing(own_jobs, out, num_processes, cluster, max_bad_rate, on_shard)
-        finished = _standing_records(jobs) if len(own_jobs) < len(jobs) else records
-        manifests = {}
-        if len(finished) == len(jobs):
-            # parts that end at the same time write the manifests one after the other
-            with hold_lock(out / ".lock-manifests"):
-                manifests = _write_manifests(source, out, encoding, {job.task: finished[job.task] for job in jobs})
-    return ConversionReport(
-        manifests,
-        num_written=len(own_jobs) - num_reused,
-        num_reused=num_reused,
-        num_elsewhere=len(jobs) - len(finished),
-        bad_items=[BadItem(*item) for record in records.values() for item in record.bad_items],
-        left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
-    )
+        run = _Run(out, num_processes, cluster, max_bad_rate, on_shard, on_bad_item)
+        return _write_part(run, jobs, jobs[number::count])
 
 
-def _write_missing(
-    jobs: list[ShardJob],
-    out: Path,
-    num_processes: int,
-    cluster: str | None,
-    max_bad_rate: float,
-    on_shard: OnShard,
-) -> tuple[dict[ShardTask, ShardRecord], int]:
-    """Writes the shards that do not stand yet; returns the records of all in the plan's order, and how many stood."""
-    standing = _standing_records(jobs)
-    missing = [job for job in jobs if job.task not in standing]
-    _check_disk(out, sum(job.task.estimated_bytes for job in missing))
-    for task, record in standing.items():
-        on_shard(task, record.entry.num_samples, True)
-    for job in missing:
-        _prepare_folder(job)
-    if missing and (num_processes <= 1 or len(missing) == 1) and cluster is None:
-        missing[0].source.expect([job.task for job in missing])
-    finished = (
-        run_in_processes(_write_shard, missing, num_processes)
-        if cluster is None
-        else run_on_cluster(_write_shard, missing, cluster)
-    )
-    records = dict(standing)
-    for job, record in finished:
-        records[job.task] = record
-        _check_bad_rate(records, max_bad_rate)
-        on_shard(job.task, record.entry.num_samples, False)
-    return {job.task: records[job.task] for job in jobs}, len(standing)
+def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> ConversionReport:
+    """Writes a part's shards, and the manifests if those of all parts stand then."""
+    leftovers = _leftovers(run.out, jobs)
+    records, rewritten = run.write_missing(own_jobs)
+    finished = _standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
+    report = ConversionReport.of_records(records, run.num_reused, len(jobs) - len(finished), rewritten)
+    if len(finished) == len(jobs):
+        _check_bad_rate(finished, run.max_bad_rate, at_end=True)
+        # parts that end at the same time write the manifests one after the other
+        with hold_lock(run.out / ".lock-manifests"):
+            _remove(leftovers)
+            first, ordered = jobs[0], {job: finished[job] for job in jobs}
+            found = write_manifests(first.source, run.out, first.encoding, ordered)
+            report.manifests, report.missing_splits, report.remarks = found
+    return report
 
 
-def _write_shard(job: ShardJob) -> ShardRecord:
-    """Writes one shard and its record."""
-    source, task = job.source, job.task
-    bad_items: list[tuple[str, str]] = []
-    left_out: Counter[str] = Counter()
-    schemas: list[FrameSchema] = []
-
-    def good_samples() -> Iterator[Sample]:
-        for item in source.read(task):
-            if isinstance(item, LeftOut):
-                left_out[item.reason] += 1
-                continue
-            if isinstance(item, BadItem):
-                bad_items.append((item.name, item.reason))
-                continue
-            schema = source.schema(item)
-            _check_sample(item, schema)
-            if not schemas:
-                schemas.append(schema)
-            elif schema != schemas[0]:
-                bad_items.append((item.key, f"schema {schema} differs from the shard's {schemas[0]}"))
-                continue
-            yield item
-
-    entry, moments = write_shard(job.tar_path, good_samples(), source.measured_frames, job.encoding)
-    record = ShardRecord(
-        fingerprint=job.fingerprint,
-        entry=entry,
-        frames=schemas[0].model_copy(update={"encoding": job.encoding.encoding}) if schemas else None,
-        moments=moments.to_json(),
-        bad_items=tuple(bad_items),
-        left_out=dict(left_out),
-    )
-    write_bytes(job.record_path, document_bytes(record))
-    return record
+def _jobs(
+    source: Source[Any], tasks: list[ShardTask], out: Path, encoding: EncodingConfig, like: FirstSample | None
+) -> list[ShardJob]:
+    """A job per task, with what identifies its inputs as they are now."""
+    states: dict[Path, list[str | int]] = {}
+    schema = None if like is None else like.schema.model_dump(mode="json")
+    jobs = []
+    for task in tasks:
+        files = list(source.input_files(task))
+        states |= {path: input_state(path) for path in files if path not in states}
+        inputs = json_hash([task.items, [states[path] for path in files], schema])
+        jobs.append(ShardJob(source, task, out, encoding, like, inputs))
+    return jobs
 
 
-def _check_sample(sample: Sample, schema: FrameSchema) -> None:
-    """Internal check: what a converter yields is what its schema says."""
-    assert sample.frames.shape == (schema.num_frames, *schema.shape), (sample.key, sample.frames.shape, schema)
-    assert sample.frames.dtype == np.dtype(schema.dtype), (sample.key, sample.frames.dtype, schema)
-    assert (sample.actions is None) == (schema.num_actions == 0), sample.key
-    assert (sample.logvar is not None) == schema.has_logvar, sample.key
+@dataclass
+class _Run:
+    """How missing shards are written, and who hears of it."""
 
+    out: Path
+    num_processes: int
+    cluster: str | None
+    max_bad_rate: float | None
+    on_shard: OnShard
+    on_bad_item: Callable[[BadItem], None]
+    num_reused: int = 0
 
-def _write_manifests(
-    source: Source[Any], out: Path, encoding: EncodingConfig, finished: dict[ShardTask, ShardRecord]
-) -> dict[str, Path]:
-    """Merges the records into one manifest per split, normalised alike, by the training split's statistics."""
-    by_split: dict[str, list[ShardRecord]] = {}
-    for task, record in finished.items():
-        by_split.setdefault(task.split, []).append(record)
-    moments = {
-        split: FrameMoments.merged(FrameMoments.from_json(record.moments) for record in records)
-        for split, records in by_split.items()
-    }
-    reference = moments.get("train") or next(iter(moments.values()))
-    for split, merged in moments.items():
-        if merged.num_samples == 0:
+    def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, Counter[str]]:
+        """Writes the shards that do not stand yet; the records of all in the plan's order, and why some that stood are
+        written anew."""
+        records, rewritten = _standing_records(jobs, self.num_processes)
+        self.num_reused = len(records)
+        missing = [job for job in jobs if job not in records]
+        _check_disk(self.out, sum(job.task.estimated_bytes for job in missing))
+        for job, record in records.items():
+            self._tell(job, record, reused=True)
+        for job in missing:
+            _prepare_folder(job)
+        if missing and (self.num_processes <= 1 or len(missing) == 1) and self.cluster is None:
+            missing[0].source.expect([job.task for job in missing])
+        for job, record in self._written(missing):
+            records[job] = record
+            self._tell(job, record, reused=False)
+            _check_bad_rate(records, self.max_bad_rate)
+        return {job: records[job] for job in jobs}, rewritten
+
+    def _written(self, missing: list[ShardJob]) -> Iterable[tuple[ShardJob, ShardRecord]]:
+        try:
+            if self.cluster is None:
+                yield from run_in_processes(write_shard_of, missing, self.num_processes)
+            else:
+                yield from run_on_cluster(write_shard_of, missing, self.cluster)
+        except BrokenExecutor:
             raise ValueError(
-                f"split {split!r} has no sample: all of its inputs were rejected; see the list of bad items"
-            )
-    shift, scale = source.normalisation() or reference.standardisation()
-    manifests = {}
-    for split, records in by_split.items():
-        schemas = [record.frames for record in records if record.frames is not None]
-        if any(schema != schemas[0] for schema in schemas):
-            raise ValueError(f"split {split!r} has shards of different schemas; convert them to one shape")
-        entries = tuple(record.entry for record in records if record.entry.num_samples)
-        manifest = Manifest(
-            source=source.name,
-            split=split,
-            tool_version=__version__,
-            frames=schemas[0],
-            shift=tuple(shift),
-            scale=tuple(scale),
-            statistics=moments[split].summary(np.asarray(shift), np.asarray(scale)),
-            num_samples=sum(entry.num_samples for entry in entries),
-            shards=entries,
-            latents=source.latents(split),
-            details={
-                "options": source.config.model_dump(mode="json"),
-                "encoding": encoding.model_dump(mode="json"),
-                "rejected_items": sum(len(record.bad_items) for record in records),
-                "left_out_items": dict(sum((Counter(record.left_out) for record in records), Counter())),
-                **source.details(),
-            },
-        )
-        manifests[split] = out / split / MANIFEST_NAME
-        remove_partials(manifests[split])
-        write_bytes(manifests[split], document_bytes(manifest))
-    return manifests
+                "a process that wrote a shard was ended from outside, or a library crashed in it: give fewer "
+                "--processes if memory was short; with 1 the shard after the last one written has the cause"
+            ) from None
+
+    def _tell(self, job: ShardJob, record: ShardRecord, reused: bool) -> None:
+        for item in record.bad_items:
+            self.on_bad_item(BadItem(*item))
+        self.on_shard(job.task, record.entry.num_samples, reused)
 
 
-def _standing_records(jobs: list[ShardJob]) -> dict[ShardTask, ShardRecord]:
-    """Records of shards that stand complete; an error if they were made with other options or inputs."""
-    records = {}
+def _standing_records(jobs: list[ShardJob], num_threads: int) -> tuple[Records, Counter[str]]:
+    """Records of shards that stand as they were written, from the inputs as they are now; and why others do not.
+
+    Args:
+        jobs: the shards.
+        num_threads: that read the shards to verify their checksums; 0 looks at their sizes alone.
+
+    Raises:
+        ValueError: a shard was made with other options.
+    """
+    records: Records = {}
+    rewritten: Counter[str] = Counter()
     for job in jobs:
         if not job.record_path.exists():
             continue
-        record = read_document(job.record_path, ShardRecord)
-        if record.fingerprint != job.fingerprint:
-            raise ValueError(
-                f"{job.out} holds shards made with other options or from other inputs; give another --out, or "
-                "remove that folder first"
-            )
-        tar_path = job.tar_path
-        if tar_path.exists() and tar_path.stat().st_size == record.entry.bytes and index_path(tar_path).exists():
-            records[job.task] = record
-    return records
+        try:
+            record = read_document(job.record_path, ShardRecord)
+        except ValueError:
+            rewritten["their records were damaged"] += 1
+            continue
+        if record.fingerprint != (job.fingerprint if record.inputs else job.earlier_fingerprint):
+            if not record.entry.num_samples:
+                continue  # nothing came of it, so there is nothing to keep apart
+            raise ValueError(_other_options(job.out))
+        if record.inputs == job.inputs:
+            records[job] = record
+        else:
+            rewritten["their inputs changed" if record.inputs else "an earlier version wrote them"] += 1
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        stand = list(pool.map(lambda job: _stands(job, records[job], num_threads > 0), records))
+    damaged = [job for job, is_whole in zip(records, stand, strict=True) if not is_whole]
+    for job in damaged:
+        del records[job]
+    if damaged:
+        rewritten["they were missing, cut off or altered"] = len(damaged)
+    return records, rewritten
+
+
+def _stands(job: ShardJob, record: ShardRecord, verify: bool) -> bool:
+    """Whether a shard and its index are there as they were written."""
+    entry, index = record.entry, index_path(job.tar_path)
+    if not entry.num_samples:
+        return not job.tar_path.exists()
+    if not job.tar_path.exists() or job.tar_path.stat().st_size != entry.bytes or not index.exists():
+        return False
+    return not verify or (file_sha256(index) == entry.index_sha256 and file_sha256(job.tar_path) == entry.sha256)
+
+
+def _leftovers(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
+    """Shards in ``out`` that an earlier conversion with these options wrote and the plan no longer has.
+
+    Raises:
+        ValueError: one was made with other options.
+    """
+    planned = {job.record_path for job in jobs}
+    leftovers = []
+    for path in sorted(out.glob("*/.records/*.json")):
+        if path in planned:
+            continue
+        task = ShardTask(path.parts[-3], f"{path.stem}.tar", (), 0)
+        job = ShardJob(jobs[0].source, task, out, jobs[0].encoding)
+        try:
+            record = read_document(path, ShardRecord)
+        except ValueError:
+            continue
+        if not record.inputs:  # of an earlier version, which did not say of which options
+            continue
+        if record.entry.num_samples and record.fingerprint != job.fingerprint:
+            raise ValueError(_other_options(out))
+        leftovers.append(job)
+    return leftovers
+
+
+def _remove(leftovers: list[ShardJob]) -> None:
+    for job in leftovers:
+        for path in (job.tar_path.with_name(MANIFEST_NAME), job.tar_path, index_path(job.tar_path), job.record_path):
+            path.unlink(missing_ok=True)
+
+
+def _other_options(out: Path) -> str:
+    return f"{out} holds shards made with other options; give another --out, or remove that folder first"
 
 
 def _prepare_folder(job: ShardJob) -> None:
@@ -354,13 +370,26 @@ def _check_disk(out: Path, needed_bytes: int) -> None:
         )
 
 
-def _check_bad_rate(records: dict[ShardTask, ShardRecord], max_bad_rate: float) -> None:
-    """Stops a conversion whose inputs are mostly unreadable: the cause is more likely a wrong option than bad files."""
+def _check_bad_rate(records: Records, max_bad_rate: float | None, at_end: bool = False) -> None:
+    """Stops a conversion whose inputs are mostly unreadable: the cause is more likely a wrong option than bad files.
+
+    Both shares are judged: of bad samples among all, and of inputs that could not be read among all inputs, as a lost
+    file may have held many samples.
+    """
+    rate = DEFAULT_BAD_RATE if max_bad_rate is None else max_bad_rate
+    judges_few = at_end and max_bad_rate is not None
+    aside = _aside(records, BadItem)
     bad = [item for record in records.values() for item in record.bad_items]
-    total = len(bad) + sum(record.entry.num_samples for record in records.values())
-    if total >= MIN_ITEMS_TO_JUDGE and len(bad) > max_bad_rate * total:
-        name, reason = bad[0]
-        raise ValueError(
-            f"{len(bad)} of {total} inputs are bad, more than the allowed rate {max_bad_rate}; the first is {name}: "
-            f"{reason}"
-        )
+    bad += [(printable(item.name), printable(item.reason)) for item in aside]
+    num_samples = sum(record.entry.num_samples for record in records.values())
+    lost = sum(record.num_lost_inputs for record in records.values()) + len(aside)
+    inputs = sum(record.num_inputs for record in records.values()) + len(aside)
+    for count, total in ((len(bad), len(bad) + num_samples), (lost if inputs > len(aside) else 0, inputs)):
+        # the product may be off by a rounding error
+        allowed = math.ceil(rate * total - 1e-9)
+        if count > allowed and (judges_few or total >= MIN_ITEMS_TO_JUDGE):
+            name, reason = bad[0]
+            raise ValueError(
+                f"{count} of {total} inputs are bad, more than the allowed rate {rate}; the first is {name}: "
+                f"{reason}; mend them, or give another --max-bad-rate"
+            )

@@ -16,8 +16,6 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.stream import TrainStream
 
-RGB = ("red", "green", "blue")
-
 MAX_CURVES = 8
 """Channels of a series that are drawn."""
 
@@ -36,12 +34,17 @@ def describe(shards: ShardSet) -> list[str]:
         f"actions  {frames.num_actions or 'none'}",
         f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
     ]
+    if manifest.independent is not None:
+        of_one = "each sample" if manifest.independent == "case" else "samples whose keys agree up to the last hyphen"
+        lines.append(f"one case {of_one}: one independent observation")
     stored = "stored" if frames.sample_scaling == "none" else "stored / mean |history|"
     names = frames.channels or tuple(str(channel) for channel in range(C))
     for channel, name in enumerate(names):
+        low, high = frames.limits()
+        within = f" within {low[channel].item():g} to {high[channel].item():g}" if frames.bounds else ""
         lines.append(
             f"channel  {name}: mean {statistics.mean[channel]:.4g}, std {statistics.std[channel]:.4g}, "
-            f"min {statistics.min[channel]:.4g}, max {statistics.max[channel]:.4g}; network units = "
+            f"min {statistics.min[channel]:.4g}, max {statistics.max[channel]:.4g}{within}; network units = "
             f"({stored} - {manifest.shift[channel]:.4g}) / {manifest.scale[channel]:.4g}"
         )
     covariance = statistics.frame_autocovariance
@@ -139,7 +142,7 @@ def _draw_frames(shards: ShardSet, samples: list[Sample], num_frames: int) -> An
     """Up to ``num_frames`` frames, evenly spaced: a row per sample (RGB) or per sample and channel."""
     from matplotlib import pyplot as plt
 
-    channels = [None] if shards.schema.channels == RGB else list(range(shards.schema.shape[0]))
+    channels = [None] if shards.schema.is_rgb else list(range(shards.schema.shape[0]))
     rows = [(sample, channel) for sample in samples for channel in channels]
     shown = np.unique(np.linspace(0, shards.schema.num_frames - 1, num_frames).round().astype(int))
     size = (1.6 * len(shown), 1.7 * len(rows))
@@ -175,7 +178,8 @@ def _draw(axis: Any, shards: ShardSet, frame_CHW: np.ndarray, channel: int | Non
     """One frame: colours as they are, or one channel in a scale common to all samples, around 0 where it has signs."""
     low, high = shards.manifest.statistics.min, shards.manifest.statistics.max
     if channel is None:
-        axis.imshow((frame_CHW.transpose(1, 2, 0) - min(low)) / (max(high) - min(low)))
+        ends = [end for pair in shards.schema.bounds for end in pair if end is not None] or [*low, *high]
+        axis.imshow(((frame_CHW.transpose(1, 2, 0) - min(ends)) / ((max(ends) - min(ends)) or 1.0)).clip(0, 1))
         return
     bound = max(abs(low[channel]), abs(high[channel]))
     signed = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound}

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import itertools
 import json
-import tarfile
+import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
-from webdataset.tariterators import base_plus_ext
 
 from dydiff_dist.data.manifest import (
     ShardEntry,
@@ -30,9 +31,14 @@ from dydiff_dist.data.members import (
     decode_frames,
     encode_frames,
     npy_bytes,
+    tar_members,
+    walk_tar,
 )
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.files import atomic_file, file_sha256, write_bytes
+
+MAX_KEY_BYTES = 88
+"""Longest key of a sample: with the name of a member after it it fits the 100 bytes of a plain tar header."""
 
 
 @dataclass
@@ -40,7 +46,8 @@ class Sample:
     """One sample on its way into a shard."""
 
     key: str
-    """Unique within the data set; no dots and no slashes at the ends, as webdataset splits names at the first dot."""
+    """Unique within its split. What stands before the last hyphen names the event or trajectory that it is a part of,
+    where there are such (``Source.independent``). Stored as ``plain_key`` gives it."""
     frames: np.ndarray
     """(S, C, H, W)."""
     actions: np.ndarray | None = None
@@ -57,6 +64,27 @@ def index_path(tar_path: Path) -> Path:
     return tar_path.with_suffix(".index.json")
 
 
+def plain_key(key: str, max_bytes: int = MAX_KEY_BYTES, told_apart_by: str = "") -> str:
+    """The key itself where every reader of tar files takes it: ASCII letters, digits, - _ = + @ and inner slashes; no
+    dot, as webdataset splits names at the first. Any other text becomes such a key, with a hash of it in its name, so
+    that different texts stay different.
+
+    Args:
+        key: any text.
+        max_bytes: of the result.
+        told_apart_by: what the hash is of, where there must be one.
+
+    Example:
+        >>> plain_key("storm-7"), plain_key("Überflug 3.2")
+        ('storm-7', 'Uberflug_3_2_40ad3d16bc')
+    """
+    if re.fullmatch(r"[\w=+@-]+(/[\w=+@-]+)*", key, re.ASCII) and len(key) <= max_bytes and not told_apart_by:
+        return key
+    letters = unicodedata.normalize("NFKD", key).encode("ascii", "ignore").decode()
+    digest = hashlib.blake2b((told_apart_by or key).encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9=+@-]+', '_', letters).strip('_')[: max_bytes - 11]}_{digest}"
+
+
 def write_shard(
     tar_path: Path,
     samples: Iterable[Sample],
@@ -67,11 +95,16 @@ def write_shard(
     ``measured_frames`` of the samples as a reader gets them back.
 
     Both files appear under their final names only when complete. The bytes depend on the samples alone: owner and times
-    are fixed.
+    are fixed. Without a sample there is no file, as no reader takes an empty shard.
     """
-    moments = FrameMoments()
+    moments, rest = FrameMoments(), iter(samples)
+    first = next(rest, None)
+    if first is None:
+        for path in (tar_path, index_path(tar_path)):
+            path.unlink(missing_ok=True)
+        return ShardEntry(name=tar_path.name, num_samples=0, bytes=0, sha256="", index_sha256=""), moments
     with atomic_file(tar_path) as partial:
-        index = _write_tar(partial, tar_path.name, samples, moments, measured_frames, encoding)
+        index = _write_tar(partial, tar_path.name, itertools.chain([first], rest), moments, measured_frames, encoding)
         index_data = document_bytes(index)
         entry = ShardEntry(
             name=tar_path.name,
@@ -97,43 +130,50 @@ def _write_tar(
     offsets: list[int] = []
     with open(partial, "w+b") as file:
         writer = webdataset.TarWriter(file, encoder=False, user="", group="", mtime=0, compress=False)
-        for sample in samples:
-            if "." in sample.key or not sample.key:
-                raise ValueError(f"sample key {sample.key!r} must be non-empty and hold no dot; rename the sample")
-            keys.append(sample.key)
-            offsets.append(writer.tarstream.offset)
-            frame_members = encode_frames(sample.frames, encoding)
-            writer.write(_members(sample, frame_members))
-            if encoding.encoding not in LOSSLESS:
-                sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
-            moments.add(measured_frames(sample), sample.logvar)
-        end = writer.tarstream.offset
-        writer.close()
+        try:
+            for sample in samples:
+                assert sample.key == plain_key(sample.key), sample.key
+                keys.append(sample.key)
+                offsets.append(writer.tarstream.offset)
+                frame_members = encode_frames(sample.frames, encoding)
+                writer.write(_members(sample, frame_members))
+                if encoding.encoding not in LOSSLESS:
+                    sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
+                moments.add(measured_frames(sample), sample.logvar)
+            end = writer.tarstream.offset
+            writer.close()
+        except BaseException:
+            writer.tarstream.fileobj.closed = True  # else it writes its last block when it is collected
+            raise
         return _build_index(name, file, keys, offsets, end)
 
 
 def scan_shard(name: str, data: bytes) -> ShardIndex:
-    """The index of a shard that lost it, from the tar file's bytes alone; the errors are tarfile's."""
+    """The index of a shard that lost it, from the tar file's bytes alone.
+
+    Raises:
+        tarfile.TarError, ValueError: as ``walk_tar``.
+    """
     keys: list[str] = []
     offsets: list[int] = []
     end = 0
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for info in tar:
-            key, _ = base_plus_ext(info.name)
-            if not keys or key != keys[-1]:
-                keys.append(key)
-                offsets.append(info.offset)
-            end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    for member in walk_tar(data):
+        if not keys or member.key != keys[-1]:
+            keys.append(member.key)
+            offsets.append(member.start)
+        end = member.end
     return _build_index(name, io.BytesIO(data), keys, offsets, end)
 
 
 def _build_index(name: str, file: BinaryIO, keys: list[str], offsets: list[int], end: int) -> ShardIndex:
     """The index of samples that start at ``offsets``; the last one ends at ``end``."""
-    sizes = [after - before for before, after in zip(offsets, [*offsets[1:], end], strict=True)]
+    sizes = [after - before for before, after in itertools.pairwise([*offsets, end])]
     checksums = []
-    for offset, size in zip(offsets, sizes, strict=True):
+    for key, offset, size in zip(keys, offsets, sizes, strict=True):
         file.seek(offset)
-        checksums.append(zlib.crc32(file.read(size)))
+        data = file.read(size)
+        tar_members(data, key)  # the reader's way to it: a name that it could not read would raise here
+        checksums.append(zlib.crc32(data))
     return ShardIndex(name=name, keys=tuple(keys), offsets=tuple(offsets), sizes=tuple(sizes), crc32=tuple(checksums))
 
 

@@ -5,35 +5,50 @@ manifests) is ``convert.py``'s. The sources that come with the package are in ``
 module, is there for ``tools/make_shards.py --import MODULE`` once ``register_source`` has named it.
 """
 
+import errno
 import hashlib
+import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from dydiff_dist.data.manifest import FrameSchema, LatentsSchema
+from dydiff_dist.data.manifest import FrameSchema, Independent, LatentsSchema
 from dydiff_dist.data.shard_writer import Sample
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig
 
+logger = logging.getLogger(__name__)
+
+_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+"""The machine has no more of something: no fault of what is read."""
+
 Config = TypeVar("Config", bound=StrictConfig)
+Result = TypeVar("Result")
 SourceClass = TypeVar("SourceClass", bound="type[Source[Any]]")
 
 
 @dataclass(frozen=True)
 class BadItem:
-    """An input that could not be converted, by name, with the reason."""
+    """An input, or a sample of one, that could not be converted, by name, with the reason."""
 
     name: str
     reason: str
+    is_whole_input: bool = False
+    """Whether nothing (more) of an input could be read, as ``reading`` finds it; else one sample is bad."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An input that the options leave out: no fault of its own. Counted by reason."""
+    """An input that the options leave out, or that is no input at all: no fault of its own. Counted by reason."""
 
     reason: str
+    name: str = ""
+    """Of what was left out, where the report is to name it: a file that the user may have meant to be read."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class ShardTask:
     name: str
     items: tuple[Any, ...]
     estimated_bytes: int
+    aside: tuple[BadItem | LeftOut, ...] = ()
+    """What planning found and gave to no shard; it is reported with this one (``set_aside``)."""
 
 
 class Source(ABC, Generic[Config]):
@@ -54,6 +71,8 @@ class Source(ABC, Generic[Config]):
 
     name: str
     """As on the command line and in manifests; ``register_source`` sets it."""
+    unlike_hint: str = "convert them to one kind first"
+    """What to do where the samples of two splits differ."""
     config: Config
     """The options. With the items of a task they decide the bytes of its shard."""
 
@@ -68,9 +87,38 @@ class Source(ABC, Generic[Config]):
             FileNotFoundError, ValueError: there is nothing to convert, or the options do not fit.
         """
 
-    @abstractmethod
+    def read_item(self, item: Any) -> Iterator[Sample | BadItem | LeftOut]:
+        """The samples of one item of a task, in a fixed order; most sources have this in place of ``read``.
+
+        Whatever it raises makes the item a rejected input, named and counted, while the others go on (``reading``).
+        """
+        raise NotImplementedError(f"source {self.name!r} needs read_item or read")
+
+    def item_name(self, item: Any) -> str:
+        """What the report calls an item: its file and the place in it."""
+        return str(item[0] if isinstance(item, tuple | list) else item)
+
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
-        """The samples of one shard, in a fixed order."""
+        """The samples of one shard, in a fixed order: those of its items, one after the other.
+
+        A source that reads its items together has a ``read`` of its own; it yields a ``BadItem`` for each input that it
+        can't read.
+        """
+        for item in task.items:
+            yield from reading(self.item_name(item), self.read_item(item))
+
+    def input_files(self, task: ShardTask) -> Iterable[Path]:
+        """Files (or folders that stand for one) that the shard is read from: where one of them changes, a conversion
+        that is started again writes the shard anew."""
+        return ()
+
+    def independent(self, split: str) -> Independent | None:
+        """What counts as one independent observation among the samples of a split; None where nothing is known."""
+        return None
+
+    def split_hint(self, split: str) -> str:
+        """Why the plan has no shard of ``split``, and which option changes that."""
+        return "this source makes none"
 
     @abstractmethod
     def schema(self, sample: Sample) -> FrameSchema:
@@ -99,6 +147,39 @@ class Source(ABC, Generic[Config]):
     def summary(self, tasks: list[ShardTask]) -> list[str]:
         """What the plan comes to, line by line, for the user to check before the work starts."""
         return []
+
+
+def reading(name: str, results: Iterator[Result]) -> Generator[Result | BadItem, None, None]:
+    """``results``, with whatever ends them early as a ``BadItem``: what was read before stands.
+
+    Libraries that meet a damaged file raise anything: OSError, RuntimeError, EOFError, struct.error, zlib.error, and a
+    length that was damaged even MemoryError. So there is no list of them: everything is held against the input but
+    failed assertions and missing modules, which are bugs, and a machine out of files or disk.
+
+    Args:
+        name: of the input.
+        results: what is read of it, by a source or while it plans.
+    """
+    try:
+        yield from results
+    except (AssertionError, ImportError, NotImplementedError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+            raise
+        logger.debug("%s is rejected", name, exc_info=True)
+        yield BadItem(name, reason_of(error), is_whole_input=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Why an input can't be read, in one line for the user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return error.args[0] if " " in error.args[0] else f"it has no {error.args[0]!r}"
+    return (
+        first_line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {first_line(error)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -135,10 +216,9 @@ def register_source(name: str, config: type[StrictConfig], summary: str) -> Call
         ...     def plan(self):
         ...         return shard_tasks("train", ((number, 2048) for number in range(self.config.num_samples)), 4)
         ...
-        ...     def read(self, task):
-        ...         for number in task.items:
-        ...             phase = np.arange(6)[:, None, None, None] + np.arange(16) + number
-        ...             yield Sample(f"wave-{number}", np.sin(phase / 4).astype(np.float32))
+        ...     def read_item(self, number):
+        ...         phase = np.arange(6)[:, None, None, None] + np.arange(16) + number
+        ...         yield Sample(f"wave-{number}", np.sin(phase / 4).astype(np.float32))
         ...
         ...     def schema(self, sample):
         ...         return schema_of(sample, channels=("height",), units="m")
@@ -169,12 +249,19 @@ def shard_tasks(split: str, items: Iterable[tuple[Any, int]], per_shard: int) ->
     ]
 
 
+def set_aside(tasks: list[ShardTask], found: Iterable[BadItem | LeftOut]) -> list[ShardTask]:
+    """The tasks, with what planning ``found`` but gave to none of them, to be reported with the first."""
+    if not tasks:
+        return []
+    return [replace(tasks[0], aside=(*tasks[0].aside, *found)), *tasks[1:]]
+
+
 def split_of(name: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
     """The split of an input by a hash of its name: train, valid or test.
 
     By a hash and not by an index, so that the split of an input stays when others are added.
     """
-    place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    place = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") / 2**64
     if place < test_fraction:
         return "test"
     return "valid" if place < test_fraction + valid_fraction else "train"

@@ -89,7 +89,10 @@ class FrameMoments:
         num_frames = self.frame_sum.shape[0]
         mean = self.frame_sum.sum(0) / (num_frames * self.num_pixels)
         mean_square = self.lag_product_sum[0] / (num_frames * self.num_pixels)
-        return mean, np.sqrt(np.maximum(mean_square - mean**2, 0.0))
+        variance = np.maximum(mean_square - mean**2, 0.0)
+        # the difference of two sums leaves a rounding error where all values are equal
+        is_constant = (self.minimum == self.maximum) & (variance <= 1e-12 * mean_square)
+        return mean, np.where(is_constant, 0.0, np.sqrt(variance))
 
     def summary(self, shift: np.ndarray, scale: np.ndarray) -> FrameStatistics:
         """The statistics as the manifest holds them; the autocovariance in units of (x - shift) / scale."""

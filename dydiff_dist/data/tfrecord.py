@@ -6,6 +6,7 @@ from the first to the last; here a record is read by its place, so that any proc
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,28 +43,31 @@ class Record:
 
 
 def scan_records(path: Path) -> list[Record]:
-    """All records of a file, from their lengths alone.
+    """All records of a file, from their lengths alone; errors as ``iterate_records``."""
+    return list(iterate_records(path))
+
+
+def iterate_records(path: Path) -> Iterator[Record]:
+    """The records of a file in order, from their lengths alone, up to the first that is damaged.
 
     Raises:
         ValueError: a damaged record, by number and place.
     """
-    records: list[Record] = []
+    number = 0
     size = path.stat().st_size
     with open(path, "rb") as file:
         position = 0
         while position < size:
             header = file.read(12)
             if len(header) < 12 or masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
-                raise ValueError(
-                    f"{path}: record {len(records)} at byte {position} has a damaged length; restore the file"
-                )
+                raise ValueError(f"{path}: record {number} at byte {position} has a damaged length; restore the file")
             length = struct.unpack("<Q", header[:8])[0]
             if position + 16 + length > size:
-                raise ValueError(f"{path}: record {len(records)} at byte {position} is cut off; restore the file")
-            records.append(Record(position + 12, length))
+                raise ValueError(f"{path}: record {number} at byte {position} is cut off; restore the file")
+            yield Record(position + 12, length)
+            number += 1
             position += 16 + length
             file.seek(position)
-    return records
 
 
 def read_example(path: Path, record: Record) -> dict[str, FeatureValue]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.doctor.software import versions
+from dydiff_dist.errors import reason_and_advice
 
 _CONNECT_SEC, _ANSWER_SEC = 10, 60
 _VERSIONS_PROGRAM = "import json; from dydiff_dist.doctor.software import versions; print(json.dumps(versions()))"
@@ -62,7 +63,7 @@ def check_hosts(hosts: Mapping[str, int], folder: Path) -> list[Finding]:
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(token)
     except OSError as error:
-        findings.append(Finding("shared folder", "problem", f"{folder} cannot be written: {error.strerror}"))
+        findings.append(Finding("shared folder", "problem", f"{folder} cannot be written: {reason_and_advice(error)}"))
     try:
         with ThreadPoolExecutor(max_workers=16) as pool:
             for found in pool.map(lambda host: list(_check_host(host, marker, token)), hosts):

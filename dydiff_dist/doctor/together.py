@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.doctor.software import versions
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.ranks.collectives import barrier, gather_objects
 from dydiff_dist.ranks.world import World
 
@@ -36,7 +37,7 @@ def shared_folder(folder: Path, world: World) -> Iterator[Finding]:
         folder.mkdir(parents=True, exist_ok=True)
         mine.write_text(token)
     except OSError as problem:
-        error = f"rank {world.rank} cannot write: {problem.strerror}"
+        error = f"rank {world.rank} cannot write: {reason_and_advice(problem)}"
     barrier()
     missing = [rank for rank, path in enumerate(files) if not _has(path, token)]
     barrier()

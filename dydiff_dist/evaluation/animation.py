@@ -4,6 +4,7 @@ Letters: S lead times, C channels, H W height and width.
 """
 
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, OURS, FieldStyle
 from dydiff_dist.evaluation.figures import spaced
+from dydiff_dist.files import write_bytes
 
 _PENDING = "#21262d"
 _COLORMAP_LEVELS = 56
@@ -38,12 +40,15 @@ def forecast_animation(
     path.parent.mkdir(parents=True, exist_ok=True)
     images = _animation_images(case, style, panel_pixels)
     durations = [frame_ms] * (len(images) - 1) + [4 * frame_ms]
+    movie = BytesIO()
     if path.suffix == ".mp4":
-        _write_mp4(images, durations, path)
-        return path
-    palette = _palette(style, images)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False)
+        _write_mp4(images, durations, movie)
+    else:
+        palette = _palette(style, images)
+        first, *more = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+        timing = {"duration": durations, "loop": 0, "optimize": False}
+        first.save(movie, format="GIF", save_all=True, append_images=more, **timing)
+    write_bytes(path, movie.getvalue())
     return path
 
 
@@ -65,10 +70,10 @@ def _animation_images(case: ForecastCase, style: FieldStyle, panel_pixels: int) 
     return images
 
 
-def _write_mp4(images: list[Image.Image], durations: list[int], path: Path) -> None:
+def _write_mp4(images: list[Image.Image], durations: list[int], file: BytesIO) -> None:
     """H.264 of constant frame rate; a frame that rests is written several times."""
     unit_ms = min(durations)
-    with av.open(str(path), "w") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(1000, unit_ms))
         stream.width, stream.height = (size // 2 * 2 for size in images[0].size)  # H.264 wants even numbers
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from dydiff_dist.diffusion.names import register
 from dydiff_dist.evaluation.case import ForecastCase
 
 FramesOf = Callable[[int], np.ndarray]
@@ -23,7 +24,7 @@ class Baseline(ABC):
     """A way to forecast a case without a trained model."""
 
     name: str
-    """Its key in tables and files."""
+    """Its key in tables and files: letters, digits and underscores, as of a Python name."""
 
     @abstractmethod
     def ensemble(self, case: ForecastCase) -> np.ndarray:
@@ -36,6 +37,19 @@ class Baseline(ABC):
     def best_guess(self, case: ForecastCase) -> np.ndarray | None:
         """(1, S, C, H, W) whose errors stand for MSE and MAE; None, as most have it, takes the ensemble's mean."""
         return None
+
+
+BASELINES: dict[str, Baseline] = {}
+"""Registered ones, by name; tools/evaluate.py takes them with ``--baseline NAME``."""
+
+
+def register_baseline(baseline: Baseline) -> None:
+    """Makes ``--baseline NAME`` mean ``baseline``, whose ``name`` is NAME.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    register("baseline", BASELINES, baseline.name, baseline)
 
 
 class Persistence(Baseline):

@@ -3,7 +3,8 @@
 Letters: C channels, H W height and width.
 """
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import RGB, Bounds, FrameSchema
 
 BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
 """Of every picture: dark, so that one picture reads well on light and dark pages."""
@@ -32,7 +33,19 @@ class ForecasterStyle(NamedTuple):
     width: float
 
 
-FORECASTERS = {
+_OTHER_COLORS = ("#c9a26d", "#7ee3c4", "#f08adf", "#e3c341")
+
+
+class _ForecasterStyles(dict[str, ForecasterStyle]):
+    """Styles by name; a baseline of one's own goes by its name, always in the same colour."""
+
+    def __missing__(self, name: str) -> ForecasterStyle:
+        label = name.replace("_", " ")
+        return ForecasterStyle(label, label, _OTHER_COLORS[zlib.crc32(name.encode()) % len(_OTHER_COLORS)], "-.", 1.6)
+
+
+FORECASTERS = _ForecasterStyles()
+FORECASTERS |= {
     "forecast": ForecasterStyle("this model", "ours", OURS, "-", 2.4),
     "persistence": ForecasterStyle("persistence", "persist", "#8b949e", "--", 1.6),
     "climatology": ForecasterStyle("climatology", "climat", "#58a6ff", ":", 2.0),
@@ -41,7 +54,7 @@ FORECASTERS = {
     "random_walk": ForecasterStyle("random walk", "walk", "#c9a26d", "-.", 1.6),
 }
 """By name in the tables; the page's style sheet has the same colours for light and dark. Optical flow and the seasonal
-naive forecast share one: no data have both."""
+naive forecast share one: no data have both. Any other name has a style too."""
 
 _SPIN = LinearSegmentedColormap.from_list(
     "spin", ["#d8f6ff", "#5cc4f2", "#2273c4", "#173a75", "#0f1424", "#7a2320", "#d0502a", "#fda55d", "#fff2d4"], N=512
@@ -63,16 +76,19 @@ class FieldStyle:
     quantity: str
     """What is shown, for captions."""
     scalar: Callable[[np.ndarray], np.ndarray] | None
-    """(..., C, H, W) -> (..., H, W), the quantity; None shows 8-bit frames as RGB images."""
+    """(..., C, H, W) -> (..., H, W), the quantity; None shows the three channels as an RGB image."""
     colormap: Colormap
     diverging: bool = False
     """Whether colours run from -limit to limit rather than from the least to the largest value."""
+    black_and_white: tuple[float, float] = (0.0, 255.0)
+    """Of images: the values that are shown black and white."""
 
     def show(self, frames: np.ndarray) -> np.ndarray:
         """The shown quantity: (..., H, W), or (..., H, W, 3) in 0..1 for images."""
         if self.scalar is not None:
             return self.scalar(frames)
-        return np.moveaxis(np.clip(frames / 255.0, 0, 1), -3, -1)
+        black, white = self.black_and_white
+        return np.moveaxis(np.clip((frames - black) / (white - black), 0, 1), -3, -1)
 
     def tracer(self, frames: np.ndarray) -> np.ndarray:
         """The scalar (..., H, W) whose motion the eye follows: the shown quantity, or the brightness of images."""
@@ -108,11 +124,12 @@ def field_style(
     dtype: str = "float32",
     vector_channels: tuple[int, int] | None = None,
     periodic: bool = False,
+    bounds: Sequence[Bounds] = (),
 ) -> FieldStyle:
     """The style that fits what the shards say of their frames.
 
-    Velocities are shown as vorticity, three 8-bit channels as an image, rain and radar in a rain scale, and of anything
-    else the first channel.
+    Velocities are shown as vorticity, channels called red, green and blue (and three 8-bit ones without names) as an
+    image, rain and radar in a rain scale, and of anything else the first channel.
 
     Args:
         num_channels: C.
@@ -121,6 +138,8 @@ def field_style(
         dtype: stored type.
         vector_channels: channels that hold a vector along (W, H).
         periodic: whether the field wraps around.
+        bounds: least and largest value of each channel; images are black and white there, or else at the ends of their
+            integer type, floats at 0 and 1.
 
     Example:
         >>> field_style(1, channels=("vil",)).quantity
@@ -129,8 +148,11 @@ def field_style(
     if vector_channels is not None:
         along_w, along_h = vector_channels
         return FieldStyle("vorticity", lambda f: vorticity(f, along_w, along_h, periodic), _SPIN, diverging=True)
-    if num_channels == 3 and dtype == "uint8":
-        return FieldStyle("colour", None, _SPIN)
+    if channels == RGB or (num_channels == 3 and dtype == "uint8" and not channels):
+        ends = [end for pair in bounds for end in pair if end is not None]
+        if len(ends) < 2:
+            ends = [0.0, {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0}.get(dtype, 1.0)]
+        return FieldStyle("colour", None, _SPIN, black_and_white=(min(ends), max(ends)))
     name = channels[0] if channels else "channel 0"
 
     def first_channel(frames: np.ndarray) -> np.ndarray:
@@ -150,6 +172,7 @@ def style_of(schema: FrameSchema, *, is_cropped: bool) -> FieldStyle:
         dtype=schema.dtype,
         vector_channels=schema.vector_channels,
         periodic="periodic_shift" in schema.allowed_augmentations and not is_cropped,
+        bounds=schema.bounds,
     )
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dydiff_dist.data.manifest import Bounds
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.fvd import Fvd, frechet_distance
@@ -170,6 +171,7 @@ def evaluate(
     suites: Sequence[Suite] = (),
     fvd: Fvd | None = None,
     independent: Independent | None = None,
+    bounds: Sequence[Bounds] = (),
 ) -> Evaluation:
     """Scores every case; one that can't be scored is named and counted, and left out of the baselines too.
 
@@ -179,6 +181,11 @@ def evaluate(
         suites: scores beyond the base suite's, of the forecast and its baselines alike.
         fvd: adds the Fréchet video distance.
         independent: what counts as one observation in intervals; None chooses by the keys.
+        bounds: least and largest value of each channel, to which the forecast and the baselines are clipped; empty
+            leaves them as they are.
+
+    Raises:
+        ValueError: a baseline's name is another's, or can't be a key.
 
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
@@ -194,11 +201,16 @@ def evaluate(
     """
     all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
     names = (FORECAST, *(baseline.name for baseline in all_baselines))
-    protocol = {
+    for name in names:
+        if not name.isidentifier() or [*names, TRUTH].count(name) > 1:
+            raise ValueError(f"a baseline is called {name!r}; give it a name of letters and underscores of its own")
+    protocol: dict[str, Any] = {
         **_COMMON_PROTOCOL,
         "scores": {suite.name: suite.protocol for suite in all_suites},
         "baselines": {baseline.name: baseline.protocol() for baseline in all_baselines},
     }
+    if bounds:
+        protocol["clipped_to"] = [list(pair) for pair in bounds]
     evaluation = Evaluation({name: ScoreTable() for name in names}, protocol, all_suites, independent=independent)
     if fvd is not None:
         evaluation.clips = {name: {} for name in (TRUTH, *names)}
@@ -207,13 +219,20 @@ def evaluate(
         if problem:
             evaluation.errors[case.number] = problem
         elif isinstance(case, ForecastCase):
-            _enter(evaluation, case, all_baselines, fvd)
+            _enter(evaluation, case, all_baselines, fvd, bounds)
     return evaluation
 
 
-def _enter(evaluation: Evaluation, case: ForecastCase, baselines: Sequence[Baseline], fvd: Fvd | None) -> None:
+def _enter(
+    evaluation: Evaluation,
+    case: ForecastCase,
+    baselines: Sequence[Baseline],
+    fvd: Fvd | None,
+    bounds: Sequence[Bounds],
+) -> None:
     """Scores a case that is whole and enters it everywhere."""
     ensembles = {FORECAST: case.members} | {baseline.name: baseline.ensemble(case) for baseline in baselines}
+    ensembles = {name: _within(members, bounds) for name, members in ensembles.items()}
     terms = {name: _measured(evaluation.suites, members, case) for name, members in ensembles.items()}
     for baseline in baselines:
         terms[baseline.name] |= _terms_of_guess(baseline, case)
@@ -229,6 +248,16 @@ def _enter(evaluation: Evaluation, case: ForecastCase, baselines: Sequence[Basel
         for name, futures in ((TRUTH, case.truth[None]), *ensembles.items()):
             evaluation.clips[name][case.number] = fvd.features(case.history, futures)
         evaluation.protocol[FVD] = fvd.protocol(len(case.history), case.num_leads)
+
+
+def _within(members_MSCHW: np.ndarray, bounds: Sequence[Bounds]) -> np.ndarray:
+    """The members clipped to the bounds of their channels."""
+    for channel, (low, high) in enumerate(bounds):
+        if (low, high) != (None, None):
+            members_MSCHW = members_MSCHW.copy()
+            ends = (-np.inf if low is None else low, np.inf if high is None else high)
+            members_MSCHW[:, :, channel] = members_MSCHW[:, :, channel].clip(*ends)
+    return members_MSCHW
 
 
 def _measured(suites: Sequence[Suite], members: np.ndarray, case: ForecastCase) -> Terms:

@@ -4,6 +4,7 @@ Letters: M members, S lead times, C channels, H W height and width.
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import BACKGROUND, ERROR_COLORMAP, FAINT_INK, FORECASTERS, INK, OURS, FieldStyle
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.evaluation.table import interval_95
+from dydiff_dist.files import write_bytes
 
 MAX_COLUMNS = 6
 
@@ -204,7 +206,9 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:
     """Writes a figure as PNG with its own background at ``dpi`` dots per inch; creates the folder where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, facecolor=figure.get_facecolor())
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    write_bytes(path, picture.getvalue())
     return path
 
 

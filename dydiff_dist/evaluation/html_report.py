@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from dydiff_dist.evaluation.comparison import compare, protocol_differences
 from dydiff_dist.evaluation.evaluate import FORECAST
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.figures import channel_name
-from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun
+from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun, write_shown_cases
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
-from dydiff_dist.files import write_json, write_text
+from dydiff_dist.files import write_bytes, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
@@ -45,11 +46,13 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
         for label, fields in shown.items():
             frames = [_shrunk(frame) for frame in style.rgb(fields, limits)]
             name = f"case_{case.number:06d}_{label.replace(' ', '_')}.png"
-            Image.fromarray(np.concatenate(frames, axis=1)).save(path.parent / name, optimize=True)
+            picture = BytesIO()
+            Image.fromarray(np.concatenate(frames, axis=1)).save(picture, format="PNG", optimize=True)
+            write_bytes(path.parent / name, picture.getvalue())
             rows.append({"label": label, "file": name})
             size = {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
         records.append(_record(case) | {"rows": rows} | size)
-    write_json(path, records)
+    write_shown_cases(path, records)
     return path
 
 
@@ -67,7 +70,7 @@ def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: P
             values = {"actual": actual, "median": median, "lower": lower, "upper": upper}
             shown.append({"name": channel_name(channels, channel)} | {key: x.tolist() for key, x in values.items()})
         records.append(_record(case) | {"channels": shown})
-    write_json(path, records, indent=None)
+    write_shown_cases(path, records)
     return path
 
 

@@ -18,7 +18,7 @@ class ReconstructionScores:
     def __init__(self, data_range: float, *, channels: tuple[str, ...] = (), units: str = "", integer: bool = False):
         """
         Args:
-            data_range: largest minus smallest possible (or seen) value.
+            data_range: largest minus smallest possible value, or seen in the training data, in stored units.
             channels, units: of the data; they tell whether it is rain.
             integer: whether stored values are 0..data_range, to which decoded frames are then clipped.
         """
@@ -51,9 +51,9 @@ class ReconstructionScores:
 
     def summary(self) -> dict[str, float]:
         """Means over frames: psnr in dB (a perfect frame counts as 100), ssim, mse in stored units, and csi by
-        threshold where there were events."""
+        threshold where there were events; beside them the ``data_range`` of psnr and ssim."""
         count = max(self._sums["num_frames"], 1.0)
-        scores = {name: self._sums[name] / count for name in ("psnr", "ssim", "mse")}
+        scores = {"data_range": self.data_range} | {name: self._sums[name] / count for name in ("psnr", "ssim", "mse")}
         if self.is_rain:
             csi = event_scores(self._counts)["csi"]
             scores |= {f"csi_{threshold:g}": float(v) for threshold, v in zip(_RAIN.thresholds, csi, strict=True)}
@@ -61,8 +61,8 @@ class ReconstructionScores:
 
 
 def format_reconstruction(scores: dict[str, float]) -> str:
-    """One line: ``PSNR 34.21 dB, SSIM 0.951, CSI 16: 0.97, 74: 0.93``."""
-    parts = [f"PSNR {scores['psnr']:.2f} dB"]
+    """One line: ``PSNR 34.21 dB (range 255), SSIM 0.951, CSI 16: 0.97, 74: 0.93``."""
+    parts = [f"PSNR {scores['psnr']:.2f} dB (range {scores['data_range']:.4g})"]
     if "ssim" in scores:
         parts.append(f"SSIM {scores['ssim']:.4f}")
     csi = [f"{name.removeprefix('csi_')}: {value:.3f}" for name, value in scores.items() if name.startswith("csi_")]

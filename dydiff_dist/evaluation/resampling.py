@@ -7,13 +7,11 @@ Letters: K cases, G groups, D draws.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
-Independent = Literal["case", "key_prefix"]
-"""What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen, as
-converters name windows of one event and clips of one trajectory."""
+from dydiff_dist.data.manifest import Independent
+
 FEW_GROUPS = 10
 """Below so many independent groups a bootstrap is rough."""
 

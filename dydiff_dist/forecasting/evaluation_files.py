@@ -1,5 +1,6 @@
 """What an evaluation leaves behind: scores, pictures and the report page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dydiff_dist.evaluation import figures
@@ -16,7 +17,7 @@ def write_evaluation(
     verification: Verification,
     evaluation: Evaluation,
     out: str | Path,
-    picture_cases: tuple[int, ...] = (0,),
+    picture_cases: Sequence[int] | None = None,
     num_report_cases: int = 4,
 ) -> list[Path]:
     """Writes all scores, report.html, the curves, and picture and animation of some cases; returns the paths.
@@ -25,9 +26,13 @@ def write_evaluation(
         verification: the forecasts that were scored.
         evaluation: their scores.
         out: folder, created where needed.
-        picture_cases: count within the cases that were scored; those that are not there are left out.
+        picture_cases: numbers of cases; one that could not be scored has no picture. None is the first scored one.
         num_report_cases: cases animated in the report, evenly spaced.
+
+    Raises:
+        ValueError: a case to be pictured that is not among the ones to be scored; nothing is written.
     """
+    chosen = verification.check_numbers(picture_cases)
     out = Path(out)
     written, scored = write_scores(evaluation, out), sorted(evaluation.keys)
     if not scored:
@@ -41,9 +46,9 @@ def write_evaluation(
     label = _label(Path(verification.store.request.model).resolve())
     written.append(write_report([ScoredRun(label, out)], out / "report.html", f"Forecasts of {label}"))
     written.append(figures.save_figure(figures.score_figure(evaluation), out / "scores.png"))
-    for position in picture_cases:
-        if 0 <= position < len(scored):
-            written += _write_pictures(verification, verification.case(scored[position]), out)
+    for number in scored[:1] if chosen is None else chosen:
+        if number in evaluation.keys:  # else it is among the errors
+            written += _write_pictures(verification, verification.case(number), out)
     return written
 
 

@@ -123,7 +123,7 @@ class Forecaster:
             num_frames: frames to forecast; None is S_f, more are rolled out window by window.
 
         Returns:
-            (B, M, num_frames, C, H, W) float32 on the CPU.
+            (B, M, num_frames, C, H, W) float32 on the CPU, within the bounds that the data's schema states.
 
         Raises:
             ValueError: shapes, counts or indices that don't fit, or a history that is not finite.
@@ -142,7 +142,7 @@ class Forecaster:
             seed=seed,
             num_frames=num_future,
         )
-        return frames.decode(futures, history, encoded)[:, :, :num_frames]
+        return frames.within_bounds(frames.decode(futures, history, encoded)[:, :, :num_frames])
 
     @torch.no_grad()
     def forecast_normalized(

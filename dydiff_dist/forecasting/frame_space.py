@@ -5,6 +5,7 @@ units* are those of the shards, *network units* (stored - shift) / scale, of ser
 scale (``data/scaling.py``).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dydiff_dist.autoencoders import Autoencoder
 from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.manifest import Bounds
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.models import InputSizes
 
@@ -31,6 +33,14 @@ class FrameSpace(ABC):
     """Stored frames per network frame after the first one."""
     follows_shifts: bool = True
     """Whether frames shifted around their edges are shifted frames to the network too."""
+    bounds: Sequence[Bounds] = ()
+    """Least and largest value of each stored channel; empty where nothing is known."""
+
+    def within_bounds(self, frames: Tensor) -> Tensor:
+        """Stored frames (..., C, H, W) clipped to ``bounds``, in place."""
+        for channel, (low, high) in enumerate(self.bounds):
+            frames[..., channel, :, :].clamp_(-math.inf if low is None else low, math.inf if high is None else high)
+        return frames
 
     @abstractmethod
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -76,12 +86,23 @@ class PlainFrames(FrameSpace):
         scale: per channel, stored units per network unit.
         sample_scaling: of the manifest; unless "none", a case is first divided by the mean absolute value of its
             history, as in training.
+        bounds: of the manifest's schema.
+        empty_history_scale: of the manifest; per channel, in its place where the history is all zeros. Empty: 1.
     """
 
-    def __init__(self, shift: Sequence[float], scale: Sequence[float], sample_scaling: str = "none"):
+    def __init__(
+        self,
+        shift: Sequence[float],
+        scale: Sequence[float],
+        sample_scaling: str = "none",
+        bounds: Sequence[Bounds] = (),
+        empty_history_scale: Sequence[float] = (),
+    ):
+        self.bounds = bounds
         self.stored_channels = self.network_channels = len(shift)
         self._shift, self._scale = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (shift, scale))
         self._scales_samples = sample_scaling != "none"
+        self._empty_history_scale = tuple(empty_history_scale)
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """The stored shape itself: (C, H, W)."""
@@ -100,14 +121,19 @@ class PlainFrames(FrameSpace):
         """(B, 1, C, 1, 1), the unit of each case and channel; ones where the data are not scaled by sample."""
         if not self._scales_samples:
             return torch.ones(len(history), 1, 1, 1, 1)
-        return torch.from_numpy(history_scale(history.cpu().float().numpy()))
+        return torch.from_numpy(history_scale(history.cpu().float().numpy(), self._empty_history_scale))
 
 
 class LatentFrames(FrameSpace):
-    """An autoencoder's latents, the mean of the posterior; shifts are followed where its convolutions wrap around."""
+    """An autoencoder's latents, the mean of the posterior; shifts are followed where its convolutions wrap around.
 
-    def __init__(self, autoencoder: Autoencoder):
-        self.autoencoder, description = autoencoder, autoencoder.description
+    Args:
+        autoencoder: encodes and decodes.
+        bounds: of the schema of the frames that are forecast.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, bounds: Sequence[Bounds] = ()):
+        self.autoencoder, description, self.bounds = autoencoder, autoencoder.description, bounds
         self.stored_channels, self.network_channels = description.frames.shape[0], description.latent_channels
         self.temporal_ratio, self.follows_shifts = description.temporal_ratio, description.periodic
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.forecasting.cases import open_cases, stack_cases
+from dydiff_dist.forecasting.cases import Case, open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
 from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore, Precision
@@ -93,16 +94,21 @@ class ForecastRun:
         self.missing: list[int] = sorted(set(self._mine) - set(self.store.cases()))
         """Cases that this process has yet to forecast."""
         self.num_reused = len(self._mine) - len(self.missing)
+        self.problems: dict[int, str] = {}
+        """Cases that ``run`` could not forecast, with the reason: a history that is not finite, a damaged sample."""
 
     def run(self, on_cases: Callable[[int], None] = lambda num_cases: None) -> None:
-        """Forecasts the missing cases; ``on_cases`` is called with the number of cases just written."""
+        """Forecasts the missing cases; ``on_cases`` is called with the number of cases just done. A case that can't be
+        forecast is named in ``problems`` and stops no other."""
         for start in range(0, len(self.missing), self._cases_at_once):
             numbers = self.missing[start : start + self._cases_at_once]
             self._forecast(numbers)
             on_cases(len(numbers))
 
     def _forecast(self, numbers: Sequence[int]) -> None:
-        cases = [self.reader.read(number) for number in numbers]
+        cases = [case for number in numbers if (case := self._forecastable(number)) is not None]
+        if not cases:
+            return
         request = self.store.request
         history, actions, case_index = stack_cases(cases, request.num_leads)
         members = self.forecaster.forecast(
@@ -116,8 +122,22 @@ class ForecastRun:
         for case, ensemble in zip(cases, members.numpy(), strict=True):
             self.store.write(case.number, case.key, ensemble)
 
+    def _forecastable(self, number: int) -> Case | None:
+        """The case, or None with its problem noted."""
+        try:
+            case = self.reader.read(number)
+        except DamagedSampleError as error:
+            self.problems[number] = f"case {number}: {error}"
+            return None
+        problem = case.problem()
+        if problem is None:
+            return case
+        self.problems[number] = problem
+        return None
+
     def animate(self, num_cases: int, suffix: str) -> list[Path]:
-        """Animations of this process's share of the first ``num_cases``, beside the forecasts; all must be there.
+        """Animations of this process's share of the first ``num_cases``, beside the forecasts; all but those with
+        ``problems`` must be there.
 
         Args:
             num_cases: at most so many.
@@ -125,7 +145,7 @@ class ForecastRun:
         """
         written = []
         for number in self._mine:
-            if number < num_cases:
+            if number < num_cases and number not in self.problems:
                 shown = self.reader.read(number).with_members(self.store.read(number)[1])
                 path = self.store.folder / f"case_{number:06d}.{suffix}"
                 written.append(forecast_animation(shown, self.reader.style(), path))

@@ -39,7 +39,8 @@ class Verification:
         Args:
             forecasts: folder that tools/forecast.py wrote.
             shards: folder of the truth; None is where the forecasts say they were made from.
-            num_cases: score the first so many; None is all up to the last one that was forecast.
+            num_cases: score the first so many; None is all that were asked for, or up to the last that is there where
+                the forecasts' record does not say how many that are.
 
         Raises:
             FileNotFoundError: no forecasts, or no shards.
@@ -51,7 +52,7 @@ class Verification:
             raise ValueError(
                 f"{forecasts} was made from the array {request.shards}, which holds no truth; nothing to score"
             )
-        reader = CaseReader.open(shards or request.shards, request.data)
+        reader = _open_truth(store, shards)
         if reader.sha256 != request.shards_sha256:
             raise ValueError(
                 f"{forecasts} was made from other shards ({request.shards}) than {reader.source}; give those"
@@ -61,7 +62,28 @@ class Verification:
             raise ValueError(f"{forecasts} lacks every case; run tools/forecast.py to its end")
         if num_cases is not None and not 1 <= num_cases <= len(reader):
             raise ValueError(f"num_cases is {num_cases}; score 1 to {len(reader)}, as many as the shards have")
-        return cls(store, reader, list(range(num_cases or have[-1] + 1)))
+        return cls(store, reader, list(range(num_cases or max(request.num_cases or 0, have[-1] + 1))))
+
+    def unfinished(self) -> str | None:
+        """A line that says how many of the cases to be scored have no forecast and what to do; None if all have."""
+        num_there = len(set(self.numbers) & set(self.store.cases()))
+        if num_there == len(self.numbers):
+            return None
+        return (
+            f"{self.store.folder} is unfinished: {num_there} of {len(self.numbers)} cases are forecast; finish it with "
+            "the same tools/forecast.py command, or score fewer with --cases"
+        )
+
+    def check_numbers(self, cases: Sequence[int] | None) -> tuple[int, ...] | None:
+        """``cases`` as they are, or None for none chosen.
+
+        Raises:
+            ValueError: one of them is not among those to be scored.
+        """
+        for number in cases or ():
+            if number not in self.numbers:
+                raise ValueError(f"there is no case {number} to picture; choose 0 to {self.numbers[-1]}")
+        return None if cases is None else tuple(cases)
 
     def case(self, number: int) -> ForecastCase:
         """One forecast beside its truth, without the frames that have none.
@@ -139,7 +161,8 @@ class Verification:
             baselines: beyond persistence.
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
             fvd: adds the Fréchet video distance.
-            independent: what counts as one observation in intervals; None chooses by the keys.
+            independent: what counts as one observation in intervals; None takes what the shards' manifest says, and
+                chooses by the keys where it says nothing.
             on_case: called after each of this process's cases.
         """
         rank, world_size = own_rank()
@@ -150,7 +173,9 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent)
+        independent = independent or self.reader.shards.manifest.independent
+        bounds = self.reader.schema.bounds
+        evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:
             evaluation = _gathered(evaluation)
         evaluation.protocol |= self._protocol()
@@ -229,6 +254,18 @@ class Verification:
             "frame_stride": request.data.frame_stride,
             "crop_size": request.data.crop_size,
         }
+
+
+def _open_truth(store: ForecastStore, shards: str | Path | None) -> CaseReader:
+    """The shards that forecasts were made from, or the ones given in their place."""
+    request = store.request
+    if shards is None and "://" not in request.shards and not Path(request.shards).is_dir():
+        relative = "" if Path(request.shards).is_absolute() else f" (as seen from {Path.cwd()})"
+        raise FileNotFoundError(
+            f"{store.folder} was made from {request.shards}, which is not there{relative}; give these shards with "
+            "--shards DIR"
+        )
+    return CaseReader.open(shards or request.shards, request.data)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -201,7 +201,7 @@ class VideoTransformer(nn.Module):
         config: what it computes.
         sizes: its channels.
         execution: how it runs; None is the default.
-        kernels: backend of its modulation.
+        kernels: backend of its fused operations.
     """
 
     def __init__(
@@ -215,8 +215,7 @@ class VideoTransformer(nn.Module):
         num_channels, num_action_channels = sizes.num_channels, sizes.num_action_channels
         self.config, self.num_action_channels = config, num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
-        # adaLN has no Triton kernel and takes what fits; only the reference can be asked for by name
-        self.kernels: Backend = "reference" if kernels == "reference" else "auto"
+        self.kernels: Backend = kernels
         width, pixels = config.width, config.patch_size**2
         num_inputs = num_input_channels(num_channels, num_action_channels if config.action_channels else 0)
         embeds_actions = num_action_channels > 0 and config.action_embedding

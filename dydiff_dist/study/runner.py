@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import dydiff_dist
-from dydiff_dist.errors import USER_ERRORS
+from dydiff_dist.errors import USER_ERRORS, user_message
 from dydiff_dist.evaluation.baselines import Baseline, RandomWalk, SeasonalNaive
 from dydiff_dist.files import write_json
 from dydiff_dist.forecasting.exported import find_model
@@ -62,8 +62,8 @@ class StudyRunner:
                 for forecast in run.forecasts:
                     self._forecast(run, forecast, number)
             except (*USER_ERRORS, TrainingFailedError) as error:
-                self.failures[run.name] = str(error)
-                self.say(f"FAILED {run.name}: {error}")
+                self.failures[run.name] = user_message(error) or str(error)
+                self.say(f"FAILED {run.name}: {self.failures[run.name]}")
 
     def _train(self, run: PlannedRun, number: int) -> None:
         if run.record.is_file():

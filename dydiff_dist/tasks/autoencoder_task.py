@@ -23,7 +23,7 @@ from dydiff_dist.autoencoders.losses import (
     divergence,
     reconstruction_error,
 )
-from dydiff_dist.autoencoders.verify import Reconstructions
+from dydiff_dist.autoencoders.verify import Reconstructions, data_range
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.protocol import Engine, Engines
 from dydiff_dist.evaluation.figures import save_figure
@@ -224,7 +224,7 @@ class AutoencoderTask(Task[AutoencoderRunConfig]):
 
     def _reconstruct(self, autoencoder: Autoencoder, shards: ShardSet, numbers: range) -> Reconstructions:
         """Whole samples decoded from the posterior's mean."""
-        judged = Reconstructions(shards)
+        judged = Reconstructions(shards, data_range(self.plan.train_shards.manifest))
         for number in numbers:
             sample = shards.read(shards.address(number))
             frames = torch.from_numpy(sample.frames[None].astype(np.float32))

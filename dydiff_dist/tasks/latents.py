@@ -26,7 +26,8 @@ class TrainingFrames:
     def space(self) -> FrameSpace:
         """How forecasts of the network come from stored frames and become such."""
         manifest = self.plan.train_shards.manifest
-        return PlainFrames(manifest.shift, manifest.scale, manifest.frames.sample_scaling)
+        scaling = manifest.frames.sample_scaling, manifest.frames.bounds, manifest.frames.empty_history_scale
+        return PlainFrames(manifest.shift, manifest.scale, *scaling)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -154,7 +155,8 @@ def open_frames(plan: RunPlan[RunConfig]) -> TrainingFrames:
         return TrainingFrames(plan)
     if plan.data_is_absent and shards.schema.has_logvar:
         return StoredLatents(plan, config.path, None)
-    space = LatentFrames(load_autoencoder(config.path, device=plan.world.device, max_frames=config.max_frames))
+    autoencoder = load_autoencoder(config.path, device=plan.world.device, max_frames=config.max_frames)
+    space = LatentFrames(autoencoder, (shards.schema if latents is None else latents.source_frames).bounds)
     if latents is not None:
         check_latents(shards, space.autoencoder.description.sha256)
         _check_window(plan)

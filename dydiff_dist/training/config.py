@@ -36,7 +36,9 @@ class TrainingConfig(OptimizationConfig):
     faults: FaultsConfig = FaultsConfig()
     """Ranks that are slow or gone, signals."""
     log_every_steps: PositiveInt = 20
-    """Steps between lines in the log and TensorBoard."""
+    """Steps between lines in the log and numbers for the loggers."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the run's numbers and pictures go; wandb and mlflow are set up by their own environment variables."""
     checkpoint_every_steps: PositiveInt = 500
     """Steps between checkpoints; one more is written at the end and at an interruption."""
     keep_last_checkpoints: PositiveInt = 2

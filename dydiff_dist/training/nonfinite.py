@@ -4,7 +4,6 @@ What was in the batch goes to a JSON file, so that the samples can be looked at.
 it back to its last checkpoint, past the batches that did it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import torch
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.errors import SharedError
-from dydiff_dist.files import write_json
+from dydiff_dist.files import parse_sealed, read_document_bytes, seal, write_json
 from dydiff_dist.ranks.collectives import gather_objects
 from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import NonFiniteConfig
@@ -104,13 +103,14 @@ class NonFiniteGuard:
         """Notes beside the bad batches where the data went on, for a start from the same checkpoint."""
         if self.world.is_main:
             note = {"checkpoint_step": loaded.step, "next_batch": batches}
-            write_json(self._rollback_path, note, indent=None)
+            write_json(self._rollback_path, seal(note), indent=None)
 
     def after_rollback(self, loaded: RunPosition) -> RunPosition:
         """The position to go on from after a start: past what a rollback to this very checkpoint went past."""
         if not self._rollback_path.is_file():
             return loaded
-        note = json.loads(self._rollback_path.read_text())
+        remedy = "delete it to go on with the checkpoint's own next batch"
+        note = parse_sealed(read_document_bytes(self._rollback_path), str(self._rollback_path), remedy)
         if note["checkpoint_step"] != loaded.step:
             return loaded
         return replace(loaded, batches=max(loaded.batches, note["next_batch"]))

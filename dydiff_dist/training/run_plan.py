@@ -17,6 +17,7 @@ from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.engine.optimizer import num_parameters
 from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import AnyRunConfig, parse_config
+from dydiff_dist.training.loggers import check_loggers
 
 if TYPE_CHECKING:
     from dydiff_dist.training.task import Task
@@ -101,6 +102,7 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
     ENGINES[config.engine].check(config.training, config.engine_options, world.device.type)
+    check_loggers(config.training.loggers)
     data, valid = config.data, None
     absent = may_lack_data and "://" not in data.train and not Path(data.train).exists()
     if absent and data.expect is not None:

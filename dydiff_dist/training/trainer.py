@@ -20,11 +20,12 @@ from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.engine.state import AVERAGED, EngineState
 from dydiff_dist.errors import SharedError
 from dydiff_dist.ranks.collectives import agree_max, describe_layout, sum_over_ranks
-from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.rendezvous import must_end, start_process_group
 from dydiff_dist.ranks.signals import Interruption
-from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
+from dydiff_dist.ranks.watchdog import Activity, Watchdog
 from dydiff_dist.ranks.world import World, set_cpu_threads
 from dydiff_dist.training.config import BaseRunConfig
+from dydiff_dist.training.loggers import LOGGERS
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
 from dydiff_dist.training.progress import RunLog
@@ -53,23 +54,27 @@ class Trainer:
             set_cpu_threads(self.world)
             session = start_process_group(self.world, faults.exchange_timeout_sec / 60, faults.join_timeout_sec / 60)
             self.watchdog = stack.enter_context(Watchdog(faults, self.world, self.activity, self._say, session))
-            self._say(f"world:    {describe_layout(self.world)}")
-            self.activity.enter("building the networks")
-            self._build()
-            self.activity.enter("loading the last checkpoint")
-            self.position = self._load()
-            self._open_log()
+            with self.watchdog.explaining():
+                self._say(f"world:    {describe_layout(self.world)}")
+                self.activity.enter("building the networks")
+                self._build()
+                self.activity.enter("loading the last checkpoint")
+                self.position = self._load()
+                self._open_log()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        faults = self.config.training.faults
         if exception[0] is None:
-            self.checkpoints.close()
+            with self.watchdog.explaining():
+                self.checkpoints.close()
         self._stack.__exit__(*exception)
-        if exception[0] is None:
+        if exception[0] is not None:
+            self.checkpoints.wait_briefly(faults.dead_after_sec)
+            return
+        with must_end(faults.dead_after_sec, "error: the run is complete, but its ranks could not take leave"):
             torch.distributed.destroy_process_group()
-        else:
-            self.checkpoints.wait_briefly()
 
     def _build(self) -> None:
         """Networks, engines and what belongs to them."""
@@ -99,10 +104,10 @@ class Trainer:
 
     def _open_log(self) -> None:
         """The log from the run's present position on; says what is worth knowing before the first step."""
-        training = self.config.training
-        self.log = RunLog(
-            self.folder / "tensorboard", first_step=self.step, num_steps=training.steps, enabled=self.world.is_main
-        )
+        training, is_main = self.config.training, self.world.is_main
+        names, tree = training.loggers if is_main else (), self.config.model_dump(mode="json")
+        loggers = [LOGGERS[name](self.folder, self.step, tree) for name in names]
+        self.log = RunLog(loggers, first_step=self.step, num_steps=training.steps, enabled=is_main)
         if self.step:
             self.log.say("all steps are complete" if self.step >= training.steps else f"resumed after step {self.step}")
         peak, work = find_peak(self.world, training.precision), self.task.work()
@@ -123,16 +128,13 @@ class Trainer:
             PeerLostError: another rank ended or froze.
             SharedError: the run can't go on; raised by all ranks alike.
         """
-        with Interruption(self.config.training.faults.grace_sec, self._last_saved, self.world.is_main) as interruption:
-            try:
-                signal = self._loop(interruption)
-                self.checkpoints.wait()
-                if not signal:
-                    self._export()
-            except RuntimeError as error:
-                if self.world.world_size > 1 and is_exchange_failure(error):
-                    raise self.watchdog.explain(error) from error
-                raise
+        grace_sec = self.config.training.faults.grace_sec
+        interruption = Interruption(grace_sec, self._last_saved, self.world.is_main)
+        with interruption, self.watchdog.explaining():
+            signal = self._loop(interruption)
+            self.checkpoints.wait()
+            if not signal:
+                self._export()
         self.log.close()
         return signal
 

@@ -1,6 +1,7 @@
 """Encoding shards: what is stored, that only the inputs decide it, and one clear line for what is wrong."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from small_autoencoders import small_autoencoder
 
 from dydiff_dist.autoencoders.encode import AUTOENCODER_FOLDER, open_splits, place_autoencoder
 from dydiff_dist.autoencoders.files import load_autoencoder
-from dydiff_dist.autoencoders.verify import verify_latents
+from dydiff_dist.autoencoders.verify import data_range, verify_latents
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.evaluation.fields import psnr
+from dydiff_dist.evaluation.reconstruction import format_reconstruction
 
 CPU = torch.device("cpu")
 
@@ -142,15 +144,34 @@ def test_shifts_stay_allowed_where_the_autoencoder_is_periodic(frames_folder, en
 def test_verifying_decodes_what_is_stored(frames_folder, autoencoder, encode, tmp_path):
     _, latents = encode(frames_folder, tmp_path / "latents")
     pixels = ShardSet.open(frames_folder / "test")
-    judged = verify_latents(latents["test"], pixels, autoencoder, 2)
-    statistics = pixels.manifest.statistics
+    training = ShardSet.open(frames_folder / "train").manifest
+    judged = verify_latents(latents["test"], pixels, autoencoder, 2, training=training)
+    statistics = training.statistics
     span = max(statistics.max) - min(statistics.min)
+    assert judged.scores.summary()["data_range"] == span != data_range(pixels.manifest)
+    assert f"dB (range {span:.4g})" in format_reconstruction(judged.scores.summary())
     decoded = [autoencoder.to_frames(autoencoder.history_latents(frames(s)))[0].numpy() for s in samples(pixels)]
     expected = np.mean([psnr(d, s.frames, span).mean() for d, s in zip(decoded, samples(pixels), strict=True)])
     assert judged.scores.summary()["psnr"] == pytest.approx(expected, abs=0.01)  # latents are rounded to float16
     assert len(judged.figure().axes) == 2 * 3 * 7
     with pytest.raises(ValueError, match="was made from other shards"):
         verify_latents(latents["train"], pixels, autoencoder, 1)
+
+
+def test_all_splits_are_judged_by_one_range(frames_folder, autoencoder, encode, tmp_path):
+    _, latents = encode(frames_folder, tmp_path / "latents")
+    training, pixels = (ShardSet.open(frames_folder / split) for split in ("train", "test"))
+    recorded = autoencoder.description.model_copy(update={"facts": {"scores": {"data_range": 12.5}}})
+    trained = replace(autoencoder, description=recorded)  # as its training leaves it
+    assert verify_latents(latents["test"], pixels, trained, 1).scores.data_range == 12.5
+    manifest = training.manifest
+
+    def of(**facts) -> float:
+        return data_range(manifest.model_copy(update={"frames": manifest.frames.model_copy(update=facts)}))
+
+    assert of(bounds=((-1, 3), (0, 4), (0, 1))) == 5
+    assert of(bounds=((0, None),) * 3) == of() == max(manifest.statistics.max) - min(manifest.statistics.min)
+    assert of(dtype="uint8") == 255
 
 
 def frames(sample):
@@ -216,10 +237,24 @@ def test_the_autoencoder_lies_beside_its_latents_and_is_not_replaced(frames_fold
         place_autoencoder(str(tmp_path / "other"), shards, tmp_path / "latents", 0, CPU)
 
 
+def _save_as_diffusers_does(folder, **options):
+    small_autoencoder(folder / "ours", **options)
+    load_autoencoder(folder / "ours").network.save_pretrained(folder)
+
+
+def test_one_of_ours_that_lost_its_description_is_not_adopted(frames_folder, tmp_path):
+    """Its units, edges and identity stood there: taken for a foreign one it would get others."""
+    small_autoencoder(tmp_path / "ours", periodic=True)
+    (tmp_path / "ours" / "autoencoder.json").unlink()
+    shards = open_splits(str(frames_folder))["train"]
+    with pytest.raises(FileNotFoundError, match=r"ours lacks autoencoder.json, which its weights were written with"):
+        place_autoencoder(str(tmp_path / "ours"), shards, tmp_path / "latents", 0, CPU)
+    assert not (tmp_path / "latents").exists()
+
+
 def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, tmp_path):
     """One that was not trained here has no autoencoder.json; its latents then have mean 0 and variance 1."""
-    small_autoencoder(tmp_path / "theirs", seed=3)
-    (tmp_path / "theirs" / "autoencoder.json").unlink()
+    _save_as_diffusers_does(tmp_path / "theirs", seed=3)
     shards = open_splits(str(frames_folder))["train"]
     for _ in range(2):  # the second time it is there
         folder = place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU)
@@ -236,8 +271,7 @@ def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, 
 
 def test_images_are_adopted_in_the_units_of_published_autoencoders(tmp_path):
     convert(FrameSource(FrameSourceConfig(shape=(6, 3, 16, 16), dtype="uint8")), tmp_path / "frames")
-    small_autoencoder(tmp_path / "theirs", num_channels=3)
-    (tmp_path / "theirs" / "autoencoder.json").unlink()
+    _save_as_diffusers_does(tmp_path / "theirs", num_channels=3)
     shards = open_splits(str(tmp_path / "frames"))["train"]
     adopted = load_autoencoder(place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU))
     assert (

@@ -10,6 +10,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c
 from test_converters import tar_members
 
 from dydiff_dist.data.convert import convert
+from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.sources.bair import BairSource, BairSourceConfig
 from dydiff_dist.data.tfrecord import parse_example, scan_records
 
@@ -122,4 +123,9 @@ def test_damaged_records_are_named(sample_data, tmp_path):
     assert "CRC-32C is wrong" in report.bad_items[0].reason
     train.write_bytes(data[:-10])
     with pytest.raises(ValueError, match=r"record 8 at byte .* is cut off"):
-        BairSource(BairSourceConfig(root=str(tmp_path))).plan()
+        scan_records(train)
+    report = convert(BairSource(BairSourceConfig(root=str(tmp_path), valid_fraction=0.0)), tmp_path / "out")
+    reasons = {item.name: item.reason for item in report.bad_items}
+    assert set(reasons) == {f"train/{train.name}", f"train/{train.name}, record 2"}
+    assert "record 8 at byte" in reasons[f"train/{train.name}"] and report.rewritten == {"their inputs changed": 1}
+    assert read_document(report.manifests["train"], Manifest).num_samples == 7

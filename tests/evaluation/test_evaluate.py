@@ -49,6 +49,24 @@ def test_scores_do_not_depend_on_the_order_of_cases_or_on_how_they_are_shared() 
                 assert other.overall(score) == table.overall(score)
 
 
+def test_forecasts_and_baselines_are_clipped_to_the_bounds_of_their_quantity() -> None:
+    """Rain below 0 is no rain: it is scored as none, and the protocol says so."""
+    case = _case(1)
+    history, truth = np.abs(case.history), np.abs(case.truth)
+    bounds = ((0, None), (0, 2.5))
+    clipped = case.members.copy()
+    clipped[:, :, 0] = np.maximum(clipped[:, :, 0], 0)
+    clipped[:, :, 1] = np.clip(clipped[:, :, 1], 0, 2.5)
+    assert (clipped != case.members).any()
+    bounded = evaluate(
+        [ForecastCase(1, "a", history, truth, case.members)], Climatology(_training_frames, 9), bounds=bounds
+    )
+    by_hand = evaluate([ForecastCase(1, "a", history, truth, clipped)], Climatology(_training_frames, 9))
+    assert bounded.overall("forecast") == by_hand.overall("forecast")
+    assert bounded.overall("climatology")["crps"] != by_hand.overall("climatology")["crps"]  # its frames go below 0
+    assert bounded.protocol["clipped_to"] == [[0, None], [0, 2.5]] and "clipped_to" not in by_hand.protocol
+
+
 def test_exact_sum_keeps_what_float64_addition_loses() -> None:
     assert exact_sum(np.array([[1e16], [1.0], [-1e16]]))[0] == 1.0
 

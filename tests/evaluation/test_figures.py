@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dydiff_dist.evaluation import Climatology, ForecastCase, evaluate
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.evaluation import Climatology, ForecastCase, baselines, evaluate, format_table
 from dydiff_dist.evaluation.animation import forecast_animation
-from dydiff_dist.evaluation.colors import field_style, vorticity
+from dydiff_dist.evaluation.colors import FORECASTERS, field_style, style_of, vorticity
 from dydiff_dist.evaluation.figures import forecast_figure, save_figure, score_figure
+from dydiff_dist.evaluation.score_tables import format_more_scores
 
 
 def _case(num_channels: int = 2, num_members: int = 3) -> ForecastCase:
@@ -51,6 +53,24 @@ def test_images_keep_their_colours_and_are_clipped() -> None:
     assert style.rgb(style.show(frame), style.limits(frame)).tolist() == [[[0, 128, 255]]]
 
 
+@pytest.mark.parametrize(
+    ("facts", "values"),
+    [
+        ({"dtype": "float32"}, (0.0, 0.5, 2.0)),  # floats from 0 to 1
+        ({"dtype": "float32", "bounds": ((-1, 1),) * 3}, (-1.0, 0.0, 1.5)),
+        ({"dtype": "uint16"}, (0.0, 32767.5, 65535.0)),
+    ],
+)
+def test_channels_called_red_green_and_blue_are_a_picture_whatever_their_type(facts: dict, values: tuple) -> None:
+    schema = FrameSchema(num_frames=2, shape=(3, 1, 1), channels=("red", "green", "blue"), **facts)
+    style = style_of(schema, is_cropped=False)
+    frame = np.array(values).reshape(3, 1, 1)
+    assert style.quantity == "colour"
+    assert style.rgb(style.show(frame), style.limits(frame)).tolist() == [[[0, 128, 255]]]
+    named = schema.model_copy(update={"channels": ("vil", "ir069", "ir107"), "dtype": "uint8"})
+    assert style_of(named, is_cropped=False).quantity == "vil"  # three quantities are no colours
+
+
 def test_a_constant_field_has_limits() -> None:
     style = field_style(1, channels=("vil",))
     low, high = style.limits(np.zeros((4, 4)))
@@ -86,3 +106,29 @@ def test_curves_show_every_forecaster(tmp_path) -> None:
         "persistence",
         "climatology",
     ]
+
+
+class _Zero(baselines.Baseline):
+    name = "all_zero"
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        return np.zeros((1, *case.truth.shape))
+
+    def protocol(self) -> dict:
+        return {"forecast": "0"}
+
+
+def test_a_baseline_of_ones_own_stands_in_tables_and_figures(monkeypatch) -> None:
+    monkeypatch.setattr(baselines, "BASELINES", {})
+    baselines.register_baseline(_Zero())
+    evaluation = evaluate([_case()], *baselines.BASELINES.values())
+    assert "all zero" in format_table(evaluation) and "all zero" in format_more_scores(evaluation)
+    legend = score_figure(evaluation).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["this model", "persistence", "all zero"]
+    assert FORECASTERS["all_zero"] == FORECASTERS["all_zero"]  # the same colour each time
+    with pytest.raises(ValueError, match="baseline 'all_zero' is registered already"):
+        baselines.register_baseline(_Zero())
+    for name in ("persistence", "truth", "a/b"):
+        monkeypatch.setattr(_Zero, "name", name)
+        with pytest.raises(ValueError, match=f"a baseline is called {name!r}; give it a name of letters"):
+            evaluate([_case()], _Zero())

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate
+from dydiff_dist.evaluation.baselines import Baseline
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
@@ -18,6 +19,7 @@ from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
 from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import ensemble_suite
+from dydiff_dist.files import seal
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -48,7 +50,7 @@ def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
     text = page.read_text()
     assert not re.search(r'(src|href)\s*=\s*["\'](https?:)?//|url\(|@import|fetch\(', text)
     payload = _payload(page)
-    assert payload["runs"][0]["summary"] == json.loads((tmp_path / "scores.json").read_text())
+    assert seal(payload["runs"][0]["summary"]) == json.loads((tmp_path / "scores.json").read_text())
     assert [case["key"] for case in payload["cases"]] == [f"event <{number}> & more" for number in range(3)]
     assert [row["label"] for row in payload["cases"][0]["rows"]] == ["truth", "ensemble mean", "member 1", "member 2"]
     assert set(payload["groups"]) == {"Ensemble", "Fields", "Rain"}
@@ -56,7 +58,7 @@ def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
 
 def test_strips_hold_the_frames_from_left_to_right(tmp_path) -> None:
     _scored(tmp_path)
-    record = json.loads((tmp_path / "cases" / "strips.json").read_text())[0]
+    record = json.loads((tmp_path / "cases" / "strips.json").read_text())["cases"][0]
     assert (record["num_given"], record["num_frames"], record["width"], record["height"]) == (4, 9, 20, 24)
     with Image.open(tmp_path / "cases" / record["rows"][0]["file"]) as strip:
         pixels = np.asarray(strip)
@@ -95,7 +97,7 @@ def test_cases_that_were_not_scored_are_told_before_anything_else(tmp_path) -> N
     run = _scored(tmp_path / "a")
     scores = json.loads((tmp_path / "a" / "scores.json").read_text())
     scores["errors"] = {"7": "case 7: no such file"}
-    (tmp_path / "a" / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "a" / "scores.json").write_text(json.dumps(seal(scores)))
     payload = _payload(write_report([run], tmp_path / "r.html"))
     assert payload["warnings"] == [
         "run 0: 1 cases could not be scored and are in no number; the first: case 7: no such file"
@@ -109,10 +111,20 @@ def _scored_series(folder: Path, seed: int = 0) -> ScoredRun:
         truth = np.random.default_rng(number).normal(10, 1, (4, 3, 1, 1))
         members = truth + np.random.default_rng(seed).normal(0, 1, (20, *truth.shape))
         cases.append(ForecastCase(number, f"window {number}", np.full((6, 3, 1, 1), 10.0), truth, members))
-    evaluation = evaluate(cases, SeasonalNaive(5), suites=[series_suite()])
+    evaluation = evaluate(cases, SeasonalNaive(5), _Twice(), suites=[series_suite()])
     write_scores(evaluation, folder)
     write_series(cases, ("a", "b"), folder)
     return ScoredRun(f"run {seed}", folder)
+
+
+class _Twice(Baseline):
+    name = "twice_the_last"
+
+    def ensemble(self, case: ForecastCase) -> np.ndarray:
+        return 2 * np.repeat(case.history[None, -1:], case.num_leads, axis=1)
+
+    def protocol(self) -> dict:
+        return {"forecast": "twice the last given frame"}
 
 
 def test_time_series_are_shown_with_the_quantiles_of_every_run(tmp_path) -> None:
@@ -138,6 +150,7 @@ window.addEventListener("load", () => setTimeout(() => {
     headline: [...document.querySelectorAll("#tiles tr")].map((row) => row.innerText.split("\\t")[0]),
     compared: document.querySelectorAll("#comparison-table tr").length,
     series: document.querySelectorAll("#series polyline").length,
+    strokes: [...document.querySelectorAll("#curve polyline")].map((line) => getComputedStyle(line).stroke),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     background: getComputedStyle(document.body).backgroundColor, width: innerWidth,
   });
@@ -178,7 +191,8 @@ def test_a_browser_draws_time_series(tmp_path) -> None:
     page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     found = _probe(page, dark=False)
     assert found["series"] == 3 * 3 and found["panels"] == 0  # a panel a variate: two runs and the truth
-    assert found["overflow"] <= 0 and found["lines"] == 4
+    # two runs, persistence, the seasonal naive forecast and a baseline of one's own, each in a colour
+    assert found["overflow"] <= 0 and found["lines"] == 5 and "none" not in found["strokes"]
 
 
 def _probe(page: Path, dark: bool) -> dict:

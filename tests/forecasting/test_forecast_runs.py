@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from dydiff_dist.diffusion.samplers import SAMPLERS
+from dydiff_dist.files import seal
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification, load_forecaster, write_evaluation
 from dydiff_dist.forecasting.cases import CaseReader
 
@@ -112,7 +114,10 @@ def test_cases_come_in_stored_units(flow_shards, forecasts) -> None:
 def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     verification = Verification.open(forecasts)
     evaluation = verification.evaluate(verification.climatology(flow_shards / "train"))
-    written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
+    with _expect(ValueError, "there is no case 99 to picture; choose 0 to 4"):
+        write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
+    assert not (tmp_path / "scores").exists()
+    written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1,))
     assert [path.name for path in written] == [
         "scores.json",
         "cases.csv",
@@ -144,6 +149,42 @@ def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -
         path.unlink()
     with _expect(ValueError, "lacks every case; run tools/forecast.py to its end"):
         Verification.open(forecasts)
+
+
+def test_an_unfinished_folder_is_scored_with_its_missing_cases_counted(flow_model, flow_shards, tmp_path) -> None:
+    """20 of 30 cases must not pass for all: the folder knows what was asked for."""
+    out = tmp_path / "forecasts"
+    run = _run(flow_model, flow_shards, out)
+    del run.missing[3:]  # stopped here
+    run.run()
+    verification = Verification.open(out)
+    assert verification.numbers == [0, 1, 2, 3, 4]
+    unfinished = verification.unfinished()
+    assert unfinished is not None and "is unfinished: 3 of 5 cases are forecast; finish it with the same" in unfinished
+    evaluation = verification.evaluate()
+    assert evaluation.num_cases == 3 and sorted(evaluation.errors) == [3, 4]
+    fewer = Verification.open(out, num_cases=3)
+    assert fewer.unfinished() is None and fewer.evaluate().errors == {}
+    _run(flow_model, flow_shards, out, num_cases=2)  # a smaller request takes nothing back
+    assert len(Verification.open(out).numbers) == 5
+    record = json.loads((out / "forecast.json").read_text())
+    assert record.pop("num_cases") == 5
+    (out / "forecast.json").write_text(json.dumps(seal(record)))  # as an earlier version wrote it
+    assert Verification.open(out).numbers == [0, 1, 2]
+
+
+def test_forecasts_made_with_relative_paths_say_what_to_give_elsewhere(
+    flow_model, flow_shards, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(flow_shards)
+    ForecastRun(flow_model, "test", tmp_path / "out", num_members=2, num_cases=1, device="cpu").run()
+    monkeypatch.chdir(tmp_path)
+    with _expect(
+        FileNotFoundError,
+        f"out was made from test, which is not there (as seen from {tmp_path}); give these shards with --shards DIR",
+    ):
+        Verification.open("out")
+    assert Verification.open("out", flow_shards / "test").evaluate().num_cases == 1
 
 
 def test_cases_that_are_missing_damaged_or_of_another_shape_are_named_and_counted(forecasts, tmp_path) -> None:
@@ -234,3 +275,32 @@ def test_scores_on_two_processes_equal_those_on_one_to_the_last_bit(flow_shards,
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert (tmp_path / "one" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
     assert two.stdout.count("over all lead times, 5 cases") == 2  # one process speaks, of two baselines
+
+
+def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flow_shards, tmp_path) -> None:
+    model = shutil.copytree(flow_model / "model", tmp_path / "model")
+    record = json.loads((model / "config.json").read_text())
+    record["data_schema"]["bounds"] = [[-0.05, None], [None, None]]
+    (model / "config.json").write_text(json.dumps(seal(record)))
+    free, bounded = (
+        load_forecaster(path, device="cpu").forecast(torch.zeros(1, 3, 2, 16, 16), num_members=2)
+        for path in (flow_model, model)
+    )
+    assert free[:, :, :, 0].min() < -0.05
+    torch.testing.assert_close(bounded[:, :, :, 0], free[:, :, :, 0].clamp(min=-0.05), rtol=0, atol=0)
+    torch.testing.assert_close(bounded[:, :, :, 1], free[:, :, :, 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "independent"),
+    [("key_prefix", None, "key_prefix"), ("case", None, "case"), (None, None, "case"), ("key_prefix", "case", "case")],
+)
+def test_who_is_independent_is_what_the_shards_say_unless_the_user_does(
+    flow_model, flow_shards, tmp_path, said, asked, independent
+) -> None:
+    """Manifests of earlier versions say nothing; then the keys decide, which agree in one group here."""
+    ForecastRun(flow_model, flow_shards / "test", tmp_path, num_members=2, device="cpu").run()
+    verification = Verification.open(tmp_path)
+    shards = verification.reader.shards
+    shards.manifest = shards.manifest.model_copy(update={"independent": said})
+    assert verification.evaluate(independent=asked).resampling()["independent"] == independent

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting import CaseReader, ForecastRun, ForecastStore, Verification
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,8 +82,63 @@ def test_arrays_that_do_not_fit_are_refused(flow_model, histories, tmp_path) -> 
     refused("has 2 channels and 4 actions")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     refused("objects.npy can't be used: Object arrays cannot be loaded", "objects.npy")
-    np.savez(tmp_path / "given.npz", history=histories * np.nan)
-    refused("history holds NaN or infinite values")
+    np.savez(tmp_path / "given.npz", history=histories[:0])
+    refused("given.npz holds no case: history has shape (0, 3, 2, 16, 16); give at least one")
+    np.savez(tmp_path / "given.npz", history=histories.astype(complex))
+    refused("given.npz is of type complex128; give real numbers")
+
+
+@pytest.mark.parametrize("file_format", ["npz", "zarr"])
+def test_a_history_with_nan_is_named_and_the_others_are_forecast(
+    flow_model, from_shards, histories, tmp_path, file_format
+) -> None:
+    if file_format == "zarr":
+        pytest.importorskip("zarr", reason="zarr is not installed (pip install 'dydiff_dist[zarr]')")
+    given = histories.copy()
+    given[1, 0, 0, 0, :2] = np.nan
+    np.save(tmp_path / "given.npy", given)
+    run = _run(flow_model, tmp_path / "given.npy", tmp_path / "out", file_format=file_format)
+    heard = []
+    run.run(heard.append)
+    assert run.problems == {1: "case 1 (given_000001): 2 of 1536 values of its history are NaN or infinite"}
+    assert sum(heard) == 5 and run.store.cases() == [0, 2, 3, 4]
+    for case in (0, 2, 3, 4):
+        # batches of four and of five differ by the network's rounding only
+        np.testing.assert_allclose(run.store.read(case)[1], from_shards.read(case)[1], rtol=1e-4, atol=1e-4)
+    assert [path.name for path in run.animate(2, "gif")] == ["case_000000.gif"]
+    np.save(tmp_path / "none.npy", histories * np.nan)
+    none = _run(flow_model, tmp_path / "none.npy", tmp_path / "nothing", file_format=file_format)
+    none.run()
+    assert sorted(none.problems) == [0, 1, 2, 3, 4] and none.store.cases() == []
+
+
+def test_a_damaged_sample_is_named_and_the_others_are_forecast(flow_model, flow_shards, tmp_path) -> None:
+    shards = shutil.copytree(flow_shards / "test", tmp_path / "shards")
+    address = ShardSet.open(shards).address(3)
+    entry = ShardSet.open(shards).manifest.shards[address.shard]
+    offset = json.loads((shards / entry.name.replace(".tar", ".index.json")).read_text())["offsets"][address.item]
+    with open(shards / entry.name, "r+b") as file:
+        file.seek(offset + 700)
+        file.write(b"damaged")
+    run = _run(flow_model, shards, tmp_path / "out")
+    run.run()
+    assert list(run.problems) == [3] and run.problems[3].startswith("case 3: ")
+    assert run.store.cases() == [0, 1, 2, 4]
+
+
+@pytest.mark.slow
+def test_the_command_line_ends_with_status_1_where_a_history_is_nan(flow_model, histories, tmp_path) -> None:
+    given = histories[:2].copy()
+    given[0] = np.nan
+    np.save(tmp_path / "given.npy", given)
+    command = [sys.executable, "tools/forecast.py", flow_model, "--history", tmp_path / "given.npy"]
+    more = ["--out", tmp_path / "out", "--members", "2", "--device", "cpu"]
+    done = subprocess.run([*map(str, command + more)], capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    assert done.returncode == 1, done.stderr
+    assert (
+        done.stderr == "not forecast: case 0 (given_000000): 1536 of 1536 values of its history are NaN or infinite\n"
+    )
+    assert (tmp_path / "out" / "case_000001.npz").is_file()
 
 
 def test_a_forecast_goes_on_beyond_the_truth_and_is_scored_as_far_as_there_is_one(

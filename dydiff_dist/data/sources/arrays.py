@@ -1,47 +1,78 @@
-"""Source ``arrays``: your own data, from npy, npz, HDF5, zarr or video files.
+"""Source ``arrays``: your own data, from npy, npz, HDF5, netCDF-4, zarr or video files.
 
 One rule for all: a file holds ``frames``, and may hold ``actions``.
 
-    frames   (S, C, H, W), one trajectory, or (N, S, C, H, W), N of them; channels last with --layout channels_last
+    frames   (S, C, H, W), one trajectory, or (N, S, C, H, W), N of them; other orders of the axes: ``LAYOUTS``
     actions  (S, A) or (N, S, A); the action at frame s leads to frame s, the one at frame 0 is not used
 
-An npy file is the frames alone; npz, HDF5 and zarr hold both by name; a video file gives RGB frames (S, 3, H, W).
-Trajectories are cut into windows of ``num_frames``. Folders train/, valid/ and test/ under the root are taken as the
-splits; without them, a hash of file name and trajectory number decides, so all windows of a trajectory stay together.
+An npy file, or a zarr store of one array, is the frames alone; the others hold both by name; a video file gives RGB
+frames (S, 3, H, W). Trajectories are cut into windows of ``num_frames``. Folders train/, valid/ (or val/) and test/
+under the root are taken as the splits; without them, a hash of file name and trajectory number decides, so all windows
+of a trajectory stay together.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import av
-import h5py
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.manifest import Augmentation, FrameSchema
+from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
+from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
+from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks, split_of
+from dydiff_dist.data.source import (
+    BadItem,
+    ShardTask,
+    Source,
+    reading,
+    register_source,
+    schema_of,
+    set_aside,
+    shard_tasks,
+    split_of,
+)
+from dydiff_dist.data.video import decoded_bytes, read_video
 from dydiff_dist.strict_config import StrictConfig
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-ARRAY_SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".zarr")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".ts")
 STORED_DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
-SPLITS = ("train", "valid", "test")
+
+Layout = Literal["channels_first", "channels_last", "no_channels"]
+LAYOUTS: dict[Layout, str] = {"channels_first": "SCHW", "channels_last": "SHWC", "no_channels": "SHW"}
+"""Axes of one trajectory; a file of several has one more axis before them."""
+LONGEST_SIDE = 8
+"""Times the shorter side of a frame that the longer one may have, where the layout is told by the shape."""
 
 
 class ArraysSourceConfig(StrictConfig):
     """Where the files are and what they mean."""
 
     root: str
-    """Folder of the files, searched with all folders in it; train/, valid/ and test/ in it are the splits."""
+    """Folder of the files, searched with all folders in it, links included; train/, valid/ (val/, validation/) and
+    test/ in it are the splits."""
     num_frames: Annotated[int, Field(ge=2)]
     """Frames of a sample."""
     window_step: Annotated[int, Field(ge=1)] | None = None
     """Frames between the starts of two samples of one trajectory. num_frames if left out: no overlap."""
-    layout: Literal["channels_first", "channels_last"] = "channels_first"
-    """Where the channels stand in the arrays: (S, C, H, W) or (S, H, W, C). Videos need no layout."""
+    layout: Layout | None = None
+    """Order of the axes: (S, C, H, W), (S, H, W, C) or (S, H, W), each also with trajectories before it. Left out, the
+    shape tells it, or the file is refused. Videos need no layout."""
+    frames_name: str = "frames"
+    """Name of the frames in HDF5, netCDF, zarr and npz files; with / for groups."""
+    actions_name: str = "actions"
+    """Name of the actions in them."""
+    packing: Literal["cf", "stored"] = "cf"
+    """cf: the arrays' attributes scale_factor, add_offset, _FillValue, missing_value, valid_min, valid_max, valid_range
+    and _Unsigned are applied, and windows with missing values rejected; stored: values as they lie in the file."""
+    absent_chunks: Literal["reject", "fill"] = "reject"
+    """Windows of which chunks are not in the file (never written, lost by a copy, or left out by a zarr writer as they
+    hold nothing but the fill value) are rejected, or take the fill value."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Frames a second to which videos are brought, by the frame nearest in time. All as they are if left out; then they
+    must have the same rate."""
     valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the trajectories for validation, where there are no folders for the splits."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -49,7 +80,7 @@ class ArraysSourceConfig(StrictConfig):
     channels: tuple[str, ...] = ()
     """Names of the channels."""
     units: str = ""
-    """Units of the values."""
+    """Units of the values; what the arrays' attribute "units" says if left out."""
     allow: tuple[Augmentation, ...] = ()
     """Augmentations that leave the law of the data unchanged; runs may ask for no others."""
     vector_channels: tuple[int, int] | None = None
@@ -58,131 +89,243 @@ class ArraysSourceConfig(StrictConfig):
     """Trajectories whose samples make one shard."""
 
 
-@register_source("arrays", ArraysSourceConfig, "Your own data: npy, npz, HDF5, zarr or video files.")
+@register_source("arrays", ArraysSourceConfig, "Your own data: npy, npz, HDF5, netCDF-4, zarr or video files.")
 class ArraysSource(Source[ArraysSourceConfig]):
     """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type."""
 
+    unlike_hint = "convert them to one kind first (--fps brings videos to one rate)"
+
     def plan(self) -> list[ShardTask]:
-        """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone)."""
-        root = Path(self.config.root)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder; --root must be the folder of the arrays")
-        files = sorted(path for path in root.rglob("*") if path.suffix in (*VIDEO_SUFFIXES, *ARRAY_SUFFIXES))
-        # The chunks of a zarr folder are no files of their own.
-        files = [path for path in files if not any(parent.suffix == ".zarr" for parent in path.parents)]
-        if not files:
-            raise FileNotFoundError(f"{root} holds no {', '.join(ARRAY_SUFFIXES)} or video file; give another --root")
-        fractions = (self.config.valid_fraction, self.config.test_fraction)
-        by_folder = any((root / split).is_dir() for split in SPLITS)
-        by_split: dict[str, list[tuple[tuple[str, int], int]]] = {split: [] for split in SPLITS}
-        for path in files:
-            name = path.relative_to(root).as_posix()
-            for number, size in self._trajectories(path):
-                split = name.split("/")[0] if by_folder else split_of(f"{name}/{number}", *fractions)
-                if split in by_split:
-                    by_split[split].append(((name, number), size))
+        """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone, stem of
+        the keys)."""
+        root, config = Path(self.config.root), self.config
+        found = find_files(root, (*ARRAY_SUFFIXES, *VIDEO_SUFFIXES), folder_suffix=".zarr")
+        if any(Path(name).suffix.lower() == ".zarr" for name in found.files) and find_spec("zarr") is None:
+            raise ValueError(f"{root} holds zarr stores; pip install dydiff_dist[zarr] to read them")
+        folders = found.by_split()
+        stems = unique_stems(found.files)
+        by_split: dict[str, list[tuple[tuple[str, int, str], int]]] = {split: [] for split in SPLITS}
+        for split_folder, names in (folders or {"": found.files}).items():
+            for name in names:
+                results = list(reading(name, self._trajectories(root / name)))
+                if not results:
+                    found.aside.append(BadItem(name, "it holds no trajectory", is_whole_input=True))
+                for result in results:
+                    # what can't be opened is read, and rejected, with its shard
+                    number, size = (-1, 0) if isinstance(result, BadItem) else result
+                    hashed = split_of(f"{name}/{number}", config.valid_fraction, config.test_fraction)
+                    by_split[split_folder or hashed].append(((name, number, stems[name]), size))
         if not by_split["train"]:
             raise ValueError(f"no trajectory under {root} is left for training; lower the fractions or fill train/")
-        per_shard = self.config.trajectories_per_shard
-        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+        tasks = [
+            task
+            for split, items in by_split.items()
+            for task in shard_tasks(split, items, config.trajectories_per_shard)
+        ]
+        return set_aside(tasks, found.aside)
 
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
-        """The windows of the shard's trajectories."""
-        for name, number in task.items:
-            where = name if number < 0 else f"{name}, trajectory {number}"
-            try:
-                frames, actions = self._read_trajectory(Path(self.config.root) / name, number)
-                if frames.dtype.kind == "f" and not np.isfinite(frames).all():
-                    raise ValueError("it holds NaN or infinite values")
-                if len(frames) < self.config.num_frames:
-                    raise ValueError(f"{len(frames)} frames are fewer than --num-frames {self.config.num_frames}")
-            except (OSError, KeyError, ValueError, av.FFmpegError) as error:
-                yield BadItem(where, str(error))
-            else:
-                yield from self._windows(name, number, frames, actions)
+    def read_item(self, item: Any) -> Iterator[Sample | BadItem]:
+        """The windows of a trajectory."""
+        name, number, _ = item
+        path = Path(self.config.root) / name
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            clip = read_video(path, self.config.fps)
+            frames = np.stack(clip.frames).transpose(0, 3, 1, 2)
+            meta = {"frames_per_sec": clip.frames_per_sec, "is_video": True}
+            yield from self._windows(item, frames, None, meta, np.zeros(len(frames), bool), None)
+            return
+        with open_arrays(path, self.config.packing) as arrays:
+            stored = self._frames_of(arrays)
+            layout = self._layout(stored.shape)
+            unpacked = stored.read(number)
+            absent = np.zeros(unpacked.values.shape[0], bool)
+            if self.config.absent_chunks == "reject":
+                absent = stored.absent(number)
+            actions = arrays.get(self.config.actions_name)
+            actions_SA = None if actions is None else _real_numbers(actions, number)
+        missing = unpacked.is_missing
+        frames = _storable(_channels_first(unpacked.values, layout))
+        if actions_SA is not None and (actions_SA.ndim != 2 or len(actions_SA) != len(frames)):
+            raise ValueError(
+                f"actions {actions_SA.shape} do not fit {len(frames)} frames; (S, A) is expected, the action at "
+                "frame s being the one that leads to it"
+            )
+        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, missing)
+
+    def item_name(self, item: Any) -> str:
+        """File and trajectory."""
+        name, number, _ = item
+        return name if number < 0 else f"{name}, trajectory {number}"
+
+    def input_files(self, task: ShardTask) -> list[Path]:
+        """The files of the shard's trajectories."""
+        return [Path(self.config.root) / name for name in dict.fromkeys(item[0] for item in task.items)]
+
+    def independent(self, split: str) -> Independent:
+        """Each trajectory: keys go on with the window's first frame."""
+        return "key_prefix"
+
+    def split_hint(self, split: str) -> str:
+        """The folder or the fraction that decides."""
+        if any((Path(self.config.root) / folder).is_dir() for folder in ("train", "training")):
+            return f"there is no folder {split}/ with files under {self.config.root}"
+        fraction = getattr(self.config, f"{split}_fraction", None)
+        return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
 
     def schema(self, sample: Sample) -> FrameSchema:
         """As the arrays are and as the options say."""
+        is_video = sample.meta.get("is_video", False)
         return schema_of(
             sample,
-            channels=self.config.channels,
-            units=self.config.units,
+            channels=self.config.channels or (RGB if is_video else ()),
+            units=self.config.units or ("8-bit colour" if is_video else sample.meta.get("units", "")),
             allowed_augmentations=self.config.allow,
             vector_channels=self.config.vector_channels,
+            frames_per_sec=sample.meta.get("frames_per_sec"),
+            bounds=((0, 255),) * 3 if is_video else (),
         )
 
     def _trajectories(self, path: Path) -> Iterator[tuple[int, int]]:
-        """(number or -1, bytes) of each trajectory in a file; a broken file counts as one and is reported when read."""
-        try:
-            if path.suffix in VIDEO_SUFFIXES:
-                with av.open(str(path)) as container:
-                    video = container.streams.video[0]
-                    yield -1, max(video.frames, 1) * video.height * video.width * 3
-                return
-            with open_arrays(path) as arrays:
-                frames = arrays["frames"]
-                if len(frames.shape) == 5:
-                    yield from ((number, int(np.prod(frames.shape[1:])) * 4) for number in range(frames.shape[0]))
-                else:
-                    yield -1, int(np.prod(frames.shape)) * 4
-        except (OSError, KeyError, ValueError, IndexError, av.FFmpegError):
-            yield -1, 0
+        """(number or -1, bytes) of each trajectory in a file."""
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            yield -1, decoded_bytes(path)
+            return
+        with open_arrays(path, self.config.packing) as arrays:
+            shape = self._frames_of(arrays).shape
+        if len(shape) == len(LAYOUTS[self._layout(shape)]):
+            yield -1, int(np.prod(shape)) * 4
+        else:
+            yield from ((number, int(np.prod(shape[1:])) * 4) for number in range(shape[0]))
 
-    def _read_trajectory(self, path: Path, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """(S, C, H, W) frames and (S, A) actions or None."""
-        if path.suffix in VIDEO_SUFFIXES:
-            with av.open(str(path)) as container:
-                video = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            return np.stack(video).transpose(0, 3, 1, 2), None
-        with open_arrays(path) as arrays:
-            frames = arrays["frames"]
-            frames = np.asarray(frames[number] if number >= 0 else frames[()])
-            actions = arrays.get("actions")
-            if actions is not None:
-                actions = np.asarray(actions[number] if number >= 0 else actions[()], np.float32)
-        if frames.ndim != 4:
-            raise ValueError(f"frames have {frames.ndim} axes; (S, C, H, W) or (N, S, C, H, W) are expected")
-        if actions is not None and (actions.ndim != 2 or len(actions) != len(frames)):
-            raise ValueError(f"actions {actions.shape} do not fit {len(frames)} frames; (S, A) is expected")
-        if self.config.layout == "channels_last":
-            frames = frames.transpose(0, 3, 1, 2)
-        return _storable(frames), actions
+    def _frames_of(self, arrays: ArrayFile) -> StoredArray:
+        name = self.config.frames_name
+        frames = arrays.get(name)
+        if frames is None:
+            names = ", ".join(arrays.names()[:6]) or "nothing"
+            raise ValueError(f"it has no array {name!r}, only {names}; say which holds the frames with --frames-name")
+        return frames
 
-    def _windows(self, name: str, number: int, frames: np.ndarray, actions: np.ndarray | None) -> Iterator[Sample]:
-        stem = Path(name).with_suffix("").as_posix().replace(".", "_").replace("/", "-")
+    def _layout(self, shape: tuple[int, ...]) -> Layout:
+        layout = find_layout(shape, self.config.layout, self.config.num_frames, len(self.config.channels))
+        channel = LAYOUTS[layout].find("C") - len(LAYOUTS[layout])
+        num_channels = 1 if layout == "no_channels" else shape[channel]
+        if self.config.channels and len(self.config.channels) != num_channels:
+            raise ValueError(
+                f"--channels names {len(self.config.channels)}, frames {shape} have {num_channels} as {layout}; "
+                "correct --channels or --layout"
+            )
+        if self.config.vector_channels and max(self.config.vector_channels) >= num_channels:
+            raise ValueError(
+                f"--vector-channels are {self.config.vector_channels}, frames {shape} have {num_channels} channels as "
+                f"{layout}, counted from 0; correct it or --layout"
+            )
+        return layout
+
+    def _windows(
+        self,
+        item: tuple[str, int, str],
+        frames: np.ndarray,
+        actions: np.ndarray | None,
+        meta: dict[str, Any],
+        absent: np.ndarray,
+        missing: np.ndarray | None,
+    ) -> Iterator[Sample | BadItem]:
+        """The windows of a trajectory, without those that lack chunks (``absent``, (S,)) or values (``missing``)."""
+        name, number, stem = item
+        length = self.config.num_frames
+        if len(frames) < length:
+            raise ValueError(f"{len(frames)} frames are fewer than --num-frames {length}")
         trajectory = stem if number < 0 else f"{stem}-{number:05d}"
-        step = self.config.window_step or self.config.num_frames
-        for start in range(0, len(frames) - self.config.num_frames + 1, step):
-            cut = slice(start, start + self.config.num_frames)
+        for start in range(0, len(frames) - length + 1, self.config.window_step or length):
+            cut = slice(start, start + length)
+            where = f"frames {start} to {start + length - 1}"
+            if absent[cut].any():
+                reason = (
+                    f"{where}: chunks of frame {start + int(absent[cut].argmax())} are not in the file: lost by a "
+                    "copy, never written, or left out as they hold the fill value (then --absent-chunks fill)"
+                )
+                yield BadItem(self.item_name(item), reason)
+                continue
+            if missing is not None and missing[cut].any():
+                reason = (
+                    f"{where}: {int(missing[cut].sum())} of {missing[cut].size} values are missing, NaN or infinite"
+                )
+                yield BadItem(self.item_name(item), reason)
+                continue
             window_actions = None
             if actions is not None:
                 window_actions = actions[cut].copy()
                 window_actions[0] = 0
-            meta = {"file": name, "trajectory": number, "start": start}
-            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(frames[cut]), window_actions, meta)
+            facts = {"file": name, "trajectory": number, "start": start, **{k: v for k, v in meta.items() if v}}
+            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(frames[cut]), window_actions, facts)
 
 
-@contextmanager
-def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
-    """The arrays of a file by name; npy, HDF5 and zarr are read piece by piece, npz holds whole arrays."""
-    if path.suffix == ".npy":
-        yield {"frames": np.load(path, mmap_mode="r", allow_pickle=False)}
-    elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            yield {name: archive[name] for name in archive.files}
-    elif path.suffix == ".zarr":
-        yield dict(_open_zarr(path).arrays())
-    else:
-        with h5py.File(path, "r") as file:
-            yield {name: file[name] for name in ("frames", "actions") if name in file}
+def find_layout(shape: tuple[int, ...], layout: Layout | None, num_frames: int, num_channels: int = 0) -> Layout:
+    """The layout of an array, as given, or the only one that its shape may have.
+
+    An array may be of a layout if it has its axes, or one more for trajectories, at least ``num_frames`` frames, as
+    many channels as were named or else fewer than pixels along either side, and frames that are no stripes.
+
+    Args:
+        shape: of the whole array.
+        layout: what the user says; None lets the shape tell.
+        num_frames: of a sample.
+        num_channels: named by the user; 0 if none are.
+
+    Raises:
+        ValueError: it has other axes than ``layout``, or may be of several layouts, or of none.
+
+    Example:
+        >>> find_layout((100, 3, 64, 64), None, num_frames=15), find_layout((4, 20, 64, 64, 2), None, 15)
+        ('channels_first', 'channels_last')
+    """
+    fitting = [name for name, axes in LAYOUTS.items() if len(shape) - len(axes) in (0, 1)]
+    orders = ", ".join(f"--layout {name} ({_order(shape, axes)})" for name, axes in LAYOUTS.items() if name in fitting)
+    if not fitting:
+        raise ValueError(f"frames have {len(shape)} axes; (S, C, H, W) or (N, S, C, H, W) are expected, see --layout")
+    if layout is not None:
+        if layout not in fitting:
+            raise ValueError(f"frames {shape} do not have the axes of --layout {layout}; they may be {orders}")
+        return layout
+    possible = [name for name in fitting if _is_possible(shape, LAYOUTS[name], num_channels)]
+    long_enough = [name for name in fitting if _sizes(shape, LAYOUTS[name])["S"] >= num_frames]
+    if long_enough:  # else it is too short, whatever its layout
+        possible = [name for name in possible if name in long_enough]
+    if len(possible) != 1 and len(fitting) != 1:
+        raise ValueError(f"frames {shape} do not show the order of their axes; say it: {orders}")
+    return (possible or fitting)[0]
 
 
-def _open_zarr(path: Path) -> Any:
-    try:
-        import zarr
-    except ImportError:
-        raise ValueError(f"{path} needs the package zarr; install it with pip install dydiff_dist[zarr]") from None
-    return zarr.open_group(str(path), mode="r")
+def _order(shape: tuple[int, ...], axes: str) -> str:
+    return ", ".join(axes if len(axes) == len(shape) else f"N{axes}")
+
+
+def _sizes(shape: tuple[int, ...], axes: str) -> dict[str, int]:
+    return dict(zip(axes, shape[-len(axes) :], strict=True))
+
+
+def _is_possible(shape: tuple[int, ...], axes: str, num_channels: int) -> bool:
+    sizes = _sizes(shape, axes)
+    sides, channels = sorted((sizes["H"], sizes["W"])), sizes.get("C", 1)
+    if num_channels:
+        return channels == num_channels
+    return ("C" not in sizes or channels < sides[0]) and sides[1] <= LONGEST_SIDE * sides[0]
+
+
+def _channels_first(frames: np.ndarray, layout: Layout) -> np.ndarray:
+    """(S, C, H, W) of the frames of one trajectory."""
+    if layout == "no_channels":
+        return frames[:, None]
+    return frames.transpose(0, 3, 1, 2) if layout == "channels_last" else frames
+
+
+def _real_numbers(array: StoredArray, number: int) -> np.ndarray:
+    """An array of one trajectory as float32, NaN where a value is missing."""
+    unpacked = array.read(number)
+    values = unpacked.values.astype(np.float32)
+    if unpacked.is_missing is not None:
+        values[unpacked.is_missing] = np.nan
+    return values
 
 
 def _storable(frames: np.ndarray) -> np.ndarray:

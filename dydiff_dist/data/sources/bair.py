@@ -6,15 +6,26 @@ bytes), ``t/action`` (4) and ``t/endeffector_pos`` (3). The action of time t lea
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
+from dydiff_dist.data.manifest import RGB, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks, split_of
-from dydiff_dist.data.tfrecord import FeatureValue, Record, read_example, scan_records
+from dydiff_dist.data.source import (
+    BadItem,
+    ShardTask,
+    Source,
+    reading,
+    register_source,
+    schema_of,
+    set_aside,
+    shard_tasks,
+    split_of,
+)
+from dydiff_dist.data.tfrecord import FeatureValue, Record, iterate_records, read_example
 from dydiff_dist.strict_config import StrictConfig
 
 SIDE = 64
@@ -44,55 +55,75 @@ class BairSource(Source[BairSourceConfig]):
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, record number, first byte, bytes)."""
-        by_split: dict[str, list[tuple[tuple, int]]] = {"train": [], "valid": [], "test": []}
+        root = Path(self.config.root)
+        found = find_files(root, (".tfrecords", ".tfrecord"))
+        folders = found.by_split()
+        if folders is None:
+            raise FileNotFoundError(f"{root} has no folder train/ with .tfrecords files; give another --root")
+        stems = unique_stems(found.files)
+        by_split: dict[str, list[tuple[tuple, int]]] = {split: [] for split in SPLITS}
         sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
-        for folder in ("train", "test"):
-            files = sorted((Path(self.config.root) / folder).glob("*.tfrecords"))
-            if not files:
-                raise FileNotFoundError(
-                    f"{Path(self.config.root) / folder} holds no .tfrecords file; give another --root"
-                )
-            for file in files:
-                name = f"{folder}/{file.name}"
-                for number, record in enumerate(scan_records(file)):
-                    split = folder if folder == "test" else split_of(f"{name}/{number}", self.config.valid_fraction)
-                    by_split[split].append(((name, number, record.offset, record.size), sample_bytes))
+        for folder, names in folders.items():
+            for name in names:
+                records = list(reading(name, iterate_records(root / name)))
+                if not records:
+                    found.aside.append(BadItem(name, "it holds no record", is_whole_input=True))
+                for number, record in enumerate(records):
+                    if isinstance(record, BadItem):
+                        found.aside.append(record)
+                        continue
+                    split = split_of(f"{name}/{number}", self.config.valid_fraction) if folder == "train" else folder
+                    item = (name, number, record.offset, record.size, stems[name])
+                    by_split[split].append((item, sample_bytes))
         per_shard = self.config.trajectories_per_shard
-        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+        tasks = [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+        if not by_split["train"]:
+            raise ValueError(f"{root} has no trajectory for training{found.first_fault()}")
+        return set_aside(tasks, found.aside)
 
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
-        """The trajectories of the shard."""
-        for name, number, offset, size in task.items:
-            try:
-                example = read_example(Path(self.config.root) / name, Record(offset, size))
-                yield self._sample(example, name, number)
-            except (OSError, KeyError, ValueError) as error:
-                reason = f"feature {error} is missing" if isinstance(error, KeyError) else str(error)
-                yield BadItem(f"{name}, record {number}", reason)
+    def read_item(self, item: Any) -> Iterator[Sample]:
+        """A trajectory."""
+        name, number, offset, size, stem = item
+        example = read_example(Path(self.config.root) / name, Record(offset, size))
+        yield self._sample(example, name, number, stem)
+
+    def item_name(self, item: Any) -> str:
+        """File and record."""
+        return f"{item[0]}, record {item[1]}"
+
+    def input_files(self, task: ShardTask) -> list[Path]:
+        """The files of the shard's records."""
+        return [Path(self.config.root) / name for name in dict.fromkeys(item[0] for item in task.items)]
+
+    def independent(self, split: str) -> Independent:
+        """Each trajectory: the robot's arm begins each anew."""
+        return "case"
+
+    def split_hint(self, split: str) -> str:
+        """What decides the validation split; training and test are folders."""
+        if split == "valid":
+            return f"--valid-fraction {self.config.valid_fraction} chose no trajectory; give more"
+        return f"{Path(self.config.root) / split} holds no record that can be found"
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames with actions, so no augmentation."""
-        return schema_of(sample, channels=("red", "green", "blue"), units="8-bit colour")
+        return schema_of(sample, channels=RGB, units="8-bit colour", bounds=((0, 255),) * 3)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""
         return ((127.5,) * 3, (127.5,) * 3) if self.config.normalisation == "symmetric" else None
 
-    def summary(self, tasks: list[ShardTask]) -> list[str]:
-        """Says where so few trajectories leave validation without one: configurations name a folder for it."""
-        if self.config.valid_fraction == 0 or any(task.split == "valid" for task in tasks):
-            return []
-        return [f"no validation split: --valid-fraction {self.config.valid_fraction} chose no trajectory; give more"]
-
-    def _sample(self, example: dict[str, FeatureValue], name: str, number: int) -> Sample:
+    def _sample(self, example: dict[str, FeatureValue], name: str, number: int, stem: str) -> Sample:
         times = range(self.config.num_frames)
         frames = [np.frombuffer(example[f"{t}/image_{self.config.camera}/encoded"][0], np.uint8) for t in times]
-        if any(len(frame) != SIDE * SIDE * 3 for frame in frames):
-            raise ValueError(f"a frame has {len(frames[0])} bytes where {SIDE}x{SIDE}x3 are expected")
+        sizes = {len(frame) for frame in frames} - {SIDE * SIDE * 3}
+        if sizes:
+            raise ValueError(f"a frame has {min(sizes)} bytes where {SIDE}x{SIDE}x3 are expected")
         frames_SHWC = np.stack(frames).reshape(-1, SIDE, SIDE, 3)
         actions = np.zeros((self.config.num_frames, NUM_ACTIONS), np.float32)
         for t in times[1:]:
             actions[t] = example[f"{t - 1}/action"]
         states = np.stack([np.asarray(example[f"{t}/endeffector_pos"], np.float32) for t in times])
-        key = f"{name.removesuffix('.tfrecords').replace('/', '-').replace('.', '_')}-{number:04d}"
-        return Sample(key, frames_SHWC.transpose(0, 3, 1, 2), actions, {"file": name, "record": number}, states)
+        return Sample(
+            f"{stem}-{number:04d}", frames_SHWC.transpose(0, 3, 1, 2), actions, {"file": name, "record": number}, states
+        )

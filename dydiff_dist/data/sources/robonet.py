@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
-from dydiff_dist.data.members import decode_video
+from dydiff_dist.data.manifest import RGB, FrameSchema
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
     BadItem,
@@ -29,6 +28,7 @@ from dydiff_dist.data.source import (
     shard_tasks,
     split_of,
 )
+from dydiff_dist.data.video import decode_video
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
@@ -118,7 +118,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames. No augmentation: mirroring would contradict the actions."""
-        return schema_of(sample, channels=("red", "green", "blue"), units="8-bit colour")
+        return schema_of(sample, channels=RGB, units="8-bit colour", bounds=((0, 255),) * 3)
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(x - 127.5) / 127.5 per colour, or None for the training split's own mean and standard deviation."""

@@ -24,6 +24,7 @@ from dydiff_dist.data.sources.sevir_values import (
     LIGHTNING_SIDE,
     NUM_FRAMES,
     VIL_MISSING,
+    bounds,
     converted,
     flashes_to_frames,
     shift_and_scale,
@@ -180,7 +181,11 @@ class SevirSource(Source[SevirSourceConfig]):
     def schema(self, sample: Sample) -> FrameSchema:
         """One channel of the chosen image type. Storms have no preferred orientation that a flip would break."""
         return schema_of(
-            sample, channels=(self._channel(),), units=self._units(), allowed_augmentations=("flip", "rotate")
+            sample,
+            channels=(self._channel(),),
+            units=self._units(),
+            allowed_augmentations=("flip", "rotate"),
+            bounds=(bounds(self.config.image_type, self.config.values),),
         )
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

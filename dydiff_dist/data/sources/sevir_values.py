@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dydiff_dist.data.manifest import Bounds
+
 FRAME_SEC = 300
 FIRST_FRAME_SEC = -7200
 NUM_FRAMES = 49
@@ -30,6 +32,8 @@ class ImageType:
     """Published mean and standard deviation of the stored values."""
     unit_range: tuple[float, float] | None = None
     """Stored values that become 0 and 1."""
+    bounds: Bounds = (None, None)
+    """What stored values lie between. Nothing is claimed for radiances, whose noise may carry them below 0."""
 
 
 VIL_MISSING = 255
@@ -52,11 +56,13 @@ def _times(factor: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 IMAGE_TYPES = {
-    "vil": ImageType("vertically integrated liquid", "kg/m2", vil_to_kg_per_m2, (33.44, 47.54), (0.0, 255.0)),
+    "vil": ImageType("vertically integrated liquid", "kg/m2", vil_to_kg_per_m2, (33.44, 47.54), (0.0, 255.0), (0, 254)),
     "ir069": ImageType("6.9 µm water vapour", "degrees Celsius", _times(1e-2), (-3683.58, 1174.68)),
     "ir107": ImageType("10.7 µm window", "degrees Celsius", _times(1e-2), (-1552.80, 2562.43)),
     "vis": ImageType("0.64 µm visible", "reflectance factor", _times(1e-4), unit_range=(0.0, 1e4)),
-    "lght": ImageType("lightning", "flashes per pixel and 5 minutes", _times(1.0), (0.02990, 0.60517)),
+    "lght": ImageType(
+        "lightning", "flashes per pixel and 5 minutes", _times(1.0), (0.02990, 0.60517), bounds=(0, None)
+    ),
 }
 
 LOG_RAIN = (0.0, 255 / float(np.log(101)))
@@ -92,6 +98,15 @@ def converted(frames: np.ndarray, image_type: str, values: str) -> np.ndarray:
         return frames
     physical = IMAGE_TYPES[image_type].to_physical(frames)
     return (np.log1p(physical) if values == "log" else physical).astype(np.float32)
+
+
+def bounds(image_type: str, values: str) -> Bounds:
+    """What the values that ``converted`` gives lie between."""
+    low, high = (
+        None if end is None else float(converted(np.array([end]), image_type, values)[0])
+        for end in IMAGE_TYPES[image_type].bounds
+    )
+    return low, high
 
 
 def flashes_to_frames(flashes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import BadItem, ShardTask, Source, register_source, schema_of, shard_tasks
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig, simulate
@@ -77,6 +77,14 @@ class TurbulenceSource(Source[TurbulenceSourceConfig]):
                 meta = {"run": first_run + run, "segment": segment}
                 yield Sample(f"{task.split}-{first + number:06d}", np.ascontiguousarray(frames), meta=meta)
                 number += 1
+
+    def independent(self, split: str) -> Independent | None:
+        """Each sample where it is the only one of its run."""
+        return "case" if split != "train" or self.config.segments_per_run == 1 else None
+
+    def split_hint(self, split: str) -> str:
+        """The option that says how many there are."""
+        return f"--{split} is {getattr(self.config, split)}"
 
     def schema(self, sample: Sample) -> FrameSchema:
         """Velocity in box units; homogeneous, periodic and isotropic up to the grid, hence all augmentations."""

@@ -69,6 +69,13 @@ class DeepSpeedEngine(Engine):
         return deepspeed_config.memory_per_rank_bytes(num_params, world_size, stage, training.precision)
 
     @classmethod
+    def update_traffic(
+        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
+    ) -> dict[str, float]:
+        stage = deepspeed_config.zero_stage(options)
+        return deepspeed_config.update_traffic_bytes(num_params, world_size, stage, training.precision)
+
+    @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
         return f"ZeRO stage {deepspeed_config.zero_stage(options)}"
 

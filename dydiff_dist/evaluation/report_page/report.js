@@ -39,7 +39,7 @@ function forecasters() {
   }));
   const first = data.runs[0].summary;
   const baselines = Object.keys(first.scores).filter((name) => name !== "forecast").map((name) => ({
-    label: plain(name), color: `var(--${name})`, dash: BASELINE_DASH[name] || "2 4", summary: first, name,
+    label: plain(name), color: name in BASELINE_DASH ? `var(--${name})` : "var(--other)", dash: BASELINE_DASH[name] || "2 4", summary: first, name,
   }));
   return [...runs, ...baselines];
 }

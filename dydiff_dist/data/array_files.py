@@ -1,0 +1,191 @@
+"""Arrays in npy, npz, HDF5, netCDF-4 and zarr files: by name, read piece by piece, in values and not as packed.
+
+What such files pass over in silence is found here: pieces of an array that were never written, or that a copy has lost,
+and which the libraries read as if they held the fill value.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dydiff_dist.arrays import read_npz
+from dydiff_dist.data.packing import CF_ATTRIBUTES, UNKNOWN_ATTRIBUTES, Unpacked, unpack
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
+ARRAY_SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES, ".zarr")
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of an open file."""
+
+    array: Any
+    """What numpy, h5py or zarr give."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Those that change values, see ``packing``; none where the stored values are wanted as they are."""
+    units: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    def read(self, number: int) -> Unpacked:
+        """All of it (number -1), or entry ``number`` of its first axis."""
+        return unpack(np.asarray(self.array[number] if number >= 0 else self.array[()]), self.attributes)
+
+    def absent(self, number: int) -> np.ndarray:
+        """(S,) bool: frames of entry ``number``, or of the whole array (-1), of which pieces are not in the file."""
+        length = self.shape[1 if number >= 0 else 0]
+        absent = np.zeros(length, bool)
+        frame_axis = 1 if number >= 0 else 0
+        for start, stop in _absent_pieces(self.array, number, frame_axis):
+            absent[start:stop] = True
+        return absent
+
+
+@contextmanager
+def open_arrays(path: Path, packing: str = "cf") -> Iterator["ArrayFile"]:
+    """Opens a file of arrays for the length of the block.
+
+    Args:
+        path: its name ends with one of ``ARRAY_SUFFIXES``, in capitals or not; a zarr store is a folder.
+        packing: cf applies the arrays' attributes, stored leaves values as they lie in the file.
+
+    Raises:
+        ValueError, OSError, and whatever else numpy, h5py and zarr raise on a damaged file.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        yield ArrayFile({"": np.load(path, mmap_mode="r", allow_pickle=False)}, packing)
+    elif suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+        yield ArrayFile({name: _NpzArray(path, name) for name in names}, packing)
+    elif suffix == ".zarr":
+        yield ArrayFile(_open_zarr(path), packing)
+    else:
+        with h5py.File(path, "r") as file:
+            yield ArrayFile(file, packing)
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """The arrays of an open file."""
+
+    content: Any
+    """Arrays by name: a dict, a group of HDF5 or zarr, or a zarr array alone; the array of an npy file has no name."""
+    packing: str
+
+    def get(self, name: str) -> StoredArray | None:
+        """The array of that name (with / between groups); None if there is none. A file that is one array alone has it
+        under any name but "actions"."""
+        content = self.content
+        if hasattr(content, "shape"):
+            content = {"": content}
+        if isinstance(content, dict) and set(content) == {""}:
+            return None if name == "actions" else self._stored(content[""], name)
+        return self._stored(content[name], name) if name in content else None
+
+    def names(self) -> list[str]:
+        """Of what it holds."""
+        return [] if hasattr(self.content, "shape") else [name for name in self.content if name]
+
+    def _stored(self, array: Any, name: str) -> StoredArray:
+        if isinstance(array, _NpzArray):
+            array = array.load()
+        if not hasattr(array, "shape"):
+            raise ValueError(f"{name!r} is a group of {_some(list(array))}, not an array")
+        given = getattr(array, "attrs", {})
+        units = given.get("units", "")
+        attributes = {}
+        if self.packing == "cf":
+            wanted = (*CF_ATTRIBUTES, *UNKNOWN_ATTRIBUTES)
+            attributes = {key: given[key] for key in given if key in wanted or key.lower() in wanted}
+            attributes |= _fill_of_zarr(array, given)
+        if isinstance(array, h5py.Dataset) and array.is_virtual:
+            _check_sources(array)
+        return StoredArray(array, attributes, units.decode() if isinstance(units, bytes) else str(units))
+
+
+@dataclass(frozen=True)
+class _NpzArray:
+    """An array of an npz file, which is read whole; the last one is kept, as its trajectories are asked for in turn."""
+
+    path: Path
+    name: str
+
+    def load(self) -> np.ndarray:
+        return _load_npz(self.path, self.name, self.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _load_npz(path: Path, name: str, _: int) -> np.ndarray:
+    return read_npz(path, only=name)[name]
+
+
+def _open_zarr(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise ValueError(f"{path} needs the package zarr; install it with pip install dydiff_dist[zarr]") from None
+    return zarr.open(store=str(path), mode="r")
+
+
+def _fill_of_zarr(array: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """xarray keeps _FillValue as the fill value of a zarr 2 array; 0 is what zarr itself writes by default."""
+    is_xarrays = "_ARRAY_DIMENSIONS" in given and "_FillValue" not in given
+    fill = getattr(array, "fill_value", None) if is_xarrays else None
+    return {} if fill is None or fill == 0 else {"_FillValue": fill}
+
+
+def _check_sources(dataset: h5py.Dataset) -> None:
+    """Refuses a virtual HDF5 data set of which a file is not there."""
+    folder = Path(dataset.file.filename).parent
+    for source in dataset.virtual_sources():
+        if source.file_name != "." and not (folder / source.file_name).exists():
+            raise ValueError(f"it is made of other files, of which {source.file_name} is missing")
+
+
+def _absent_pieces(array: Any, number: int, frame_axis: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) along the frame axis of chunks that are not in the file."""
+    if isinstance(array, h5py.Dataset):
+        if array.is_virtual or array.external or not array.size:
+            return
+        if array.chunks is None:
+            if array.id.get_storage_size() == 0:
+                yield 0, array.shape[frame_axis]
+            return
+        chunks = array.chunks
+        if array.id.get_num_chunks() == math.prod(-(-n // c) for n, c in zip(array.shape, chunks, strict=True)):
+            return
+    elif hasattr(array, "metadata") and hasattr(array, "chunks"):  # zarr
+        chunks = array.shards or array.chunks
+    else:
+        return
+    counts = [range(-(-n // c)) for n, c in zip(array.shape, chunks, strict=True)]
+    if number >= 0:
+        counts[0] = range(number // chunks[0], number // chunks[0] + 1)
+    for place in itertools.product(*counts):
+        if not _has_chunk(array, place, chunks):
+            first = place[frame_axis] * chunks[frame_axis]
+            yield first, min(first + chunks[frame_axis], array.shape[frame_axis])
+
+
+def _has_chunk(array: Any, place: tuple[int, ...], chunks: tuple[int, ...]) -> bool:
+    if isinstance(array, h5py.Dataset):
+        offset = tuple(n * size for n, size in zip(place, chunks, strict=True))
+        return array.id.get_chunk_info_by_coord(offset).byte_offset is not None
+    folder = Path(array.store_path.store.root) / array.store_path.path
+    return (folder / array.metadata.encode_chunk_key(place)).exists()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
