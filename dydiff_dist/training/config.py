@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.engines import ENGINES
-from dydiff_dist.quoting import first_line, quoted
+from dydiff_dist.quoting import quoted
 from dydiff_dist.ranks.config import FaultsConfig
 from dydiff_dist.strict_config import StrictConfig, check_values, describe_error
 
@@ -149,17 +149,12 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
         tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-<<<<<<< HEAD
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON that can be read: {first_line(error)}") from None
-=======
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON: byte {error.start} is not UTF-8") from None
     except RecursionError:
         raise ValueError(f"{path}: {_TOO_DEEP}") from None
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise ValueError(f"{path}: {str(error).partition(';')[0]}") from None
->>>>>>> r
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a run configuration is an object of sections, {{…}}")
     for override in overrides:
@@ -184,11 +179,7 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
     except ValidationError as error:
         raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
     except RecursionError:
-<<<<<<< HEAD
-        raise ValueError(f"{source} is nested too deep") from None
-=======
         raise ValueError(f"{source}: {_TOO_DEEP}") from None
->>>>>>> r
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
