@@ -11,7 +11,6 @@ import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
-from dydiff_dist.evaluation.table import interval_95
 from dydiff_dist.files import atomic_file, write_json
 
 SCORES_NAME = "scores.json"
@@ -149,16 +148,18 @@ def _write_case_scores(evaluation: Evaluation, path: Path) -> None:
 
 
 def _scores_of(evaluation: Evaluation, name: str) -> dict:
-    by_lead, overall, draws = evaluation.by_lead(name), evaluation.overall(name), evaluation.draws(name)
-    scores: dict[str, dict] = {
-        score: {
+    by_lead, overall = evaluation.by_lead(name), evaluation.overall(name)
+    scores: dict[str, dict] = {}
+    for score in evaluation.scores:
+        intervals = evaluation.intervals(name, score)
+        scores[score] = {
             "overall": float(overall[score]),
-            "overall_interval_95": interval_95(draws.overall[score]).tolist(),
+            "overall_interval_95": intervals.overall.tolist(),
             "by_lead": by_lead[score].tolist(),
-            "interval_95": interval_95(draws.by_lead[score]).tolist(),
+            "interval_95": intervals.by_lead.tolist(),
         }
-        for score in evaluation.scores
-    }
+        if evaluation.is_distance(score):
+            scores[score]["is_distance"] = True
     if evaluation.clips:
         num_real, num_forecast = len(evaluation.features(TRUTH)), len(evaluation.features(name))
         scores[FVD] = {"overall": evaluation.fvd(name), "num_real": num_real, "num_forecast": num_forecast}
