@@ -288,3 +288,30 @@ def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flo
     assert free[:, :, :, 0].min() < -0.05
     torch.testing.assert_close(bounded[:, :, :, 0], free[:, :, :, 0].clamp(min=-0.05), rtol=0, atol=0)
     torch.testing.assert_close(bounded[:, :, :, 1], free[:, :, :, 1], rtol=0, atol=0)
+
+
+def test_what_is_independent_is_what_the_manifest_says_unless_asked_otherwise(forecasts) -> None:
+    verification = Verification.open(forecasts)
+    shards = verification.reader.shards
+    for said, asked, expected in (
+        ("case", None, "case"),
+        ("key_prefix", None, "key_prefix"),
+        ("key_prefix", "case", "case"),
+    ):
+        shards.manifest = shards.manifest.model_copy(update={"independent": said})
+        assert verification.evaluate(independent=asked).resampling()["independent"] == expected
+    shards.manifest = shards.manifest.model_copy(update={"independent": None})  # as an earlier version wrote it
+    assert verification.evaluate().resampling() == {
+        "independent": "case",
+        "num_independent": 5,
+        "intervals": "95 %, percentile bootstrap over 5 cases (so few make rough intervals), 1000 draws, the same for "
+        "every score and run",
+    }
+
+
+def test_more_noise_than_the_process_has_is_said_in_the_protocol(flow_model, flow_shards, tmp_path) -> None:
+    for eta, caution in ((1.0, None), (1.5, "eta 1.5 is above 1, ancestral sampling: steps add more noise than the")):
+        out = tmp_path / str(eta)
+        _run(flow_model, flow_shards, out, num_cases=1, sampling={"sampler": "ddim", "eta": eta}).run()
+        said = Verification.open(out).evaluate().protocol.get("caution")
+        assert said is None if caution is None else said.startswith(caution)
