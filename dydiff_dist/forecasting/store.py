@@ -65,6 +65,8 @@ class ForecastRequest(StrictConfig):
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
     file_format: FileFormat = "npz"
+    inflation: tuple[float, ...] | None = None
+    """By how much members were moved from their mean, by lead time (``inflation.py``)."""
     num_cases: int | None = None
     """The most cases that were asked for, the first ones; None where an earlier version wrote it."""
 
