@@ -84,7 +84,7 @@ class DiffusionProcess:
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
-            self._noise_for_kernels(noise, x),
+            noise,
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -171,7 +171,7 @@ class DiffusionProcess:
             output,
             self._coefficients(now, after, weights, previous_weight),
             mixes_output=self.table.mixes_target,
-            noise=self._noise_for_kernels(noise, z) if noise is not None and weights.sigma else None,
+            noise=noise if weights.sigma else None,
             history=history,
             x0_prev=x0_prev,
             return_x0=return_x0,
@@ -207,18 +207,6 @@ class DiffusionProcess:
         """The frames x of ``relative(x)``."""
         operator = self.table.frame_operator
         return y if operator is None else along_frames(torch.linalg.inv(operator), y)
-
-    def coloured(self, noise: Tensor) -> Tensor:
-        """L ε of white noise ε (B, S, *rest); ε itself where the table has no noise operator."""
-        return noise if self.table.noise_operator is None else along_frames(self.table.noise_operator, noise)
-
-    def _noise_for_kernels(self, noise: Noise, like: Tensor) -> Noise:
-        """Noise as kernels take it, which know Dynamics operators only; where another acts on it, drawn here."""
-        if self.table.noise_operator is None:
-            return noise
-        if isinstance(noise, NoiseCounter):
-            noise = kernels.normal(noise, tuple(like.shape), device=like.device, dtype=like.dtype)
-        return self.coloured(noise)
 
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:
         """The table's rows at ``timesteps`` (B,) for the sequence ``z`` (B, S, *rest), on its device.

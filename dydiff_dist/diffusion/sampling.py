@@ -59,7 +59,6 @@ def start_noise(
         noise = normal(noise, tuple(shape), device=device, dtype=dtype)
     if noise.shape != tuple(shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}; sampling was asked for frames of shape {tuple(shape)}")
-    noise = process.coloured(noise)
     level = process.levels(torch.full((shape[0],), timestep), noise)
     deviation = (level.signal.square() + level.noise.square()).sqrt().to(noise.device, noise.dtype)
     mixed = frame_mix(noise, level.noise_gamma, backend=process.backend)
