@@ -156,7 +156,7 @@ def unique_stems(names: Iterable[str]) -> dict[str, str]:
         >>> unique_stems(["train/a.npy", "b.npy"])
         {'train/a.npy': 'train-a', 'b.npy': 'b'}
         >>> sorted(unique_stems(["a.npy", "a.npz", "a-0001.npy"]).values())
-        ['a-0001_fb05dbaa', 'a_22cac0ba', 'a_e68c1a3b']
+        ['a-0001_14b0aa886b', 'a_153e3be11d', 'a_c454143b31']
     """
     listed = list(names)
     plain = {name: Path(name).with_suffix("").as_posix().replace(".", "_").replace("/", "-") for name in listed}

@@ -76,7 +76,7 @@ def plain_key(key: str, max_bytes: int = MAX_KEY_BYTES, told_apart_by: str = "")
 
     Example:
         >>> plain_key("storm-7"), plain_key("Überflug 3.2")
-        ('storm-7', 'Uberflug_3_2_40ad3d16bc')
+        ('storm-7', 'Uberflug_3_2_85aaa3058c')
     """
     if re.fullmatch(r"[\w=+@-]+(/[\w=+@-]+)*", key, re.ASCII) and len(key) <= max_bytes and not told_apart_by:
         return key
