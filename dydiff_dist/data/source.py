@@ -95,7 +95,7 @@ class Source(ABC, Generic[Config]):
 
         Whatever it raises makes the item a rejected input, named and counted, while the others go on (``reading``).
         """
-        raise NotImplementedError(f"source {self.name!r} needs read_item or read")
+        raise AssertionError(f"source {self.name!r} needs read_item or read")
 
     def item_name(self, item: Any) -> str:
         """What the report calls an item: its file and the place in it."""
@@ -157,7 +157,7 @@ def reading(name: str, results: Iterator[Result]) -> Generator[Result | BadItem,
 
     Libraries that meet a damaged file raise anything: OSError, RuntimeError, EOFError, struct.error, zlib.error, and a
     length that was damaged even MemoryError. So there is no list of them: everything is held against the input but
-    failed assertions and missing modules, which are bugs, and a machine out of files or disk.
+    failed assertions, which are bugs, and a machine out of files or disk.
 
     Args:
         name: of the input.
@@ -165,7 +165,7 @@ def reading(name: str, results: Iterator[Result]) -> Generator[Result | BadItem,
     """
     try:
         yield from results
-    except (AssertionError, ImportError, NotImplementedError):
+    except AssertionError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
