@@ -64,7 +64,8 @@ def test_one_damaged_input_is_named_and_the_others_are_converted(tmp_path, name)
         assert all(place in item for item in rejected), (kind, victim, rejected)
         assert len(found) >= COUNT - 1 and found.keys() <= whole.keys()
         changed = [key for key in whole if found.get(key) != whole[key]]
-        assert len(changed) <= 1 and (len(found) == len(whole) or rejected), (kind, victim)
+        # a pixel that became SEVIR's 255 is missing: such a window is left out and counted, not rejected
+        assert len(changed) <= 1 and (len(found) == len(whole) or rejected or source == "sevir"), (kind, victim)
         assert rejected or kind not in CERTAIN, (kind, victim)
         if rejected:
             with pytest.raises(ValueError, match=r"1 of \d+ inputs are bad, more than the allowed rate 0.0"):
