@@ -50,7 +50,7 @@ def write_sevir(root):
 
 
 def write_series(root):
-    values = np.arange(1.0, 101)[:, None] * [1.5, 2.5]
+    values = np.arange(1.0, 201)[:, None] * [1.5, 2.5]
     text = "\n".join(";".join(f"{value:.2f}".replace(".", ",") for value in row) for row in values)
     (root / "train.csv").write_text(text)
     lines = [json.dumps({"target": values[:stop, d].tolist()}) for stop in (90, 92) for d in range(2)]
