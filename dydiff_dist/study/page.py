@@ -72,7 +72,7 @@ class StudySection:
         return rows
 
     def learning_curves(self) -> dict[str, list[tuple[int, np.ndarray]]]:
-        """Label -> (samples, scores of all seeds) of the arms that were run; curves of one point are none."""
+        """Label -> (samples, scores of all seeds) of the arms that were run; nothing where no curve has two points."""
         samples = {row["arm"]: int(row["samples"]) for row in self.run_rows}
         curves = {
             label: sorted(
@@ -81,7 +81,7 @@ class StudySection:
             )
             for label, arms in self.study.learning_curves.items()
         }
-        return {label: points for label, points in curves.items() if len(points) > 1}
+        return {k: points for k, points in curves.items() if points} if any(len(p) > 1 for p in curves.values()) else {}
 
     def write(self, images: Path, tables_link: str, images_link: str) -> list[str]:
         """The section's lines; figures are written to ``images``. The links are how the page reaches the folders."""
@@ -238,8 +238,9 @@ _HEADER = (
     "# Does it forecast better?",
     "",
     "Dynamical Diffusion and other processes against standard diffusion, trained alike: the same network, data order,",
-    "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 % interval of the",
-    "difference leaves out zero; of twenty comparisons without any true difference about one would do so by chance.",
+    "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 %",
+    "interval of the difference leaves out zero; of twenty comparisons without any true difference about one would do",
+    f"so by chance. Below {FEW_GROUPS} independent groups of cases nothing is said.",
     "[Choosing γ](choosing_gamma.md) says what follows, [the log](study_log.md) what was expected and learnt.",
     "",
     "`tools/study.py` ran what stands in `configs/studies/`, and wrote the tables in `docs/study/` and from them this",
@@ -294,6 +295,8 @@ def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:
 def _verdict(difference: Difference) -> list[str]:
     """Two cells: the difference with its interval, and what may be said of it."""
     numbers = f"{100 * difference.relative:+.1f} % [{100 * difference.lower:+.1f}, {100 * difference.upper:+.1f}]"
+    if difference.num_groups < FEW_GROUPS:
+        return [numbers, f"{difference.num_groups} groups: nothing can be said"]
     if not difference.is_significant:
         return [numbers, "no clear difference"]
     return [numbers, "**better**" if difference.upper < 0 else "**worse**"]
