@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from damage import drop_middle, overwrite, truncate, zero_blocks
 from small_inputs import COUNT, write_arrays, write_bair, write_robonet, write_sevir
-from test_fuzz import drop_middle, overwrite, truncate, zero_blocks
 
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
