@@ -3,23 +3,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/installed
+STAMP_ALL := $(VENV)/installed-all
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_RUN := runs/turbulence_small
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-fast lint format bench sanitize constraints clean
+.PHONY: help setup setup-all demo test test-all test-fast lint format docs bench sanitize constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## create .venv and install the exact versions of constraints.txt
+setup: $(STAMP) ## create .venv with what the demo takes, at the exact versions of constraints.txt
+
+setup-all: $(STAMP_ALL) ## setup, every extra that runs without a GPU, and the tools of the tests
 
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/*/*.h)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zarr,s3,cluster,latents]'
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check pysteps opencv-python-headless || \
-	echo "pysteps could not be built; everything works without it but the optical-flow baseline"
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
 	@$(BIN)/python -c "from dydiff_kernels import available_backends as a; print('installed; kernels here, best first:', *a('cpu'))"
+	@touch $@
+
+$(STAMP_ALL): $(STAMP)
+	$(PIP) -e '.[dev,zarr,s3,cluster,latents]'
+	@PIP_CONSTRAINT=constraints.txt $(PIP) pysteps opencv-python-headless || \
+	echo "pysteps could not be built; everything works without it but the optical-flow baseline"
 	@touch $@
 
 # Each line is the real command; the README explains them. Whatever stands complete is reused, and said to be. The port
@@ -38,31 +46,38 @@ demo: $(STAMP) ## simulate turbulence, train, forecast, score: under 15 minutes 
 # As many tests at once as there are cores, four at most.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-test: $(STAMP) ## all tests
+test: $(STAMP_ALL) ## what guards a change: everything but kill loops, long fuzz and two nodes
 	$(PYTEST)
 
-test-fast: $(STAMP) ## unit tests only, under 3 minutes
-	$(PYTEST) -m "not slow and not distributed"
+test-all: $(STAMP_ALL) ## all tests
+	$(PYTEST) -m ""
 
-lint: $(STAMP) ## ruff and mypy, as CI and pre-commit run them
+test-fast: $(STAMP_ALL) ## unit tests only, under 3 minutes
+	$(PYTEST) -m "not slow and not distributed and not long"
+
+lint: $(STAMP_ALL) ## ruff and mypy, as CI and pre-commit run them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/types && ln -sfn ../../kernels $(VENV)/types/dydiff_kernels
 	$(BIN)/mypy
 
-format: $(STAMP) ## let ruff mend what it can
+format: $(STAMP_ALL) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP_ALL) ## build the docs site into site/; a link that leads nowhere is an error
+	@mkdir -p $(VENV)/types && ln -sfn ../../kernels $(VENV)/types/dydiff_kernels
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(STAMP) ## time the kernels on this machine
 	$(BIN)/python tools/bench_kernels.py
 
-sanitize: $(STAMP) ## the kernel tests under ASan and UBSan, some minutes
+sanitize: $(STAMP_ALL) ## the kernel tests under ASan and UBSan, some minutes
 	$(BIN)/python tests/kernels/sanitize.py
 
-constraints: $(STAMP) ## write the installed versions back to constraints.txt
+constraints: $(STAMP_ALL) ## write the installed versions back to constraints.txt
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable --exclude dydiff_dist | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints.new
 	@mv constraints.new constraints.txt && git diff --stat constraints.txt
 
 clean: ## remove what the demo and the build wrote (not .venv)
-	rm -rf runs shards build dist *.egg-info kernels/*.so
+	rm -rf runs shards build dist site *.egg-info kernels/*.so

@@ -2,8 +2,8 @@
 
 The C++ extension takes raw pointers and sizes and is not linked against torch, so one build serves every torch version.
 It is optional: without a compiler the install goes on, says so, and the kernels run their torch reference instead.
-Metadata stands here rather than in pyproject.toml, next to the mapping of ``kernels/`` to ``dydiff_kernels`` (the bare
-name ``kernels`` belongs to another package that diffusers and transformers import).
+Metadata stands here rather than in pyproject.toml, next to the mappings of ``kernels/`` to ``dydiff_kernels`` (the bare
+name ``kernels`` belongs to another package that diffusers and transformers import) and ``tools/`` to ``dydiff_tools``.
 """
 
 from glob import glob
@@ -53,8 +53,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["dydiff_dist", "dydiff_dist.*"]), *kernel_packages],
-    package_dir={"dydiff_kernels": "kernels"},
+    packages=[*find_packages(include=["dydiff_dist", "dydiff_dist.*"]), *kernel_packages, "dydiff_tools"],
+    package_dir={"dydiff_kernels": "kernels", "dydiff_tools": "tools"},
+    entry_points={"console_scripts": ["dydiff = dydiff_tools.dydiff:main"]},
     package_data={"dydiff_dist.evaluation": ["report_page/*"]},
     ext_modules=[cpu_extension],
     cmdclass={"build_ext": OptionalBuildExt},
@@ -87,10 +88,15 @@ setup(
         "cluster": ["distributed"],
         "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
+        "hub": ["huggingface_hub"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
         "dev": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
             *("ninja", "scikit-image", "pybind11>=3.0", "setuptools>=77"),
             *("moto[s3]", "flask", "flask-cors"),  # the S3 server of the tests
+            *("wandb", "mlflow-skinny"),  # loggers, offline
+            *("mkdocs-material", "mkdocstrings[python]"),
         ],
     },
 )

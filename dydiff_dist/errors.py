@@ -1,6 +1,7 @@
-"""How command lines tell a user what is wrong: one line, exit status 2, no traceback."""
+"""How command lines tell a user what is wrong: one line, exit status 2, no traceback, no credential."""
 
 import errno
+import logging
 import os
 import select
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dydiff_dist.extensions import import_extensions
+from dydiff_dist.quoting import CredentialFilter, first_line, without_credentials
 from dydiff_dist.strict_config import describe_error
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
@@ -49,6 +51,8 @@ _ADVICE = {
     errno.ESTALE: "the server behind it has changed: mount it again",
 }
 """What to do, by what the system says."""
+_TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""What libraries (gloo, safetensors, torch) pass on in errors of their own, in the system's words."""
 
 
 def print_error(line: str) -> None:
@@ -65,6 +69,8 @@ def run_command(main: Callable[[], int | None], report: Callable[[str], None] = 
         report: prints the line about an error; `dydiff_dist.ranks.reports.report_once` where there may be several
             ranks.
     """
+    if logging.lastResort is not None:  # where warnings go that no other handler takes
+        logging.lastResort.addFilter(CredentialFilter())
     try:
         import_extensions()
         status = main()
@@ -79,7 +85,7 @@ def run_command(main: Callable[[], int | None], report: Callable[[str], None] = 
             message = user_message(error)
             if message is None:
                 raise
-            report(f"error: {message}")
+            report(f"error: {without_credentials(message)}")
             status = 2
     sys.exit(status or 0)
 
@@ -106,7 +112,10 @@ def user_message(error: BaseException) -> str | None:
             f"memory is used up: {first_line(error)}; {_ADVICE[errno.ENOMEM]}: a smaller batch, fewer workers, a "
             "smaller network"
         )
-    return " ".join(str(error).split("\n")) or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+    if not isinstance(error, USER_ERRORS):
+        told = next((code for code in _TOLD if os.strerror(code) in str(error)), None)
+        return None if told is None else f"{first_line(error)}; {_ADVICE[told]}"
+    return " ".join(str(error).split("\n")) or type(error).__name__
 
 
 @contextmanager
@@ -132,12 +141,6 @@ def reason_and_advice(error: OSError) -> str:
             folder = next(parent for parent in Path(error.filename).absolute().parents if parent.is_dir())
             advice = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free: {advice}"
     return f"{reason}; {advice}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _is_memory(error: RuntimeError) -> bool:

@@ -1,10 +1,11 @@
-"""Files that are whole or not there: atomic writes, hashes, and safetensors files written as a stream.
+"""Files that are whole or not there: atomic writes, seals, hashes, and safetensors files written as a stream.
 
 Everything that a later command reads is written through ``atomic_file``: whatever kills the writer, a reader finds the
-old file or the new one, never half of either.
+old file or the new one, never half of either. JSON documents that decide a result carry a seal, their own SHA-256
+(``seal``, ``parse_sealed``), so that no changed digit passes for the original. ``arrays.py`` reads arrays back.
 
 The safetensors library's own writer takes all tensors at once. ``write_tensor_file`` holds one at a time and knows the
-file's SHA-256 when its last byte is written. Reading is the library's: nothing that runs when it is read.
+file's SHA-256 when its last byte is written.
 """
 
 import fcntl
@@ -12,17 +13,30 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from dydiff_dist.errors import naming
+from dydiff_dist.quoting import quoted, shortened
+
+logger = logging.getLogger(__name__)
+
+SEAL = "sha256"
+"""Key of a document's own checksum."""
+
+MAX_DOCUMENT_BYTES = 2**28
+"""Larger JSON is refused before it is read: the manifest of a million shards takes less."""
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -133,6 +147,119 @@ def write_json(path: Path, tree: object, *, indent: int | None = 1, allow_nan: b
         ValueError: ``tree`` holds one and ``allow_nan`` is False.
     """
     write_text(path, json.dumps(tree, indent=indent, allow_nan=allow_nan) + "\n")
+
+
+def plain_name(name: str) -> str:
+    """Returns a file's name that a document states, to be joined to the document's folder, if that is all it is: one
+    path component, so that nothing outside of the folder is ever meant.
+
+    Raises:
+        ValueError: it is empty, longer than 255 bytes, begins with a dot, or holds a separator or a control character.
+
+    Example:
+        >>> plain_name("train-000000.tar")
+        'train-000000.tar'
+        >>> plain_name("../train-000000.tar")
+        Traceback (most recent call last):
+            ...
+        ValueError: name '../train-000000.tar' is no plain file name (one path component, no leading dot)
+    """
+    separated = any(letter in "/\\" or not letter.isprintable() for letter in name)
+    if separated or not name or name.startswith(".") or len(name.encode(errors="replace")) > 255:
+        raise ValueError(f"name {quoted(name)} is no plain file name (one path component, no leading dot)")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(plain_name)]
+"""A field of a document that names a file beside it."""
+
+
+def parse_json(data: bytes, name: str, remedy: str) -> Any:
+    """JSON as Python has it, from bytes that may be anything.
+
+    Args:
+        data: the file's content.
+        name: of the file, for the error.
+        remedy: ends the error line: what to do about a damaged file.
+
+    Raises:
+        ValueError: no JSON, or nested deeper than Python can go.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{name} is damaged (nested too deep); {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged (not JSON: {shortened(str(error))}); {remedy}") from None
+
+
+def read_document_bytes(path: Path) -> bytes:
+    """The content of a JSON file of at most ``MAX_DOCUMENT_BYTES``.
+
+    Raises:
+        OSError: it can't be read; ``FileNotFoundError`` where there is none.
+        ValueError: it is larger.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"{path} has more than {MAX_DOCUMENT_BYTES} bytes, too many for a document")
+    return data
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """``size`` bytes of an unbuffered file from ``offset`` on, fewer where it ends: no more is reserved than it has."""
+    descriptor = file.fileno()
+    end = min(offset + size, os.fstat(descriptor).st_size)
+    data = os.pread(descriptor, max(end - offset, 0), offset)
+    while offset + len(data) < end and (more := os.pread(descriptor, end - offset - len(data), offset + len(data))):
+        data += more  # the system gives 2 GiB at once
+    return data
+
+
+def seal(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with its checksum under the key ``SEAL``: SHA-256 of all else in it, whatever the layout.
+
+    Example:
+        >>> sealed = seal({"steps": 3})
+        >>> parse_sealed(json.dumps(sealed).encode(), "run.json", "make it again")
+        {'steps': 3}
+    """
+    content = {name: value for name, value in tree.items() if name != SEAL}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {SEAL: digest, **content}
+
+
+def parse_sealed(data: bytes, name: str, remedy: str) -> dict[str, Any]:
+    """What ``seal`` sealed, without the seal. A document of an earlier version, which has none, is taken as it is, and
+    the log says so.
+
+    Args:
+        data: JSON of an object.
+        name: of the file, for the messages.
+        remedy: ends them: how to have the document written anew.
+
+    Raises:
+        ValueError: no JSON object, or one that was altered.
+    """
+    tree = parse_json(data, name, remedy)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{name} is damaged (it holds no JSON object); {remedy}")
+    try:
+        expected = seal(tree)[SEAL]
+    except RecursionError:  # just below the depth that the parser still takes
+        raise ValueError(f"{name} is damaged (nested too deep); {remedy}") from None
+    stated = tree.pop(SEAL, None)
+    if stated is None or stated == "":
+        _name_unsealed(name, remedy)
+    elif stated != expected:
+        raise ValueError(f"{name} was altered: its checksum does not fit its content; restore it, or {remedy}")
+    return tree
+
+
+@lru_cache(maxsize=1024)  # a command may read a document several times
+def _name_unsealed(name: str, remedy: str) -> None:
+    logger.warning("%s has no checksum, so a changed value in it goes unnoticed; %s", name, remedy)
 
 
 def file_sha256(path: Path) -> str:

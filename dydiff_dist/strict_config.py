@@ -2,18 +2,19 @@
 
 import difflib
 import json
-import reprlib
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
+
+_LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
-_SHORT = reprlib.Repr()
-"""Shows a value in a message as far as it is of use."""
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 class StrictConfig(BaseModel):
@@ -40,7 +41,7 @@ class StrictConfig(BaseModel):
         """
         try:
             tree = json.loads(json_data)
-        except ValueError:  # pydantic says what is wrong with it
+        except (ValueError, RecursionError):  # pydantic says what is wrong with it
             return super().model_validate_json(json_data, **options)
         problems: list[InitErrorDetails] = []
         kept = _without_retired(tree, cls, (), problems)
@@ -66,22 +67,56 @@ def describe_error(
     """
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
+    key = shortened(".".join(path))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         if root is None:
             return f"unknown key {key!r}{more}"
         valid = list(_section_at(root, path[:-1], tree or {}).model_fields)
-        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(path[-1][:MAX_QUOTED], valid, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}; {hint}{more}"
     if problem["type"] == "missing":
         return f"key {key!r} is required{more}"
-    message = " ".join(problem["msg"].removeprefix("Value error, ").split("\n"))
+    message = _LONG_QUOTE.sub(lambda quote: shortened(quote[0]), problem["msg"].removeprefix("Value error, "))
+    message = shortened(message, 3 * MAX_QUOTED)
+    if problem["type"] == "json_invalid":
+        return f"not JSON ({message.removeprefix('Invalid JSON: ')})"
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
-    value = _SHORT.repr(problem["input"])
-    return f"{key + ' ' if key else ''}is {value}: {message[0].lower()}{message[1:]}{more}"
+    return f"{key + ' ' if key else ''}is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
+
+
+def check_values(tree: Any, source: str, key: str = "") -> None:
+    """Refuses what JSON can say and no configuration means: numbers that are infinite or of no machine's size, text
+    that is no text.
+
+    Args:
+        tree: JSON types.
+        source: what errors call it.
+        key: of ``tree``, dotted.
+
+    Raises:
+        ValueError: source, key, value and rule.
+    """
+    rule = ""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            check_values(name, source, f"a name in {key}" if key else "a name")
+            check_values(value, source, f"{key}.{name}" if key else name)
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            check_values(value, source, f"{key}.{number}")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        rule = "give a finite number"
+    elif isinstance(tree, int) and abs(tree) >= 2**63:
+        rule = "give a number below 2^63"
+    elif isinstance(tree, str) and (
+        "\0" in tree or (not tree.isascii() and tree.encode(errors="ignore").decode() != tree)
+    ):
+        rule = "give text without NUL and half characters"
+    if rule:
+        raise ValueError(f"{source}: {key} is {quoted(tree)}: {rule}")
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:

@@ -6,8 +6,11 @@
 The same command again resumes the run from its last checkpoint.
 """
 
-from dydiff_dist.tasks.diffusion_task import DiffusionTask
-from dydiff_dist.training.command import run_training
+from dydiff_dist.training.second_start import refuse_second_start
 
 if __name__ == "__main__":
+    refuse_second_start()
+    from dydiff_dist.tasks.diffusion_task import DiffusionTask
+    from dydiff_dist.training.command import run_training
+
     run_training(DiffusionTask, __doc__)

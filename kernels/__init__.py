@@ -13,6 +13,7 @@ it takes a tensor, or the NoiseCounter to draw it from in the kernel.
     denoising_loss(output, target, sample_weights=…, frame_weights=…) -> (B,); differentiable in output
     reverse_step(z, output, StepCoefficients(…)) -> ReverseStep(z, x0); every sampler's step
     modulated_norm(x, shift, scale), gated_residual(x, gate, branch)    the network's adaLN, tokens (B, S, N, D)
+    attention_inputs(qkv, …) -> q, k, v          their norm, rotation and layout, (B, N, 3·H·E) -> (B, H, N, E)
     register_op(name, reference=…, triton=…)     an op of another package, with the same choice of backend
 
 ``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU
@@ -22,6 +23,7 @@ in float32.
 """
 
 from dydiff_kernels.add_noise import LatentPosterior, NoisedLatents, add_noise
+from dydiff_kernels.attention_inputs import HeadNorm, attention_inputs
 from dydiff_kernels.backends import BACKENDS, Backend, available_backends
 from dydiff_kernels.counter import NoiseCounter, Stream
 from dydiff_kernels.denoising_loss import denoising_loss
@@ -35,6 +37,7 @@ from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_s
 __all__ = [
     "BACKENDS",
     "Backend",
+    "HeadNorm",
     "LatentPosterior",
     "Levels",
     "NoiseCounter",
@@ -44,6 +47,7 @@ __all__ = [
     "StepCoefficients",
     "Stream",
     "add_noise",
+    "attention_inputs",
     "available_backends",
     "denoising_loss",
     "frame_mix",

@@ -15,6 +15,10 @@ try:
 except ImportError as error:
     _cpu_import_error = str(error)
 
+# Known before torch.compile traces what asks for it.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 Backend = Literal["auto", "triton", "cpp", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "triton", "cpp", "reference")
 
@@ -38,9 +42,9 @@ def cpp_refusal(device: torch.device) -> str | None:
 
 def triton_refusal(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on ``device``; None if they can. The interpreter counts as a GPU."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "triton is not installed; pip install triton"
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if device.type == "cuda" or _INTERPRETED:
         return None
     return f"tensors are on {device}, the triton backend needs a CUDA device (or TRITON_INTERPRET=1)"
 

@@ -35,11 +35,25 @@ def dense_frames(x: torch.Tensor) -> torch.Tensor:
     return x if has_dense_frames(x) else x.contiguous()
 
 
+def token_view(x: torch.Tensor) -> object:
+    """``x`` (three axes, contiguous channels) as kernels on tokens take it; ``x`` must outlive the call."""
+    module = backends.cpp_module()
+    assert module is not None and x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] <= 1)
+    return module.TokenView(x.data_ptr(), _DTYPE_CODES[x.dtype], *x.stride()[:3])
+
+
+def shape(batch: int, frames: int, inner: int) -> object:
+    """The operand ``shape`` of a kernel, where it is not that of ``Operands.like``."""
+    module = backends.cpp_module()
+    assert module is not None
+    return module.Shape(batch, frames, inner)
+
+
 def run(kernel: str, operands: Operands) -> None:
     """Calls a kernel of the extension with torch's number of threads; what it writes must have dense frames.
 
     Its struct has a member for each operand. Numbers may be pointers; a list of columns (B,) becomes the rows of a
-    float32 table; None stays absent.
+    float32 table; what `token_view` has made is taken as it is; None stays absent.
     """
     module = backends.cpp_module()
     assert module is not None, "a C++ kernel has been chosen"

@@ -57,6 +57,11 @@ def _check_out(op: str, name: str, x: Tensor, like: Tensor, dtype: torch.dtype) 
         raise ValueError(f"{op}: {name} has strides {x.stride()}; expected contiguous frames and no shared memory")
 
 
+def channels_contiguous(x: Tensor) -> Tensor:
+    """``x``, or a contiguous copy where its last axis is not contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
 def new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """An uninitialised contiguous tensor.
 

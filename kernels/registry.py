@@ -45,19 +45,26 @@ class Operands(NamedTuple):
     """Tensors like ``like``, noise as tensors or counters, None, numbers, flags, lists of a table's columns (B,)."""
 
 
+class Passes(NamedTuple):
+    """The kernels of a differentiable op: functions of tensors that know nothing of autograd."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
 @dataclass(frozen=True)
 class Op:
     """An op and everything that belongs to it; made by ``register_op``, which explains the fields."""
 
     name: str
     reference: Callable[..., Any]
-    cpp: Callable[..., Any] | None
-    triton: Callable[..., Any] | str | None
+    cpp: Callable[..., Any] | Passes | None
+    triton: Callable[..., Any] | Passes | str | None
     differentiable: bool
     aot_cases: str | None
     benchmarks: str | None
 
-    def select(self, backend: str, inputs: Iterable[object], dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    def select(self, backend: str, inputs: Iterable[object], dtype: torch.dtype | None = None) -> Any:
         """The implementation that runs a call, and a line in the log the first time it is chosen.
 
         Args:
@@ -86,7 +93,7 @@ class Op:
                 )
             self._say(logging.INFO, "inputs that require a gradient run on the torch reference")
             return self.reference
-        kernel = backend if backend != "auto" else ("triton" if device.type == "cuda" else "cpp")
+        kernel = _kernel(backend, device)
         if getattr(self, kernel) is None:
             if backend != "auto":
                 raise ValueError(f"{self.name}: backend={backend!r} has no kernel of this op; use backend='auto'")
@@ -101,15 +108,28 @@ class Op:
         )
         return self.reference
 
+    def has_kernel(self, backend: str, tensors: Iterable[torch.Tensor]) -> bool:
+        """Whether `select` would choose a kernel for these tensors; without a word, so that torch.compile traces it."""
+        tensors = list(tensors)
+        kernel = _kernel(backend, tensors[0].device)
+        if backend == "reference" or getattr(self, kernel) is None or any(t.dtype == torch.float64 for t in tensors):
+            return False
+        return backends.REFUSALS[kernel](tensors[0].device) is None
+
     def _say(self, level: int, message: str) -> None:
         _log_once(level, f"{self.name}: {message}")
 
-    def _chosen(self, kernel: str, device: torch.device) -> Callable[..., Any]:
+    def _chosen(self, kernel: str, device: torch.device) -> Any:
         cpp = backends.cpp_module()
         detail = f" ({cpp.isa()} instructions)" if kernel == "cpp" and cpp is not None else ""
         self._say(logging.INFO, f"runs on the {kernel} backend{detail}, device {device.type}")
         implementation = getattr(self, kernel)
         return _resolve(implementation) if isinstance(implementation, str) else implementation
+
+
+def _kernel(backend: str, device: torch.device) -> str:
+    """The kernel that a backend means on a device."""
+    return backend if backend != "auto" else ("triton" if device.type == "cuda" else "cpp")
 
 
 _OPS: dict[str, Op] = {}
@@ -119,8 +139,8 @@ def register_op(
     name: str,
     *,
     reference: Callable[..., Any],
-    cpp: Callable[..., Any] | None = None,
-    triton: Callable[..., Any] | str | None = None,
+    cpp: Callable[..., Any] | Passes | None = None,
+    triton: Callable[..., Any] | Passes | str | None = None,
     differentiable: bool = False,
     aot_cases: str | None = None,
     benchmarks: str | None = None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "strict_config", "files", "hardware", "extensions"),
+    ("errors", "quoting", "strict_config", "files", "arrays", "hardware", "extensions"),
     ("dydiff_kernels",),
     ("diffusion", "models", "ranks"),
     ("data",),
@@ -22,7 +22,8 @@ FLOORS = (
     ("tools", "train"),
 )
 """From the lowest up. A room imports rooms below its own floor; beside it, only where `BESIDE` says so."""
-BESIDE = {("errors", "strict_config"), ("files", "errors"), ("errors", "extensions")}
+BESIDE = {("strict_config", "quoting"), ("errors", "quoting"), ("errors", "strict_config"), ("errors", "extensions")}
+BESIDE |= {(room, lower) for room in ("files", "arrays") for lower in ("errors", "quoting")}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PRODUCT_LINES = 400, 50, 27_100
 
 

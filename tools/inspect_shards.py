@@ -10,6 +10,8 @@ from dydiff_dist.errors import run_command
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.num_samples < 1:
+        raise ValueError(f"--num-samples is {arguments.num_samples}; draw at least 1")
     shards = ShardSet.open(arguments.folder, check="sha256" if arguments.verify else "size")
     print("\n".join(describe(shards)))
     if arguments.verify:

@@ -52,16 +52,17 @@ def main() -> None:
 
 
 class ShardProgress:
-    """A progress bar over shards that counts samples and what was reused."""
+    """A progress bar over shards, on a terminal alone, that counts samples and what was reused."""
 
     def __init__(self, num_shards: int):
-        self.bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True)
+        self.bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True, disable=None)
         self.num_samples = 0
 
     def on_shard(self, task: ShardTask, num_samples: int, reused: bool) -> None:
         self.num_samples += num_samples
+        words = f"{self.num_samples} samples; {'found' if reused else 'wrote'} {task.name}"
+        self.bar.set_postfix_str(words, refresh=False)
         self.bar.update()
-        self.bar.set_postfix_str(f"{self.num_samples} samples; {'found' if reused else 'wrote'} {task.name}")
 
     def on_bad_item(self, item: BadItem) -> None:
         self.bar.write(f"rejected {printable(item.name)}: {printable(item.reason)}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Runs studies and writes what they found: python tools/study.py configs/studies/turbulence.json ...
 
-Trains every arm with every seed, forecasts, scores, and writes docs/study/NAME_runs.csv and NAME_cases.csv. The same
-command again does only what is missing. With --page nothing is run: docs/study.md and its figures are written from the
+Trains every arm with every seed, forecasts, scores, and adds to docs/study/NAME_runs.csv and NAME_cases.csv, where the
+rows of arms that were not run stay. The same command again does only what is missing in --runs, which may be a folder
+outside the checkout. With --page nothing is run: docs/study.md and its figures are written from the
 tables.
 """
 
@@ -15,7 +16,7 @@ from dydiff_dist.extensions import add_import_option
 from dydiff_dist.study.arms import plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
 from dydiff_dist.study.page import write_page
-from dydiff_dist.study.records import write_case_rows, write_run_rows
+from dydiff_dist.study.records import update_tables
 from dydiff_dist.study.runner import StudyRunner, collect
 
 
@@ -39,6 +40,7 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
     """Runs what is missing and writes the tables; returns what failed."""
     folder, out = Path(arguments.runs) / name, Path(arguments.out)
     runs = plan_study(study, folder, tuple(arguments.arms) if arguments.arms else None)
+    runs = [run for run in runs if arguments.seeds is None or run.seed in arguments.seeds]
     num_forecasts = sum(len(run.forecasts) for run in runs)
     print(f"{name}: {len(runs)} trainings, {num_forecasts} forecasts, in {folder}", flush=True)
     if arguments.dry_run:
@@ -50,14 +52,15 @@ def run_study(name: str, study: StudyConfig, arguments: argparse.Namespace) -> d
     runner = StudyRunner(study, runs, say=say, processes=arguments.processes, modules=modules)
     if not arguments.collect:
         runner.run()
-    run_rows, rows_by_case = collect(plan_study(study, folder))
+    failures = {f"{name}, {run}": reason for run, reason in runner.failures.items()}
+    run_rows, case_rows = collect(runs)
     if not run_rows:
         print(f"nothing in {folder} is finished; the tables in {out} are left as they are")
-        return {f"{name}, {run}": reason for run, reason in runner.failures.items()}
-    write_run_rows(out / f"{name}_runs.csv", run_rows)
-    write_case_rows(out / f"{name}_cases.csv", rows_by_case)
-    print(f"{len(run_rows)} forecasts are in {out / name}_runs.csv, their cases in {out / name}_cases.csv")
-    return {f"{name}, {run}": reason for run, reason in runner.failures.items()}
+        return failures
+    kept = update_tables(out, name, run_rows, case_rows, study.planned_forecasts())
+    earlier = f", {kept} of earlier runs are kept" if kept else ""
+    print(f"{len(run_rows)} forecasts are in {out / name}_runs.csv, their cases in {out / name}_cases.csv{earlier}")
+    return failures
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", default="runs/studies", metavar="DIR", help="folder of the runs (runs/studies)")
     parser.add_argument("--out", default="docs/study", metavar="DIR", help="folder of the tables (docs/study)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds of theirs")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each training (1)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and stop")

@@ -7,8 +7,11 @@ The same command again resumes the run from its last checkpoint. The autoencoder
 scores and a picture, is left in the run's model/; tools/encode_latents.py takes it from there.
 """
 
-from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
-from dydiff_dist.training.command import run_training
+from dydiff_dist.training.second_start import refuse_second_start
 
 if __name__ == "__main__":
+    refuse_second_start()
+    from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
+    from dydiff_dist.training.command import run_training
+
     run_training(AutoencoderTask, __doc__)

@@ -11,7 +11,7 @@ import torch
 
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.description import AutoencoderDescription
-from dydiff_dist.autoencoders.files import load_network, save_autoencoder
+from dydiff_dist.autoencoders.files import check_foreign, load_network, save_autoencoder
 from dydiff_dist.autoencoders.networks import VIDEO_NETWORKS, DiffusersNetwork, fetch_network
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.statistics import FrameMoments
@@ -42,9 +42,12 @@ def adopt_autoencoder(
         device: where they are measured.
 
     Raises:
-        FileNotFoundError, ValueError: no such autoencoder, or it takes other frames than these.
+        FileNotFoundError, ValueError: no such autoencoder, it takes other frames than these, or it is one that was
+            trained here and has lost its units.
     """
-    network = load_network(fetch_network(name)).to(device)
+    files = fetch_network(name)
+    network = load_network(files).to(device)
+    check_foreign(files)
     num_channels, takes = shards.schema.shape[0], int(network.config["in_channels"])
     if takes != num_channels:
         raise ValueError(

@@ -7,21 +7,22 @@ Letters: C pixel channels, c latent channels. *Stored units* are those of pixel 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from dydiff_dist.data.config import DataConfig
-from dydiff_dist.data.manifest import FrameSchema, read_document
-from dydiff_dist.strict_config import StrictConfig
+from dydiff_dist.data.manifest import FrameSchema, SealedDocument, read_document
 
 DESCRIPTION_NAME = "autoencoder.json"
 
 
-class AutoencoderDescription(StrictConfig):
+class AutoencoderDescription(SealedDocument):
     """Everything about an autoencoder but its weights."""
+
+    remedy: ClassVar[str] = "copy the autoencoder again, or train it again with tools/train_vae.py"
 
     format_version: Literal[1] = 1
     network: str

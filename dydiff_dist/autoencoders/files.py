@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from dydiff_dist.arrays import read_safetensors
 from dydiff_dist.autoencoders.autoencoder import Autoencoder
 from dydiff_dist.autoencoders.description import (
     DESCRIPTION_NAME,
@@ -29,6 +30,10 @@ from dydiff_dist.autoencoders.networks import (
 )
 from dydiff_dist.data.manifest import document_bytes
 from dydiff_dist.files import atomic_file, file_sha256, remove_partials, write_bytes
+from dydiff_dist.quoting import shortened
+
+DESCRIBED_BY = "described_by"
+"""Key in the weights' header: they are an autoencoder of ours, whose units stand in the file of that name."""
 
 
 def save_autoencoder(folder: str | Path, network: DiffusersNetwork, /, **description: Any) -> AutoencoderDescription:
@@ -49,7 +54,10 @@ def save_autoencoder(folder: str | Path, network: DiffusersNetwork, /, **descrip
     remove_partials(folder / WEIGHTS_NAME)
     with atomic_file(folder / WEIGHTS_NAME) as partial:
         weights = network.state_dict()
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(
+            tensors, partial, metadata={DESCRIBED_BY: DESCRIPTION_NAME}
+        )  # one key: the library writes several in any order
         described = {
             **description,
             "network": type(network).__name__,
@@ -114,6 +122,22 @@ def load_autoencoder(
     )
 
 
+def check_foreign(files: NetworkFiles) -> None:
+    """Refuses an autoencoder that ``save_autoencoder`` wrote and whose description is gone: units, edges and identity
+    stood there, and others would be taken in their place.
+
+    Raises:
+        FileNotFoundError: naming the description.
+    """
+    with safe_open(files.weights, framework="pt") as weights:
+        description = (weights.metadata() or {}).get(DESCRIBED_BY)
+    if description is not None:
+        raise FileNotFoundError(
+            f"{files.weights.parent} lacks {DESCRIPTION_NAME}, which its weights were written with and which holds the "
+            "units of its latents; restore it, or train the autoencoder again"
+        )
+
+
 def load_network(files: NetworkFiles, *, periodic: bool = False) -> DiffusersNetwork:
     """The network with its weights, frozen, in evaluation mode, float32 on the CPU.
 
@@ -122,10 +146,8 @@ def load_network(files: NetworkFiles, *, periodic: bool = False) -> DiffusersNet
     """
     network = network_from_config(files.read_config(), periodic=periodic)
     try:
-        network.load_state_dict(load_file(files.weights))
-    except SafetensorError as error:
-        raise ValueError(f"{files.weights} is not a safetensors file: {error}") from None
+        network.load_state_dict(read_safetensors(files.weights))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{files.weights} doesn't fit {files.config.name} beside it: {reason}") from None
+        raise ValueError(f"{files.weights} doesn't fit {files.config.name} beside it: {shortened(reason)}") from None
     return network.float().eval().requires_grad_(False)

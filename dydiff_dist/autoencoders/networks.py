@@ -3,7 +3,6 @@
 diffusers is imported when one is needed, not before: it is an extra (``pip install dydiff_dist[latents]``).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dydiff_dist.autoencoders.config import AutoencoderModelConfig
+from dydiff_dist.files import parse_json, read_document_bytes
+from dydiff_dist.quoting import first_line, quoted, shortened
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -88,12 +89,15 @@ def network_from_config(config: dict[str, Any], *, periodic: bool = False) -> Di
     """The network that diffusers' ``config.json`` describes, with fresh weights.
 
     Raises:
-        ValueError: a class that is not among ``NETWORKS``.
+        ValueError: a class that is not among ``NETWORKS``, or values that it can't be built of.
     """
     name = config.get("_class_name")
     if name not in NETWORKS:
-        raise ValueError(f"autoencoder class {name!r} is not supported; use one of {', '.join(NETWORKS)}")
-    network = getattr(diffusers(), name).from_config(config)
+        raise ValueError(f"autoencoder class {quoted(name)} is not supported; use one of {', '.join(NETWORKS)}")
+    try:
+        network = getattr(diffusers(), name).from_config(config)
+    except Exception as error:  # whatever a network's constructor makes of wrong values
+        raise ValueError(f"config of autoencoder {name} can't be built: {first_line(error)}") from None
     return wrap_around(network) if periodic else network
 
 
@@ -106,10 +110,7 @@ class NetworkFiles:
 
     def read_config(self) -> dict[str, Any]:
         """The config as JSON types; one-line ``ValueError`` if it is not JSON."""
-        try:
-            config = json.loads(self.config.read_text())
-        except ValueError as error:
-            raise ValueError(f"{self.config} is not JSON: {error}; fetch the autoencoder again") from None
+        config = parse_json(read_document_bytes(self.config), str(self.config), "fetch the autoencoder again")
         if not isinstance(config, dict):
             raise ValueError(f"{self.config} holds no JSON object; fetch the autoencoder again")
         return config
@@ -162,7 +163,7 @@ def _from_hub(repository: str, subfolder: str | None) -> NetworkFiles:
             for file in (CONFIG_NAME, WEIGHTS_NAME)
         ]
     except Exception as error:  # the hub's client raises its own, requests' and OS errors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = shortened(str(error)) or type(error).__name__
         raise ValueError(
             f"autoencoder {repository!r} can't be fetched from the hub ({reason}); download it elsewhere and give its "
             "folder"

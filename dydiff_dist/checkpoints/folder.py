@@ -9,6 +9,7 @@
 - ``SHA256SUMS``: of all the others, in the form that ``sha256sum -c`` checks. It is written last.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,7 +21,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dydiff_dist.engine.partitions import Piece
-from dydiff_dist.files import FileRecord, file_sha256, flush_to_disk, write_json, write_text
+from dydiff_dist.files import (
+    FileRecord,
+    file_sha256,
+    flush_to_disk,
+    parse_json,
+    plain_name,
+    read_document_bytes,
+    write_json,
+    write_text,
+)
+from dydiff_dist.quoting import quoted
 
 FACTS, LAYOUT, SUMS = "complete.json", "layout.json", "SHA256SUMS"
 LATEST = "latest"
@@ -114,7 +125,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS
     try:
-        facts = json.loads(path.read_text())
+        data = read_document_bytes(path)
+        # before the version, whose digit may be what is damaged; the first format had no sums
+        is_sealed = (folder / SUMS).is_file()
+        if is_sealed and hashlib.sha256(data).hexdigest() != _sums(folder).get(FACTS):
+            raise DamagedError(f"{FACTS} differs from its SHA-256")
+        facts = parse_json(data, FACTS, "")
         version, sizes = facts.get("format_version", 1), facts["bytes"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DamagedError(f"{FACTS} ({type(error).__name__})") from None
@@ -123,13 +139,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} has checkpoint format {version!r}, this version reads {FORMAT_VERSION}; finish the run with the "
             "version that began it, or set output_dir to a new folder"
         )
-    if file_sha256(path) != _sums(folder).get(FACTS):
-        raise DamagedError(f"{FACTS} differs from its SHA-256")
+    if not is_sealed:
+        raise DamagedError(f"{SUMS} (missing)")
     for name, size in sizes.items():
-        if name != Path(name).name:
-            raise DamagedError(f"{FACTS} (names {name!r}, outside of the folder)")
         try:
-            present = (folder / name).stat().st_size
+            present = (folder / plain_name(name)).stat().st_size
+        except ValueError:
+            raise DamagedError(f"{FACTS} (names {quoted(name)}, outside of the folder)") from None
         except OSError as error:
             raise DamagedError(f"{name} ({error.strerror})") from None
         if present != size:
@@ -186,10 +202,10 @@ class CheckpointReader:
         self.folder = folder
         self.facts = read_facts(folder)
         try:
-            layout = json.loads((folder / LAYOUT).read_text())
+            layout = parse_json(read_document_bytes(folder / LAYOUT), LAYOUT, "")
             self._engines = layout["engines"]
             self._ranges = _by_parameter(layout["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{LAYOUT} ({type(error).__name__})") from None
         self._files: dict[str, Any] = {}
 
@@ -269,7 +285,7 @@ def _by_parameter(files: dict[str, dict]) -> dict[tuple[str, str], list[tuple[in
 def _sums(folder: Path) -> dict[str, str]:
     """File name -> SHA-256 as sealed."""
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        lines = read_document_bytes(folder / SUMS).decode().splitlines()
+        return {plain_name(name): digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError) as error:
         raise DamagedError(f"{SUMS} ({type(error).__name__})") from None

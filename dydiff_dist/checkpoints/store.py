@@ -7,12 +7,9 @@ older ones. The threads use no collectives, so they never meet the training's. T
 they wait for it together, at the latest before the next one.
 """
 
-import errno
-import fcntl
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +24,7 @@ from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints.background_write import BackgroundWrite, HostBuffer
 from dydiff_dist.checkpoints.folder import CheckpointReader, DamagedError
 from dydiff_dist.checkpoints.position import RunPosition
+from dydiff_dist.checkpoints.run_lock import lock_run
 from dydiff_dist.engine.state import EngineState
 from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.files import TensorSpec, file_order, file_sha256, remove_partials, write_tensor_file, write_text
@@ -88,13 +86,20 @@ class CheckpointStore:
         self._writing: BackgroundWrite | None = None
         self._lock: IO[str] | None = self._on_main(self._open_folder, f"output_dir {folder.parent} can't be written")
 
-    def save(self, position: RunPosition, config: dict[str, Any], exported: dict[str, Any] | None = None) -> SaveReport:
+    def save(
+        self,
+        position: RunPosition,
+        config: dict[str, Any],
+        exported: dict[str, Any] | None = None,
+        data_sha256: str | None = None,
+    ) -> SaveReport:
         """Begins to write the state at ``position``; with ``asynchronous`` off, also waits until it is written.
 
         Args:
             position: the same on every rank.
             config: the run's, as JSON types.
             exported: what the description of a model exported from this checkpoint says, as JSON types.
+            data_sha256: of the data that the run is trained on.
 
         Raises:
             ValueError: this save or the one before failed; older checkpoints are untouched.
@@ -109,6 +114,7 @@ class CheckpointStore:
             "position": asdict(position),
             "config": config,
             "exported": exported,
+            "data_sha256": data_sha256,
             "numbers": {name: state.engine.numbers() for name, state in self.states.items()},
         }
         layout = {name: state.layout() for name, state in self.states.items()}
@@ -147,19 +153,24 @@ class CheckpointStore:
         """Whether this rank knows that the save in flight has failed; not collective, ``wait`` says why."""
         return self._writing is not None and self._writing.failure is not None
 
-    def wait_briefly(self) -> None:
+    def wait_briefly(self, longest_sec: float = _LONGEST_SHARE_SEC) -> None:
         """Lets a save in flight finish, on the way out after an error: not collective, and not for ever, as other ranks
-        may be gone."""
-        if self._writing is not None:
-            self._writing.wait_at_most(_LONGEST_SHARE_SEC, _LONGEST_FINISH_SEC)
+        may be gone.
 
-    def load_latest(self, check_config: Callable[[dict[str, Any]], None]) -> RunPosition:
+        Args:
+            longest_sec: for this rank's share.
+        """
+        if self._writing is not None:
+            self._writing.wait_at_most(min(longest_sec, _LONGEST_SHARE_SEC), _LONGEST_FINISH_SEC)
+
+    def load_latest(self, check_config: Callable[[dict[str, Any], str | None], None]) -> RunPosition:
         """Loads the newest whole checkpoint, of whatever number of ranks and ZeRO stage; returns its position.
 
         Damaged ones that are newer are named in the log and renamed to ``damaged_step_…``, out of the way.
 
         Args:
-            check_config: called with the checkpoint's configuration before anything is loaded; raises to refuse it.
+            check_config: called with the checkpoint's configuration and the SHA-256 of its data before anything is
+                loaded; raises to refuse it.
 
         Raises:
             ValueError: ``check_config`` refuses it, or there are checkpoints and all are damaged.
@@ -207,7 +218,7 @@ class CheckpointStore:
     def _open_folder(self) -> IO[str]:
         """The folder's lock, and an end to what an interrupted save left behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(self.folder)
+        lock = lock_run(self.folder)
         for old in self.folder.glob(".step_*.replaced"):
             final = self.folder / old.name.removeprefix(".").removesuffix(".replaced")
             if not final.exists():
@@ -248,7 +259,7 @@ class CheckpointStore:
                 folder.rename(hidden)  # so that half a deletion is never taken for damage
                 shutil.rmtree(hidden)
 
-    def _damage(self, folder: Path, check_config: Callable[[dict], None]) -> str:
+    def _damage(self, folder: Path, check_config: Callable[[dict, str | None], None]) -> str:
         """What is damaged in a checkpoint, "" if nothing; the ranks share the reading and agree."""
         facts, damage = {}, ""
         try:
@@ -258,7 +269,7 @@ class CheckpointStore:
         damage = next(filter(None, gather_objects(damage)), "")
         if damage:
             return damage
-        check_config(facts["config"])
+        check_config(facts["config"], facts.get("data_sha256"))
         found = checkpoint_folder.damaged_files(folder, self.world.rank, self.world.world_size)
         return ", ".join(name for names in gather_objects(found) for name in names)
 
@@ -286,7 +297,7 @@ class CheckpointStore:
                 numbers=reader.facts["numbers"][name],
             )
         barrier()  # nobody deletes what another still reads
-        return RunPosition(**reader.facts["position"])
+        return RunPosition.of(reader.facts)
 
 
 def _share(
@@ -338,29 +349,3 @@ def _is_whole(folder: Path) -> bool:
 
 def _list_damage(damaged: Mapping[Path, str]) -> str:
     return "; ".join(f"{folder.name}: {damage}" for folder, damage in damaged.items())
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Takes the folder for this process until it ends, by whatever death.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    # held open for the life of the store
-    file = open(folder / ".lock", "a+")  # noqa: SIM115
-    try:
-        # a record lock: worker processes that are forked later don't inherit it, so it never outlives this one
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            logger.warning("%s can't be locked (%s): take care that no two trainings write to it", folder, error)
-            return file
-        file.seek(0)
-        raise ValueError(
-            f"{folder.parent} is being trained by {file.read().strip() or 'another process'}; wait for its end, or set "
-            "output_dir to another folder"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
-    return file

@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dydiff_dist.arrays import read_npz
 from dydiff_dist.data.packing import CF_ATTRIBUTES, UNKNOWN_ATTRIBUTES, Unpacked, unpack
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
@@ -127,8 +128,7 @@ class _NpzArray:
 
 @lru_cache(maxsize=2)
 def _load_npz(path: Path, name: str, _: int) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        return archive[name]
+    return read_npz(path, only=name)[name]
 
 
 def _open_zarr(path: Path) -> Any:

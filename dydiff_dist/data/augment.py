@@ -91,7 +91,7 @@ class SampleTransform:
         """
         cut = self._crop(self._in_time(frames_SCHW, draws), draws)
         if self.schema.sample_scaling == "history_mean":
-            cut = cut / history_scale(cut[: self.config.num_history_frames])
+            cut = cut / history_scale(cut[: self.config.num_history_frames], self.schema.empty_history_scale)
         shift = np.asarray(self.shift, np.float32)[:, None, None]
         scale = np.asarray(self.scale, np.float32)[:, None, None]
         if draws is None or not any(self.config.augmentation.model_dump().values()):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dydiff_dist.data.manifest import FrameSchema
-from dydiff_dist.data.remote import RemoteConfig
+from dydiff_dist.data.remote import Address, RemoteConfig
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -32,9 +32,9 @@ class ExpectedData(StrictConfig):
 class DataConfig(StrictConfig):
     """Which shards a run reads and how."""
 
-    train: Annotated[str, Field(min_length=1)]
+    train: Address
     """Folder of the training shards (with manifest.json), or its URL (http, https, s3, …)."""
-    valid: str | None = None
+    valid: Address | None = None
     """Folder of the shards for evaluation during training; None leaves it out."""
     expect: ExpectedData | None = Field(default=None, exclude=True)
     """What the training shards hold: a dry run goes by it where they are absent, a run checks them against it. It
@@ -58,9 +58,9 @@ class DataConfig(StrictConfig):
     """With ``skip``: share of damaged samples above which the run stops all the same."""
     remote: RemoteConfig = RemoteConfig()
     """How shards behind a URL are read; folders of this machine need nothing of it."""
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Processes per rank that read ahead; 0 reads in the trainer's own process."""
-    prefetch_batches: Annotated[int, Field(ge=1)] = 4
+    prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     """Micro-batches each worker holds ready."""
     shuffle_window_bytes: Annotated[int, Field(ge=0)] = 2**30
     """Shards are shuffled over the whole epoch, samples within windows of shards up to this size; 0 keeps file

@@ -43,10 +43,11 @@ def expected_shards(expect: ExpectedData, folder: str) -> ShardSet:
 
 def check_expectation(expect: ExpectedData, shards: ShardSet) -> None:
     """One-line ``ValueError`` where the shards are other than expected. The number of samples is only planned with."""
-    for name in _CHECKED:
-        expected, found = getattr(expect.frames, name), getattr(shards.schema, name)
-        if expected != found:
-            raise ValueError(
-                f"data.expect.frames.{name} is {expected}, {shards.folder} has {found}; give the shards that the "
-                "configuration is for, or change data.expect"
-            )
+    wrong = [name for name in _CHECKED if getattr(expect.frames, name) != getattr(shards.schema, name)]
+    if wrong:
+        also = f" (and {', '.join(wrong[1:])} differ)" if wrong[1:] else ""
+        raise ValueError(
+            f"data.expect.frames.{wrong[0]} is {getattr(expect.frames, wrong[0])}, {shards.folder} has "
+            f"{getattr(shards.schema, wrong[0])}{also}; give the shards that the configuration is for, or, for data of "
+            "your own, take what it expects away with data.expect=null"
+        )

@@ -34,6 +34,9 @@ def describe(shards: ShardSet) -> list[str]:
         f"actions  {frames.num_actions or 'none'}",
         f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
     ]
+    if manifest.independent is not None:
+        of_one = "each sample" if manifest.independent == "case" else "samples whose keys agree up to the last hyphen"
+        lines.append(f"one case {of_one}: one independent observation")
     stored = "stored" if frames.sample_scaling == "none" else "stored / mean |history|"
     names = frames.channels or tuple(str(channel) for channel in range(C))
     for channel, name in enumerate(names):
@@ -98,7 +101,9 @@ def audit(shards: ShardSet, world_size: int, num_workers: int, epoch: int = 0, s
     counts: Counter[str] = Counter()
     steps = []
     for rank in range(world_size):
-        stream = TrainStream(shards, config, seed, world_size, 1, rank, world_size, start_step=first_step)
+        stream = TrainStream(
+            shards, config, seed, world_size, 1, rank, world_size, start_position=first_step * world_size
+        )
         batches = list(_take(stream, last_step - first_step))
         steps.append(len(batches))
         for key, position in batches:

@@ -7,17 +7,16 @@ reading the ones before it. Plain webdataset needs neither: the tar files stand 
 
 import hashlib
 import json
-import logging
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from dydiff_dist.data.members import Encoding
+from dydiff_dist.files import SEAL, PlainName, parse_sealed, read_document_bytes, seal
 from dydiff_dist.strict_config import StrictConfig, describe_error
-
-logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 
@@ -34,6 +33,22 @@ Bounds = tuple[float | None, float | None]
 """The least and the largest value that a channel can have; None where nothing bounds it."""
 
 
+Size = Annotated[int, Field(ge=1, le=2**24)]
+"""An axis of an array; larger ones are a mistake or an attack."""
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Of samples or bytes."""
+
+
+StoredType = Literal["uint8", "uint16", "int16", "float16", "float32"]
+
+
+class SealedDocument(StrictConfig):
+    """A document that carries its own checksum, under the key ``sha256`` (`dydiff_dist.files.seal`)."""
+
+    remedy: ClassVar[str]
+    """How to have it written anew, for messages."""
+
+
 class FrameSchema(StrictConfig):
     """What one sample holds.
 
@@ -42,11 +57,11 @@ class FrameSchema(StrictConfig):
         0
     """
 
-    num_frames: Annotated[int, Field(ge=1)]
+    num_frames: Size
     """S: frames in every sample."""
-    shape: tuple[int, int, int]
+    shape: tuple[Size, Size, Size]
     """(C, H, W) of a frame."""
-    dtype: Literal["uint8", "uint16", "int16", "float16", "float32"]
+    dtype: StoredType
     """Stored type of the frames."""
     num_actions: Annotated[int, Field(ge=0)] = 0
     """A: action channels; 0 means that samples have no ``actions.npy``."""
@@ -63,6 +78,9 @@ class FrameSchema(StrictConfig):
     sample_scaling: Literal["none", "history_mean"] = "none"
     """history_mean: readers divide each channel of a sample by the mean absolute value of its history before shift and
     scale (``scaling.py``); the stored values keep their units."""
+    empty_history_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """With ``history_mean``: what stands for the mean absolute value of each channel where the history is all zeros.
+    Empty where nothing is known: then it is 1."""
     frames_per_sec: float | None = None
     """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
@@ -72,7 +90,9 @@ class FrameSchema(StrictConfig):
     (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
 
     @model_validator(mode="after")
-    def _bounds_fit_the_channels(self) -> "FrameSchema":
+    def _numbers_fit_the_channels(self) -> "FrameSchema":
+        if self.empty_history_scale and len(self.empty_history_scale) != self.shape[0]:
+            raise ValueError(f"empty_history_scale {self.empty_history_scale} is not of {self.shape[0]} channels")
         if self.bounds and len(self.bounds) != self.shape[0]:
             raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
         for low, high in self.bounds:
@@ -136,10 +156,10 @@ class FrameStatistics(StrictConfig):
 class ShardEntry(StrictConfig):
     """One shard as the manifest lists it."""
 
-    name: str
+    name: PlainName
     """File name of the tar."""
-    num_samples: Annotated[int, Field(ge=0)]
-    bytes: Annotated[int, Field(ge=0)]
+    num_samples: Count
+    bytes: Count
     """Size of the tar file."""
     sha256: str
     """Of the whole tar file."""
@@ -147,8 +167,10 @@ class ShardEntry(StrictConfig):
     """Of the index file beside it."""
 
 
-class Manifest(StrictConfig):
+class Manifest(SealedDocument):
     """Everything a reader must know about a folder of shards."""
+
+    remedy: ClassVar[str] = "give the command that made the shards again, which writes it anew"
 
     sha256: str = ""
     """Of all else in the document, so that no changed digit goes unnoticed; set when it is written, and empty where an
@@ -185,19 +207,48 @@ class Manifest(StrictConfig):
             raise ValueError(f"shift {self.shift} and scale {self.scale} must hold {num_channels} numbers, no scale 0")
         return self
 
+    def check_plausible(self) -> None:
+        """Refuses what the shards can't hold by their sizes, before memory is reserved for it.
+
+        Raises:
+            ValueError: naming the shard.
+        """
+        frames = self.frames
+        values = frames.num_frames * math.prod(frames.shape)
+        # nothing compresses frames that are worth learning from to less than a bit in 10,000
+        least = values * np.dtype(frames.dtype).itemsize if frames.encoding == "npy" else values // 10_000
+        for entry in self.shards:
+            if entry.num_samples * max(least, 1) > entry.bytes:
+                raise ValueError(
+                    f"shard {entry.name} of {entry.bytes} bytes can't hold {entry.num_samples} samples of "
+                    f"{frames.num_frames} frames {frames.shape}"
+                )
+
 
 class ShardIndex(StrictConfig):
     """The samples of one shard, in tar order."""
 
-    name: str
+    name: PlainName
     """File name of the tar."""
     keys: tuple[str, ...]
-    offsets: tuple[int, ...]
+    offsets: tuple[Count, ...]
     """First byte of each sample's first tar header."""
-    sizes: tuple[int, ...]
+    sizes: tuple[Count, ...]
     """Bytes of each sample, headers and padding included."""
     crc32: tuple[int, ...]
     """Of those bytes."""
+
+    def check_fits(self, entry: ShardEntry, name: str) -> None:
+        """Refuses an index, called ``name``, of another shard than the manifest's entry.
+
+        Raises:
+            ValueError: other counts, or samples beyond the shard's end.
+        """
+        counts = {len(self.keys), len(self.offsets), len(self.sizes), len(self.crc32)}
+        if counts != {entry.num_samples}:
+            raise ValueError(f"{name} lists {len(self.keys)} samples, the manifest {entry.num_samples}")
+        if any(start + size > entry.bytes for start, size in zip(self.offsets, self.sizes, strict=True)):
+            raise ValueError(f"{name} lists samples beyond the {entry.bytes} bytes of the shard")
 
 
 Document = TypeVar("Document", bound=StrictConfig)
@@ -207,7 +258,7 @@ def read_document(path: Path, kind: type[Document]) -> Document:
     """Reads and validates a JSON document; one-line ``ValueError`` that names the file and the key if it is not
     valid."""
     try:
-        return parse_document(path.read_bytes(), kind, str(path))
+        return parse_document(read_document_bytes(path), kind, str(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
 
@@ -215,8 +266,10 @@ def read_document(path: Path, kind: type[Document]) -> Document:
 def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
     """Validates JSON bytes as ``kind``; ``name`` stands in the error."""
     try:
-        if kind is Manifest:
-            _check_seal(data, name)
+        if issubclass(kind, SealedDocument):
+            tree = parse_sealed(data, name, kind.remedy)
+            # a manifest's checksum is also its identity
+            data = data if SEAL in kind.model_fields else json.dumps(tree).encode()
         # JSON has no tuples, so the strictness of types is that of JSON's own types.
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -226,9 +279,7 @@ def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
 def document_bytes(document: StrictConfig) -> bytes:
     """The JSON text of a document, the same bytes for the same content."""
     tree = document.model_dump(mode="json")
-    if isinstance(document, Manifest):
-        tree["sha256"] = _seal(tree)
-    return _json_bytes(tree)
+    return _json_bytes(seal(tree) if isinstance(document, SealedDocument) else tree)
 
 
 def _json_bytes(tree: dict[str, Any]) -> bytes:
@@ -239,27 +290,7 @@ def manifest_identity(manifest: Manifest) -> str:
     """What tells one set of shards from another: the manifest's checksum; without one, that of its JSON text."""
     if manifest.sha256:
         return manifest.sha256
-    later = {"frames_per_sec", "bounds"}  # fields that came after the checksum: the hash is as it was without them
+    # fields that came after the checksum: the hash is as it was without them
+    later = {"frames_per_sec", "bounds", "empty_history_scale"}
     excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
     return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()
-
-
-def _seal(tree: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, whatever its layout."""
-    content = {name: value for name, value in tree.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_seal(data: bytes, name: str) -> None:
-    """Refuses a manifest whose checksum does not fit, and names one that has none, as earlier versions wrote; what is
-    not even a JSON object is left to the validation."""
-    try:
-        tree = json.loads(data)
-    except ValueError:
-        return
-    if not isinstance(tree, dict) or tree.get("sha256") == _seal(tree):
-        return
-    remedy = "give the command that made the shards again, which writes it anew"
-    if tree.get("sha256"):
-        raise ValueError(f"{name} was altered: its checksum does not fit its content; restore it, or {remedy}")
-    logger.warning("%s has no checksum, so a changed value in it goes unnoticed; %s", name, remedy)

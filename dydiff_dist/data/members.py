@@ -7,8 +7,8 @@ width.
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import av
@@ -17,7 +17,9 @@ from PIL import Image
 from pydantic import Field
 from webdataset.tariterators import base_plus_ext
 
+from dydiff_dist.arrays import parse_npy
 from dydiff_dist.data.video import decode_video
+from dydiff_dist.quoting import first_line, quoted
 from dydiff_dist.strict_config import StrictConfig
 
 FRAMES_MEMBER = "frames.npy"
@@ -62,13 +64,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 def decode_npy(members: Members, name: str) -> np.ndarray:
     """A member in npy format as a view of its bytes, read-only."""
-    data = _member(members, name)
-    try:
-        header_bytes = 10 + int.from_bytes(data[8:10], "little")
-        shape, dtype = _npy_header(bytes(data[:header_bytes]))
-        return np.frombuffer(data, dtype, int(np.prod(shape)), header_bytes).reshape(shape)
-    except Exception as error:  # a damaged npy header raises SyntaxError, ValueError, EOFError and others
-        raise MemberError(f"has an unreadable {name}: {error}") from None
+    return _decoded(members, name, parse_npy)
 
 
 def decode_json(members: Members, name: str) -> dict[str, Any]:
@@ -79,19 +75,61 @@ def decode_json(members: Members, name: str) -> dict[str, Any]:
     return value
 
 
-def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
-    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied."""
-    view = memoryview(data)
-    members = {}
+@dataclass(frozen=True)
+class TarMember:
+    """A member of a tar file and where it lies: from its header's first byte to the end of its padding."""
+
+    key: str
+    suffix: str
+    start: int
+    size: int
+    """Of its content, which begins one block after ``start``."""
+
+    @property
+    def data_start(self) -> int:
+        """First byte of the content."""
+        return self.start + tarfile.BLOCKSIZE
+
+    @property
+    def end(self) -> int:
+        """First byte behind the padding."""
+        return self.data_start + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def walk_tar(data: bytes) -> Iterator[TarMember]:
+    """The members of a plain tar file, or of a stretch of one, in order, up to its end or the first block of zeros.
+    Every step goes forward, whatever the headers say; tarfile follows a negative size backwards for ever.
+
+    Raises:
+        tarfile.TarError: no header where one must be.
+        ValueError: a header's size is negative, or more than there is.
+    """
     position = 0
     while position < len(data):
-        header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        stored_key, suffix = base_plus_ext(header.name)
-        if stored_key != key:
-            raise ValueError(f"it is stored under another key, {stored_key!r}")
-        start = position + tarfile.BLOCKSIZE
-        members[suffix] = view[start : start + header.size]
-        position = start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        block = data[position : position + tarfile.BLOCKSIZE]
+        if not any(block):
+            return
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        key, suffix = base_plus_ext(header.name)
+        member = TarMember(key, suffix, position, header.size)
+        if header.size < 0 or member.data_start + header.size > len(data):
+            raise ValueError(f"a header claims {header.size} bytes, {len(data) - member.data_start} follow")
+        yield member
+        position = member.end
+
+
+def tar_members(data: bytes, key: str) -> dict[str, memoryview]:
+    """The members of a stretch of a tar file that holds the sample ``key``, by name without the key, uncopied.
+
+    Raises:
+        tarfile.TarError, ValueError: as ``walk_tar``, or a member of another sample.
+    """
+    view = memoryview(data)
+    members = {}
+    for member in walk_tar(data):
+        if member.key != key:
+            raise ValueError(f"it is stored under another key, {quoted(member.key)}")
+        members[member.suffix] = view[member.data_start : member.data_start + member.size]
     return members
 
 
@@ -183,7 +221,7 @@ def _decoded(members: Members, name: str, decode: Callable[[bytes | memoryview],
     try:
         return decode(data)
     except Exception as error:
-        raise MemberError(f"has an unreadable {name}: {error}") from None
+        raise MemberError(f"has an unreadable {name}: {first_line(error)}") from None
 
 
 def _member(members: Members, name: str) -> bytes | memoryview:
@@ -194,16 +232,3 @@ def _member(members: Members, name: str) -> bytes | memoryview:
 
 def _picture_member(number: int, encoding: Encoding) -> str:
     return f"{number:04d}.{encoding}"
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an npy file of format 1.0 in C order, which is what shards hold."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-    if version != (1, 0) or fortran_order or dtype.hasobject:
-        raise ValueError(
-            f"npy version {version}, {dtype}, Fortran order {fortran_order}; expected 1.0, plain numbers, C order"
-        )
-    return shape, dtype

@@ -82,7 +82,11 @@ def _is_missing(stored: np.ndarray, values: np.ndarray, known: Mapping[str, Any]
     if both.size not in (0, 2):
         raise ValueError(f"its valid_range holds {both.size} numbers, not 2")
     # limits of real numbers beside packed integers are limits of the values themselves
-    judged = values if stored.dtype.kind in "iu" and any(x.dtype.kind == "f" for x in (low, high, both)) else stored
+    judged = (
+        values
+        if stored.dtype.kind in "iu" and any(x.size and x.dtype.kind == "f" for x in (low, high, both))
+        else stored
+    )
     for least in (*low, *both[:1]):
         missing |= judged < least
     for most in (*high, *both[1:]):

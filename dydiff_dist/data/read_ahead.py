@@ -15,7 +15,7 @@ from dydiff_dist.data.batch_reader import BatchReader
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.workers import begin_process
+from dydiff_dist.data.workers import begin_reader
 
 Batch = dict[str, Any]
 Flat = TypeVar("Flat", np.ndarray, Tensor)
@@ -113,7 +113,7 @@ def read_ahead(
         collate_fn=_unchanged,
         prefetch_factor=config.prefetch_batches if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=begin_process if workers else None,
+        worker_init_fn=begin_reader if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     for read in _name_dead_workers(loader):

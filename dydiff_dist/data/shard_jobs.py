@@ -12,22 +12,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import ValidationError
 
 from dydiff_dist.data.inputs import printable
-from dydiff_dist.data.manifest import FrameSchema, ShardEntry, document_bytes
+from dydiff_dist.data.manifest import FrameSchema, SealedDocument, ShardEntry, document_bytes
 from dydiff_dist.data.members import PLAIN, EncodingConfig, all_finite
 from dydiff_dist.data.shard_writer import Sample, plain_key, write_shard
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, reading
 from dydiff_dist.files import write_bytes
-from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_dist.strict_config import describe_error
+
+NUM_LOOKED_AT = 3
+"""Inputs of each split that are read to know what its samples are like."""
 
 
-class ShardRecord(StrictConfig):
+class ShardRecord(SealedDocument):
     """What a finished shard leaves behind for a restart."""
+
+    remedy: ClassVar[str] = "delete it, and give the command that made the shards again"
 
     fingerprint: str
     """Of the options that its content follows from."""
@@ -79,18 +84,18 @@ class ShardJob:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies source, options, the shard's name, and any encoding but the plain: with the inputs they decide the
-        content."""
-        return self._hash([])
+        """Identifies source, options but for defaults, the shard's name, and any encoding but the plain: with the
+        inputs they decide the content."""
+        items = [self.task.items] if self.source.refuses_other_inputs else []
+        return self._hash(self.source.config.model_dump(mode="json", exclude_defaults=True), *items)
 
     @cached_property
     def earlier_fingerprint(self) -> str:
         """As an earlier version made it, which knew of the inputs no more than the plan's items."""
-        return self._hash([self.task.items])
+        return self._hash(self.source.config.model_dump(mode="json"), self.task.items)
 
-    def _hash(self, items: list[Any]) -> str:
-        options = self.source.config.model_dump(mode="json")
-        content = [self.source.name, options, self.task.split, self.task.name, *items]
+    def _hash(self, options: dict[str, Any], *more: Any) -> str:
+        content = [self.source.name, options, self.task.split, self.task.name, *more]
         if self.encoding != PLAIN:
             content.append(self.encoding.model_dump(mode="json"))
         return json_hash(content)
@@ -102,17 +107,22 @@ def json_hash(content: Any) -> str:
 
 
 def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | None:
-    """The first sample that can be read of the first of ``tasks``, or None; for sources that read items one by one, as
-    nothing but that item is read for it."""
+    """What the samples of ``tasks`` are like, by the first ones of the first ``NUM_LOOKED_AT`` inputs that can be read:
+    what most of them are, as the very first may be the odd one. None where there is none, or where the source does not
+    read its inputs one by one, so that a look would cost a shard."""
     if not tasks or not _reads_items(source):
         return None
-    with closing(_results(source, tasks[0])) as results:
-        for name, result in results:
-            if isinstance(result, Sample):
-                checked = _checked(source, result)
-                if isinstance(checked, FrameSchema):
-                    return FirstSample(name or result.key, checked)
-    return None
+    found: dict[str, FrameSchema] = {}
+    for item in tasks[0].items:
+        with closing(reading(source.item_name(item), source.read_item(item))) as results:
+            checked = (_checked(source, result) for result in results if isinstance(result, Sample))
+            schema = next((schema for schema in checked if isinstance(schema, FrameSchema)), None)
+        if schema is not None:
+            found[source.item_name(item)] = schema
+        if len(found) == NUM_LOOKED_AT:
+            break
+    (usual, _), *_ = Counter(found.values()).most_common(1) or [(None, 0)]
+    return next((FirstSample(name, schema) for name, schema in found.items() if schema == usual), None)
 
 
 def differences(found: FrameSchema, expected: FrameSchema) -> list[str]:
@@ -138,7 +148,7 @@ def write_shard_of(job: ShardJob) -> ShardRecord:
         frames=writer.schema.model_copy(update={"encoding": job.encoding.encoding}) if writer.schema else None,
         moments=moments.to_json(),
         bad_items=tuple((printable(item.name), printable(item.reason)) for item in writer.bad_items),
-        left_out=dict(writer.left_out),
+        left_out={printable(reason): count for reason, count in writer.left_out.items()},
         num_inputs=len(job.task.items) if _reads_items(job.source) else 0,
         num_lost_inputs=sum(item.is_whole_input for item in writer.bad_items),
     )

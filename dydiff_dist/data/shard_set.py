@@ -40,6 +40,7 @@ from dydiff_dist.data.members import (
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
 from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard
 from dydiff_dist.data.stores import LocalStore, Store
+from dydiff_dist.quoting import first_line, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +92,10 @@ class ShardSet:
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
 
         Example:
-            >>> ShardSet.open("shards/none")
+            >>> ShardSet.open("none")
             Traceback (most recent call last):
                 ...
-            FileNotFoundError: shard folder shards/none does not exist; make it with tools/make_shards.py
+            FileNotFoundError: shard folder none does not exist; make it with tools/make_shards.py or encode_latents.py
 
             and, where there are shards::
 
@@ -103,7 +104,8 @@ class ShardSet:
         """
         store = RemoteStore(str(path), remote or RemoteConfig()) if "://" in str(path) else LocalStore(Path(path))
         if not store.exists():
-            raise FileNotFoundError(f"shard folder {path} does not exist; make it with tools/make_shards.py")
+            made = "make it with tools/make_shards.py or encode_latents.py"
+            raise FileNotFoundError(f"shard folder {path} does not exist; {made}")
         try:
             data = store.read(MANIFEST_NAME)
         except FileNotFoundError:
@@ -111,6 +113,10 @@ class ShardSet:
         except OSError as error:
             raise ValueError(f"{store.where(MANIFEST_NAME)} cannot be read: {_reason(error)}") from None
         manifest = parse_document(data, Manifest, store.where(MANIFEST_NAME))
+        try:
+            manifest.check_plausible()
+        except ValueError as error:
+            raise ValueError(f"{store.where(MANIFEST_NAME)} is damaged: {error}; {manifest.remedy}") from None
         if not use_actions:
             frames = manifest.frames.model_copy(update={"num_actions": 0})
             manifest = manifest.model_copy(update={"frames": frames})
@@ -148,15 +154,18 @@ class ShardSet:
         where = self.store.where(entry.name)
         try:
             size = self.store.size(entry.name)
+            altered = check == "sha256" and size == entry.bytes and self._sha256(entry) != entry.sha256
         except FileNotFoundError:
             raise FileNotFoundError(f"shard {where} is missing; restore it or run tools/make_shards.py again") from None
+        except OSError as error:
+            raise ValueError(f"shard {where} cannot be read: {_reason(error)}") from None
         if size != entry.bytes:
             kind = "truncated" if size < entry.bytes else "longer than written"
             raise ValueError(
                 f"shard {where} is {kind}: {size} bytes, the manifest says {entry.bytes}"
                 f"{self._first_missing(number, size)}; restore it or run tools/make_shards.py again"
             )
-        if check == "sha256" and self._sha256(entry) != entry.sha256:
+        if altered:
             raise ValueError(f"shard {where} was altered: its SHA-256 differs from the manifest's; restore it")
 
     def address(self, number: int) -> SampleAddress:
@@ -205,7 +214,7 @@ class ShardSet:
         entry = self.manifest.shards[address.shard]
         index = self.index(address.shard)
         key = index.keys[address.item]
-        where = f"sample {key!r} of shard {self.store.where(entry.name)}"
+        where = f"sample {quoted(key)} of shard {self.store.where(entry.name)}"
         try:
             data = self._checked_bytes(entry, index, address.item, where)
         except DamagedSampleError:
@@ -243,7 +252,7 @@ class ShardSet:
         try:
             data = self.store.read(name)
             problem = "was altered: its SHA-256 differs from the manifest's"
-        except OSError as error:
+        except (OSError, ValueError) as error:
             data = b""
             problem = f"cannot be read: {_reason(error)}"
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
@@ -253,23 +262,25 @@ class ShardSet:
                     f"index {where} {problem}, and the shard does not give it back: it is damaged too"
                 )
             logger.warning("index %s %s; rebuilt from the shard", where, problem)
-        index = parse_document(data, ShardIndex, where)
-        if len(index.keys) != entry.num_samples:
-            raise DamagedSampleError(f"index {where} lists {len(index.keys)} samples, the manifest {entry.num_samples}")
+        try:
+            index = parse_document(data, ShardIndex, where)
+            index.check_fits(entry, where)
+        except ValueError as error:
+            raise DamagedSampleError(f"index {error}") from None
         return index
 
     def _rebuilt_index(self, entry: ShardEntry) -> bytes:
         """The index file's bytes as they must have been, or nothing where the shard cannot be scanned."""
         try:
-            return document_bytes(scan_shard(entry.name, self.store.read(entry.name)))
-        except Exception:  # whatever tarfile raises on damaged headers: the caller names the shard
+            return document_bytes(scan_shard(entry.name, self.store.read_range(entry.name, 0, entry.bytes)))
+        except (OSError, ValueError, tarfile.TarError):  # the caller names the shard
             return b""
 
     def _sha256(self, entry: ShardEntry) -> str:
         """SHA-256 of a shard, read in pieces."""
         digest = hashlib.sha256()
         for offset in range(0, entry.bytes, CHECK_PIECE_BYTES):
-            digest.update(self.store.read_range(entry.name, offset, CHECK_PIECE_BYTES))
+            digest.update(self.store.read_range(entry.name, offset, min(CHECK_PIECE_BYTES, entry.bytes - offset)))
         return digest.hexdigest()
 
 
@@ -279,7 +290,7 @@ def decode_sample(data: bytes, key: str, schema: FrameSchema, where: str, with_e
     try:
         members = tar_members(data, key)
     except (tarfile.TarError, ValueError) as error:
-        raise DamagedSampleError(f"{where} is not a readable tar member: {error}") from None
+        raise DamagedSampleError(f"{where} is not a readable tar member: {first_line(error)}") from None
     shape, actions_shape = (schema.num_frames, *schema.shape), (schema.num_frames, schema.num_actions)
     logvar = actions = states = None
     meta: dict[str, Any] = {}
@@ -309,9 +320,9 @@ def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -
     return array
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """What the system or the store says, without the path, which the message has already."""
-    return error.strerror or str(error)
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _hint_for_folder(folder: Path) -> str:

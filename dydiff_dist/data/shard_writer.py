@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import tarfile
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
@@ -15,7 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import webdataset
-from webdataset.tariterators import base_plus_ext
 
 from dydiff_dist.data.manifest import (
     ShardEntry,
@@ -34,6 +32,7 @@ from dydiff_dist.data.members import (
     encode_frames,
     npy_bytes,
     tar_members,
+    walk_tar,
 )
 from dydiff_dist.data.statistics import FrameMoments
 from dydiff_dist.files import atomic_file, file_sha256, write_bytes
@@ -131,32 +130,38 @@ def _write_tar(
     offsets: list[int] = []
     with open(partial, "w+b") as file:
         writer = webdataset.TarWriter(file, encoder=False, user="", group="", mtime=0, compress=False)
-        for sample in samples:
-            assert sample.key == plain_key(sample.key), sample.key
-            keys.append(sample.key)
-            offsets.append(writer.tarstream.offset)
-            frame_members = encode_frames(sample.frames, encoding)
-            writer.write(_members(sample, frame_members))
-            if encoding.encoding not in LOSSLESS:
-                sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
-            moments.add(measured_frames(sample), sample.logvar)
-        end = writer.tarstream.offset
-        writer.close()
+        try:
+            for sample in samples:
+                assert sample.key == plain_key(sample.key), sample.key
+                keys.append(sample.key)
+                offsets.append(writer.tarstream.offset)
+                frame_members = encode_frames(sample.frames, encoding)
+                writer.write(_members(sample, frame_members))
+                if encoding.encoding not in LOSSLESS:
+                    sample.frames = decode_frames(frame_members, encoding.encoding, *sample.frames.shape[:2])
+                moments.add(measured_frames(sample), sample.logvar)
+            end = writer.tarstream.offset
+            writer.close()
+        except BaseException:
+            writer.tarstream.fileobj.closed = True  # else it writes its last block when it is collected
+            raise
         return _build_index(name, file, keys, offsets, end)
 
 
 def scan_shard(name: str, data: bytes) -> ShardIndex:
-    """The index of a shard that lost it, from the tar file's bytes alone; the errors are tarfile's."""
+    """The index of a shard that lost it, from the tar file's bytes alone.
+
+    Raises:
+        tarfile.TarError, ValueError: as ``walk_tar``.
+    """
     keys: list[str] = []
     offsets: list[int] = []
     end = 0
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for info in tar:
-            key, _ = base_plus_ext(info.name)
-            if not keys or key != keys[-1]:
-                keys.append(key)
-                offsets.append(info.offset)
-            end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    for member in walk_tar(data):
+        if not keys or member.key != keys[-1]:
+            keys.append(member.key)
+            offsets.append(member.start)
+        end = member.end
     return _build_index(name, io.BytesIO(data), keys, offsets, end)
 
 

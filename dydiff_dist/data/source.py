@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 
 from dydiff_dist.data.manifest import FrameSchema, Independent, LatentsSchema
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,9 @@ class Source(ABC, Generic[Config]):
     """As on the command line and in manifests; ``register_source`` sets it."""
     unlike_hint: str = "convert them to one kind first"
     """What to do where the samples of two splits differ."""
+    refuses_other_inputs: bool = False
+    """Whether other items in a shard's task are refused in a standing folder, as other options are, for a source whose
+    options don't say what it reads. Else such a shard is written anew."""
     config: Config
     """The options. With the items of a task they decide the bytes of its shard."""
 
@@ -149,7 +152,7 @@ class Source(ABC, Generic[Config]):
         return []
 
 
-def reading(name: str, results: Iterator[Result]) -> Iterator[Result | BadItem]:
+def reading(name: str, results: Iterator[Result]) -> Generator[Result | BadItem, None, None]:
     """``results``, with whatever ends them early as a ``BadItem``: what was read before stands.
 
     Libraries that meet a damaged file raise anything: OSError, RuntimeError, EOFError, struct.error, zlib.error, and a
@@ -251,8 +254,9 @@ def shard_tasks(split: str, items: Iterable[tuple[Any, int]], per_shard: int) ->
 
 def set_aside(tasks: list[ShardTask], found: Iterable[BadItem | LeftOut]) -> list[ShardTask]:
     """The tasks, with what planning ``found`` but gave to none of them, to be reported with the first."""
-    first = replace(tasks[0], aside=(*tasks[0].aside, *found))
-    return [first, *tasks[1:]]
+    if not tasks:
+        return []
+    return [replace(tasks[0], aside=(*tasks[0].aside, *found)), *tasks[1:]]
 
 
 def split_of(name: str, valid_fraction: float, test_fraction: float = 0.0) -> str:

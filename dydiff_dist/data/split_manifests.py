@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dydiff_dist import __version__
-from dydiff_dist.data.inputs import SPLITS
+from dydiff_dist.data.inputs import SPLITS, printable
 from dydiff_dist.data.manifest import (
     MANIFEST_NAME,
     FrameSchema,
@@ -75,8 +75,8 @@ def write_manifests(
     full = {split: own for split, own in by_split.items() if any(record.entry.num_samples for record in own.values())}
     missing = {split: _why_empty(own) for split, own in by_split.items() if split not in full}
     if not full or "train" in missing:
-        split = "train" if "train" in missing else next(iter(missing))
-        raise ValueError(f"split {split!r} has no sample: {missing[split]}")
+        split = "train" if "train" in missing else next(iter(missing), "train")
+        raise ValueError(f"split {split!r} has no sample: {missing.get(split, 'no shard was planned')}")
     missing |= {split: source.split_hint(split) for split in SPLITS if split not in by_split}
     _check_agreement(full, source.unlike_hint)
     moments = {
@@ -122,13 +122,22 @@ def _manifest(
         independent=source.independent(split),
         latents=source.latents(split),
         details={
-            "options": source.config.model_dump(mode="json"),
+            "options": _printable_tree(source.config.model_dump(mode="json")),
             "encoding": encoding.model_dump(mode="json"),
             "rejected_items": rejected + sum(isinstance(item, BadItem) for item in aside),
             "left_out_items": dict(left_out),
             **source.details(),
         },
     )
+
+
+def _printable_tree(tree: Any) -> Any:
+    """JSON values with texts that a file can hold: a path may be of bytes that are no characters."""
+    if isinstance(tree, dict):
+        return {name: _printable_tree(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_printable_tree(value) for value in tree]
+    return printable(tree) if isinstance(tree, str) else tree
 
 
 def _check_agreement(by_split: dict[str, Records], hint: str) -> None:

@@ -3,17 +3,19 @@
 A store is picklable, so that worker processes can hold it; open files are each process's own.
 """
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from dydiff_dist.files import plain_name, read_at, read_document_bytes
 
 MAX_OPEN_FILES = 64
 """Shards held open by one process; a shuffle window seldom spans more."""
 
 
 class Store(Protocol):
-    """Files by name. ``OSError`` stands for whatever kept a file from being read."""
+    """Files by name, each a plain file name. ``OSError`` stands for whatever kept a file from being read, and
+    ``ValueError`` for a name that is not plain."""
 
     def exists(self) -> bool:
         """Whether the folder itself is there."""
@@ -22,7 +24,8 @@ class Store(Protocol):
         """Bytes of a file; ``FileNotFoundError`` if it is missing."""
 
     def read(self, name: str) -> bytes:
-        """A whole file; ``FileNotFoundError`` if it is missing."""
+        """A whole document; ``FileNotFoundError`` if it is missing, ``OSError`` or ``ValueError`` if it is too large
+        for one."""
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset`` on, fewer where the file ends."""
@@ -48,13 +51,13 @@ class LocalStore:
         return self.folder.is_dir()
 
     def size(self, name: str) -> int:
-        return (self.folder / name).stat().st_size
+        return self._path(name).stat().st_size
 
     def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+        return read_document_bytes(self._path(name))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        return os.pread(self._file(name).fileno(), size, offset)
+        return read_at(self._file(name), offset, size)
 
     def where(self, name: str) -> str:
         return str(self.folder / name)
@@ -62,11 +65,14 @@ class LocalStore:
     def forget(self, name: str) -> bool:
         return False
 
+    def _path(self, name: str) -> Path:
+        return self.folder / plain_name(name)
+
     def _file(self, name: str) -> BinaryIO:
         """The file, open; the one used longest ago is closed when too many are."""
         file = self._open.pop(name, None)
         if file is None:
-            file = open(self.folder / name, "rb", buffering=0)  # noqa: SIM115 - it stays open, see MAX_OPEN_FILES
+            file = open(self._path(name), "rb", buffering=0)  # noqa: SIM115 - it stays open, see MAX_OPEN_FILES
         self._open[name] = file
         if len(self._open) > MAX_OPEN_FILES:
             self._open.popitem(last=False)[1].close()

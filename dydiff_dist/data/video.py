@@ -125,10 +125,11 @@ def _video_stream(container: Any) -> Any:
 
 def _turned(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Pixels (H, W, ...) as shown, by the display matrix (a, b; c, d): x' = a x + c y, y' = b x + d y."""
-    matrix = next((data for data in frame.side_data if data.type == SideData.DISPLAYMATRIX), None)
+    side_data: Any = frame.side_data  # a sequence of their kinds to type checkers, of the data themselves when run
+    matrix = next((data for data in side_data if data.type == SideData.DISPLAYMATRIX), None)
     if matrix is None:
         return pixels
-    a, b, _, c, d = (np.frombuffer(bytes(matrix), np.int32)[:5] / 2**16).tolist()
+    a, b, _, c, d = (np.frombuffer(memoryview(matrix), np.int32)[:5] / 2**16).tolist()
     if a == d == 0 and abs(b) == abs(c) == 1:
         pixels, right, down = pixels.swapaxes(0, 1), c, b
     elif b == c == 0 and abs(a) == abs(d) == 1:

@@ -93,6 +93,14 @@ def begin_process(*_: object) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
+def begin_reader(*_: object) -> None:
+    """As `begin_process`, for what reads ahead for a training: signals that ask it to stop, which schedulers and
+    terminals send to all of its processes, are left to it too, as it needs its data until the step is done."""
+    begin_process()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)

@@ -1,5 +1,6 @@
 """Configuration of the diffusion process."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from dydiff_dist.diffusion.dynamics import mixed_signal_variance
+from dydiff_dist.diffusion.dynamics import as_matrix, mixed_signal_variance
 from dydiff_dist.diffusion.names import (
     BetaSchedule,
     GammaSchedule,
@@ -17,12 +18,15 @@ from dydiff_dist.diffusion.names import (
     LossSpace,
     MixedParts,
     NetworkSpace,
+    SimpleForecastName,
+    TimestepDensity,
     check_name,
     look_up,
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
-from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable
+from dydiff_dist.diffusion.simple_forecast import SimpleForecast
+from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable, timestep_shares
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
 
@@ -33,10 +37,11 @@ class DiffusionConfig(StrictConfig):
     process: str = "dydiff"
     """dydiff (the method), dydiff_independent (its ablation: noise is not mixed), standard, correlated_noise (noise
     alone is mixed), flow_matching, edm; or a registered one."""
-    num_timesteps: int = Field(default=1000, ge=2)
+    num_timesteps: int = Field(default=1000, ge=2, le=100_000)
     """N, diffusion timesteps in training."""
     beta_schedule: BetaSchedule = "cosine"
-    """Noise schedule of the variance-preserving processes (all but flow_matching and edm)."""
+    """Noise schedule of the variance-preserving processes. flow_matching and edm refuse it and the next two fields, and
+    other processes edm's: a field that has no effect is refused."""
     zero_terminal_snr: bool = False
     """Whether their last timestep is pure noise (Lin et al. 2024); needs prediction v or x0."""
     snr_factor: float = Field(default=1.0, gt=0)
@@ -47,12 +52,20 @@ class DiffusionConfig(StrictConfig):
     """Noise of edm at its last timestep."""
     sigma_data: float = Field(default=1.0, gt=0)
     """The data's standard deviation in network units, which edm's preconditioning is built on."""
+    timestep_density: TimestepDensity | None = None
+    """How often training draws each timestep: uniform, or mean and deviation of log(noise/signal), which is normal;
+    0, 1 makes flow matching's times logit-normal. null is the process's own: -1.2, 1.2 of edm, else uniform."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
     """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)
     """How far γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
     mixes: MixedParts | None = None
     """What the Dynamics operator acts on in flow_matching and edm: none (their default), both, frames or noise."""
+    frames_relative_to: SimpleForecastName | None = None
+    """Run the process on future frames less a simple forecast of them, over its error's deviation at the lead time:
+    persistence, or a regression on the history by the training data's frame autocovariance. null: plain frames."""
+    noise_like_errors_of: SimpleForecastName | None = None
+    """Noise with the covariance along frames of the errors of a simple forecast; null: white."""
     prediction: str | None = None
     """What the network predicts: eps, v, x0, velocity, edm, or a registered one; null is the process's own: eps, and
     velocity and edm for flow_matching and edm. v forecasts far better than eps on small budgets."""
@@ -89,26 +102,42 @@ class DiffusionConfig(StrictConfig):
             tree["prediction"] = row.prediction if isinstance(row, ProcessRow) else None
         return tree
 
-    @field_validator("gamma_schedule", mode="before")
+    @field_validator("gamma_schedule", "timestep_density", mode="before")
     @classmethod
     def _numbers_to_tuple(cls, value: object) -> object:
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.tolist()
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("timestep_density")
+    @classmethod
+    def _check_density(cls, value: TimestepDensity | None) -> TimestepDensity | None:
+        if isinstance(value, tuple) and not (all(map(math.isfinite, value)) and value[1] > 0):
+            raise ValueError(f"timestep_density is {value}; give a mean and a deviation above 0, or 'uniform'")
+        return value
+
     @model_validator(mode="after")
     def _check_combination(self) -> "DiffusionConfig":
-        self.build(frame_autocovariance=[1.0] if self.normalize_input else None)
+        self.build_without_data()
         return self
 
+    def build_without_data(self) -> DiffusionProcess:
+        """The process as if frames were two and alike by half, where it follows from data: to be checked, not used."""
+        return self.build(frame_autocovariance=[1.0, 0.5], num_history_frames=1)
+
     def build(
-        self, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None, backend: Backend = "auto"
+        self,
+        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None,
+        backend: Backend = "auto",
+        *,
+        num_history_frames: int = 0,
     ) -> DiffusionProcess:
         """The process.
 
         Args:
             frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
-                ``normalize_input``.
+                the options that follow from data.
+            num_history_frames: H, frames that are given to a forecast; needed by those about forecasts.
             backend: of the kernels.
 
         Raises:
@@ -123,25 +152,56 @@ class DiffusionConfig(StrictConfig):
                 "predicts; leave prediction out"
             )
         table = builder(self)
+        if self.timestep_density is not None:
+            shares = timestep_shares(table.signal, table.noise, self.timestep_density)
+            table = replace(table, timestep_shares=shares)
         gamma_bar = table.frame_gamma
         if self.network_space == "unmixed":
             table = _unmixed(table)
         objective = build_objective(self, table, gamma_bar)
+        table = self._with_simple_forecast(table, frame_autocovariance, num_history_frames)
         if self.normalize_input:
             table = replace(table, input_std=_measured_std(table, frame_autocovariance))
         return DiffusionProcess(table, objective, backend)
+
+    def _with_simple_forecast(
+        self,
+        table: ProcessTable,
+        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None,
+        num_history_frames: int,
+    ) -> ProcessTable:
+        """The process run on frames relative to a simple forecast, or with noise like its errors, where configured."""
+        if self.frames_relative_to and self.noise_like_errors_of:
+            raise ValueError(
+                "frames_relative_to and noise_like_errors_of are two ways to the same end; leave one of them out"
+            )
+        option, name = "frames_relative_to", self.frames_relative_to
+        if name is None:
+            option, name = "noise_like_errors_of", self.noise_like_errors_of
+        if name is None:
+            return table
+        forecast = SimpleForecast.fit(_autocovariance(frame_autocovariance, option), num_history_frames, name)
+        if self.frames_relative_to:
+            return replace(table, frame_operator=forecast.relative_operator())
+        if bool((table.noise_gamma != 1).any()):
+            raise ValueError(
+                f"noise_like_errors_of is {name!r}, and process {self.process!r} mixes the noise; use one that leaves "
+                "it as it is, such as 'standard'"
+            )
+        return replace(table, noise_operator=forecast.noise_operator())
 
 
 def build_process(
     *,
     frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None = None,
+    num_history_frames: int = 0,
     backend: Backend = "auto",
     **fields: Any,
 ) -> DiffusionProcess:
     """A process from fields of `DiffusionConfig`, as Python code wants it.
 
     Args:
-        frame_autocovariance: as for `DiffusionConfig.build`.
+        frame_autocovariance, num_history_frames: as for `DiffusionConfig.build`.
         backend: of the kernels: "auto", "triton", "cpp" or "reference".
         **fields: see `DiffusionConfig`.
 
@@ -158,7 +218,7 @@ def build_process(
         config = DiffusionConfig(**fields)
     except ValidationError as error:
         raise ValueError(describe_error(error, DiffusionConfig)) from None
-    return config.build(frame_autocovariance, backend)
+    return config.build(frame_autocovariance, backend, num_history_frames=num_history_frames)
 
 
 def _unmixed(table: ProcessTable) -> ProcessTable:
@@ -175,10 +235,18 @@ def _measured_std(table: ProcessTable, frame_autocovariance: Sequence[float] | n
         raise ValueError(
             "normalize_input has nothing to add to this process, which scales its input already; leave it out"
         )
-    if frame_autocovariance is None:
-        raise ValueError("normalize_input needs frame_autocovariance, E[x^r x^s] of the data; give it or turn it off")
-    covariance = torch.as_tensor(frame_autocovariance, dtype=torch.float64).cpu()
-    if covariance.ndim not in (1, 2) or covariance.shape[0] != covariance.shape[-1] or covariance.numel() == 0:
-        raise ValueError(f"frame_autocovariance has shape {tuple(covariance.shape)}; it must be (S,) by lag, or (S, S)")
+    covariance = _autocovariance(frame_autocovariance, "normalize_input")
+    if table.frame_operator is not None:
+        covariance = table.frame_operator @ as_matrix(covariance) @ table.frame_operator.T
     signal_variance = mixed_signal_variance(table.frame_gamma, covariance)
     return (table.signal.square() * signal_variance + table.noise.square()).sqrt()
+
+
+def _autocovariance(given: Sequence[float] | np.ndarray | Tensor | None, option: str) -> Tensor:
+    """What was given, (S,) or (S, S) float64; one-line ``ValueError`` where ``option`` needs it and it isn't there."""
+    if given is None:
+        raise ValueError(f"{option} needs frame_autocovariance, E[x^r x^s] of the data; give it or turn it off")
+    covariance = torch.as_tensor(given, dtype=torch.float64).cpu()
+    if covariance.ndim not in (1, 2) or covariance.shape[0] != covariance.shape[-1] or covariance.numel() == 0:
+        raise ValueError(f"frame_autocovariance has shape {tuple(covariance.shape)}; it must be (S,) by lag, or (S, S)")
+    return covariance

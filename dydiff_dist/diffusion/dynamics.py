@@ -13,7 +13,39 @@ from torch import Tensor
 
 from dydiff_kernels import frame_mix, frame_unmix
 
-__all__ = ["frame_mix", "frame_unmix", "mixed_signal_variance", "mixing_matrix", "unmix_gain"]
+__all__ = [
+    "along_frames",
+    "as_matrix",
+    "frame_mix",
+    "frame_unmix",
+    "mixed_signal_variance",
+    "mixing_matrix",
+    "unmix_gain",
+]
+
+
+def along_frames(operator: Tensor, x: Tensor) -> Tensor:
+    """A matrix (S, S) on the frames of x (B, S, *rest), in float32 (float64 for float64), stored as x.
+
+    Raises:
+        ValueError: another number of frames.
+    """
+    B, S = x.shape[:2]
+    if operator.shape != (S, S):
+        raise ValueError(
+            f"the process is made for {len(operator)} frames, this sequence has {S}; give windows as in training"
+        )
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (operator.to(x.device, compute) @ x.reshape(B, S, -1).to(compute)).view(x.shape).to(x.dtype)
+
+
+def as_matrix(frame_autocovariance: Tensor) -> Tensor:
+    """E[xʳ xˢ], (S, S) float64, also where it is given by lag |r - s|, (S,)."""
+    covariance = frame_autocovariance.double()
+    if covariance.ndim == 2:
+        return covariance
+    frame = torch.arange(len(covariance), device=covariance.device)
+    return covariance[(frame[:, None] - frame[None, :]).abs()]
 
 
 def mixing_matrix(gamma_bar: Tensor, num_frames: int) -> Tensor:
@@ -36,10 +68,7 @@ def mixed_signal_variance(gamma_bar: Tensor, frame_autocovariance: Tensor) -> Te
     Uncorrelated frames keep their variance at every level. A constant sequence grows towards (1 + b)/(1 - b) times its
     own, b = √(1-γ): 5.8 at γ = 0.5.
     """
-    covariance = frame_autocovariance.double()
-    if covariance.ndim == 1:
-        frame = torch.arange(len(covariance), device=covariance.device)
-        covariance = covariance[(frame[:, None] - frame[None, :]).abs()]
+    covariance = as_matrix(frame_autocovariance)
     D = mixing_matrix(gamma_bar, len(covariance))
     return torch.einsum("nsq,qr,nsr->ns", D, covariance, D).mean(1)
 

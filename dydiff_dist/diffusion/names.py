@@ -7,9 +7,11 @@ from typing import Literal, TypeVar, get_args
 BetaSchedule = Literal["cosine", "linear", "scaled_linear"]
 GammaSchedule = Literal["cosine", "linear_cumprod", "constant", "none"]
 MixedParts = Literal["none", "both", "frames", "noise"]
+SimpleForecastName = Literal["persistence", "regression"]
 NetworkSpace = Literal["mixed", "unmixed"]
 LossSpace = Literal["target", "mixed", "unmixed"]
 LossFrames = Literal["all", "future"]
+TimestepDensity = Literal["uniform"] | tuple[float, float]
 Spacing = Literal["uniform", "quadratic", "log_snr", "trailing"]
 
 Entry = TypeVar("Entry")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import dydiff_kernels as kernels
+from dydiff_dist.diffusion.dynamics import along_frames
 from dydiff_dist.diffusion.objective import Objective
 from dydiff_dist.diffusion.samplers import StepWeights
 from dydiff_dist.diffusion.table import ProcessTable
@@ -73,13 +74,17 @@ class DiffusionProcess:
             >>> noised.z.shape == noised.target.shape == x.shape
             True
         """
+        clean = None
+        if self.table.frame_operator is not None:
+            clean = _drawn(latents)
+            latents = self.relative(clean)
         x = latents.mean if isinstance(latents, LatentPosterior) else latents
         made = {"z": True, "target": not self.table.targets_clean_frames, "x0": x is not latents}
         workspace = workspace or Workspace()
         result = kernels.add_noise(
             latents,
             self.levels(timesteps, x),
-            noise,
+            self._noise_for_kernels(noise, x),
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -88,7 +93,7 @@ class DiffusionProcess:
         )
         workspace.keep_all(result, made)
         x0 = x if result.x0 is None else result.x0
-        return Noised(result.z, x0 if result.target is None else result.target, x0)
+        return Noised(result.z, x0 if result.target is None else result.target, x0 if clean is None else clean)
 
     def model_input(self, z: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is shown for z (B, S, *rest) at ``timesteps`` (B,): z, or z over its standard deviation."""
@@ -166,7 +171,7 @@ class DiffusionProcess:
             output,
             self._coefficients(now, after, weights, previous_weight),
             mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
+            noise=self._noise_for_kernels(noise, z) if noise is not None and weights.sigma else None,
             history=history,
             x0_prev=x0_prev,
             return_x0=return_x0,
@@ -194,6 +199,27 @@ class DiffusionProcess:
             sigma=torch.full_like(now.signal, weights.sigma),
         )
 
+    def relative(self, x: Tensor) -> Tensor:
+        """T x of frames x (B, S, *rest), what the process is run on; x itself without a frame operator."""
+        return x if self.table.frame_operator is None else along_frames(self.table.frame_operator, x)
+
+    def absolute(self, y: Tensor) -> Tensor:
+        """The frames x of ``relative(x)``."""
+        operator = self.table.frame_operator
+        return y if operator is None else along_frames(torch.linalg.inv(operator), y)
+
+    def coloured(self, noise: Tensor) -> Tensor:
+        """L ε of white noise ε (B, S, *rest); ε itself where the table has no noise operator."""
+        return noise if self.table.noise_operator is None else along_frames(self.table.noise_operator, noise)
+
+    def _noise_for_kernels(self, noise: Noise, like: Tensor) -> Noise:
+        """Noise as kernels take it, which know Dynamics operators only; where another acts on it, drawn here."""
+        if self.table.noise_operator is None:
+            return noise
+        if isinstance(noise, NoiseCounter):
+            noise = kernels.normal(noise, tuple(like.shape), device=like.device, dtype=like.dtype)
+        return self.coloured(noise)
+
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:
         """The table's rows at ``timesteps`` (B,) for the sequence ``z`` (B, S, *rest), on its device.
 
@@ -217,6 +243,16 @@ class DiffusionProcess:
             if smallest < 0 or largest >= self.num_timesteps:
                 wrong = smallest if smallest < 0 else largest
                 raise ValueError(f"timesteps hold {wrong}; they must lie in 0..{self.num_timesteps - 1}")
+
+
+def _drawn(latents: Tensor | LatentPosterior) -> Tensor:
+    """Clean frames, drawn from the posterior where they are one."""
+    if isinstance(latents, Tensor):
+        return latents
+    mean, noise = latents.mean, latents.noise
+    if isinstance(noise, NoiseCounter):
+        noise = kernels.normal(noise, tuple(mean.shape), device=mean.device, dtype=mean.dtype)
+    return latents.scale * (mean + (0.5 * latents.logvar).exp() * noise)
 
 
 def _combined(previous: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor | None, float]:

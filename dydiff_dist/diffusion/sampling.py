@@ -59,6 +59,7 @@ def start_noise(
         noise = normal(noise, tuple(shape), device=device, dtype=dtype)
     if noise.shape != tuple(shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}; sampling was asked for frames of shape {tuple(shape)}")
+    noise = process.coloured(noise)
     level = process.levels(torch.full((shape[0],), timestep), noise)
     deviation = (level.signal.square() + level.noise.square()).sqrt().to(noise.device, noise.dtype)
     mixed = frame_mix(noise, level.noise_gamma, backend=process.backend)
@@ -133,7 +134,7 @@ def sample(
         z, x0 = workspace.keep_all(result, made)
         if x0 is not None:
             estimates.appendleft(x0)
-    return z
+    return process.absolute(z)
 
 
 def _advance(

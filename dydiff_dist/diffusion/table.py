@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dydiff_dist.diffusion import schedules
-from dydiff_dist.diffusion.names import MixedParts, look_up, register
+from dydiff_dist.diffusion.names import MixedParts, TimestepDensity, look_up, register
 from dydiff_kernels import Levels
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ class ProcessTable:
     """Whether the network predicts p n + q μ; False: p ε + q x, before the operators."""
     input_std: Tensor | None = None
     """(N,) float64: what z is divided by before the network sees it; None shows it z."""
+    timestep_shares: Tensor | None = None
+    """(N,) float64, of sum 1: how often training draws each timestep; None is all alike."""
+    frame_operator: Tensor | None = None
+    """T, (S, S) float64, lower triangular, the identity on history frames: the process is run on T x in place of x."""
+    noise_operator: Tensor | None = None
+    """L, alike: the process is run with noise L ε in place of ε."""
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -82,7 +88,7 @@ class ProcessTable:
     def _check_columns(self) -> None:
         for field in fields(self):
             column = getattr(self, field.name)
-            if not isinstance(column, Tensor):
+            if not isinstance(column, Tensor) or field.name in ("frame_operator", "noise_operator"):
                 continue
             if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
                 raise ValueError(
@@ -98,12 +104,13 @@ class ProcessTable:
             "frame_gamma": (self.frame_gamma > 0) & (self.frame_gamma <= 1),
             "noise_gamma": (self.noise_gamma > 0) & (self.noise_gamma <= 1),
             "signal/noise": (self.signal / self.noise).diff() < 0,
+            "timestep_shares": torch.ones(1) if self.timestep_shares is None else self.timestep_shares >= 0,
         }
         for name, everywhere in holds.items():
             if not bool(everywhere.all()):
                 raise ValueError(
                     f"the process' {name} is out of range at some timestep; signal must be at least 0, noise above 0, "
-                    "gammas in (0, 1], and signal/noise must fall"
+                    "gammas in (0, 1], shares at least 0, and signal/noise must fall"
                 )
 
     def __repr__(self) -> str:
@@ -128,11 +135,11 @@ class ProcessTable:
     @cached_property
     def shares_operator(self) -> bool:
         """Whether frames and noise are mixed alike: z is then standard diffusion of u = D⁻¹z."""
-        return torch.equal(self.frame_gamma, self.noise_gamma)
+        return self.noise_operator is None and torch.equal(self.frame_gamma, self.noise_gamma)
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether any operator does anything."""
+        """Whether any Dynamics operator does anything."""
         return bool((self.frame_gamma != 1).any() or (self.noise_gamma != 1).any())
 
     @cached_property
@@ -150,6 +157,18 @@ class ProcessTable:
     def targets_clean_frames(self) -> bool:
         """Whether the target is x itself, which then need not be formed."""
         return not self.mixes_target and not bool(self.target_noise.any()) and bool((self.target_signal == 1).all())
+
+    @cached_property
+    def _summed_shares(self) -> Tensor | None:
+        return None if self.timestep_shares is None else self.timestep_shares.cumsum(0)
+
+    def timesteps_at(self, quantiles: Tensor) -> Tensor:
+        """Timesteps for training, int64, of ``quantiles`` in [0, 1): uniform draws, any shape, on the CPU."""
+        if self._summed_shares is None:
+            found = (quantiles.double() * self.num_timesteps).long()
+        else:
+            found = torch.searchsorted(self._summed_shares, quantiles.double(), right=True)
+        return found.clamp(max=self.num_timesteps - 1)
 
     @cached_property
     def _rows(self) -> dict[torch.device, Tensor]:
@@ -245,6 +264,30 @@ def _variance_exploding(config: "DiffusionConfig") -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma
 
 
+def timestep_shares(signal: Tensor, noise: Tensor, density: TimestepDensity) -> Tensor | None:
+    """How often each timestep is drawn, (N,) float64 of sum 1; None is all alike.
+
+    Args:
+        signal, noise: a and s, (N,).
+        density: "uniform", or mean and deviation of log(s/a), which then is normal. For EDM that is log σ, (-1.2, 1.2)
+            in Karras et al. 2022, table 1; for flow matching log(τ/(1-τ)), (0, 1) in Esser et al. 2024, section 3.1.
+            What lies beyond the first and the last timestep is theirs.
+    """
+    if density == "uniform":
+        return None
+    mean, deviation = density
+    level = (torch.log(noise) - torch.log(signal) - mean) / deviation
+    between = torch.special.ndtr((level[1:] + level[:-1]) / 2)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return torch.cat((ends[:1], between, ends[1:])).diff()
+
+
+_ALPHA_BAR_FIELDS = frozenset({"beta_schedule", "zero_terminal_snr", "snr_factor"})
+_SIGMA_FIELDS = frozenset({"sigma_min", "sigma_max"})
+PATH_FIELDS = _ALPHA_BAR_FIELDS | _SIGMA_FIELDS
+"""Fields of the configuration that say how signal and noise run, each read by some processes only."""
+
+
 @dataclass(frozen=True)
 class ProcessRow:
     """A process that goes with every prediction: a path of signal and noise, and what the Dynamics operator acts on."""
@@ -254,6 +297,10 @@ class ProcessRow:
     mixed: MixedParts
     prediction: str
     """Where the configuration names none."""
+    density: TimestepDensity = "uniform"
+    """Of timesteps in training, where the configuration says nothing; see ``timestep_shares``."""
+    path_fields: frozenset[str] | None = None
+    """What of the configuration the path reads, of ``PATH_FIELDS``; others are refused. None may read any."""
     choose_mixed: bool = False
     """Whether ``diffusion.mixes`` may change what is mixed."""
     scales_input: bool = False
@@ -261,6 +308,7 @@ class ProcessRow:
 
     def __call__(self, config: "DiffusionConfig") -> ProcessTable:
         """The table, with the prediction that ``config`` names."""
+        self._check_fields(config)
         if config.mixes is not None and not self.choose_mixed:
             raise ValueError(
                 f"mixes is {config.mixes!r}, and process {config.process!r} says itself what is mixed; leave mixes "
@@ -282,16 +330,32 @@ class ProcessRow:
             target_signal=q,
             mixes_target=prediction.mixes_target,
             input_std=std if self.scales_input else None,
+            timestep_shares=timestep_shares(signal, noise, self.density),
         )
+
+    def _check_fields(self, config: "DiffusionConfig") -> None:
+        """Raises ``ValueError`` for a field that was changed and has no effect on this process."""
+        unread = frozenset() if self.path_fields is None else PATH_FIELDS - self.path_fields
+        if not self.scales_input and config.prediction in ("eps", "v", "x0", "velocity"):
+            unread |= {"sigma_data"}
+        for name in sorted(unread):
+            value = getattr(config, name)
+            if value != type(config).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value!r}, and process {config.process!r} with prediction {config.prediction!r} "
+                    "doesn't read it; leave it out"
+                )
 
 
 PROCESSES: dict[str, ProcessBuilder] = {
-    "dydiff": ProcessRow(_variance_preserving, "both", "eps"),
-    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps"),
-    "standard": ProcessRow(_variance_preserving, "none", "eps"),
-    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps"),
-    "flow_matching": ProcessRow(_straight, "none", "velocity", choose_mixed=True),
-    "edm": ProcessRow(_variance_exploding, "none", "edm", choose_mixed=True, scales_input=True),
+    "dydiff": ProcessRow(_variance_preserving, "both", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "dydiff_independent": ProcessRow(_variance_preserving, "frames", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "standard": ProcessRow(_variance_preserving, "none", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "correlated_noise": ProcessRow(_variance_preserving, "noise", "eps", path_fields=_ALPHA_BAR_FIELDS),
+    "flow_matching": ProcessRow(_straight, "none", "velocity", path_fields=frozenset(), choose_mixed=True),
+    "edm": ProcessRow(
+        _variance_exploding, "none", "edm", (-1.2, 1.2), path_fields=_SIGMA_FIELDS, choose_mixed=True, scales_input=True
+    ),
 }
 
 

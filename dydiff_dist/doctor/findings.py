@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 
 Level = Literal["ok", "warning", "problem"]
 _MARKS = {"ok": "ok", "warning": "WARN", "problem": "FAIL"}

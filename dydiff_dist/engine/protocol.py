@@ -14,6 +14,11 @@ from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.partitions import Partitions
 from dydiff_dist.ranks.world import World
 
+ADAMW_BYTES = 7 * 4
+"""A parameter's: AdamW reads gradient, weight and two moments and writes the latter three, float32."""
+AVERAGE_BYTES = 3 * 4
+"""A parameter's: a moving average reads weight and average and writes it."""
+
 
 class Engine(ABC):
     """A network with its optimizer and learning-rate schedule, the same on all ranks. Building one is collective.
@@ -66,6 +71,17 @@ class Engine(ABC):
             training: of the run.
             options: the engine's section.
         """
+
+    @classmethod
+    def update_traffic(
+        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Bytes of memory that one rank moves in a step from its gradients to its new weights, by part; ``optimizer``
+        and ``moving average`` are always among them.
+
+        Args: as for `state_bytes`.
+        """
+        return {"optimizer": ADAMW_BYTES * num_params, "moving average": AVERAGE_BYTES * num_params}
 
     @classmethod
     @abstractmethod

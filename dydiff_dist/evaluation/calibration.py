@@ -264,7 +264,7 @@ def describe_calibration(scores: dict, num_members: int, num_independent: int, m
     ideals = {f"coverage_{level}": level / 100 for level in (80, 50)}
     ideals["coverage_range"] = (num_members - 1) / (num_members + 1)
     name = next((name for name in ideals if scores.get(name, {}).get("overall") is not None), None)
-    if name is None:
+    if name is None or not {"overall_interval_95", "by_lead", "interval_95"} <= set(scores[name]):
         return ""
     ideal, found = ideals[name], scores[name]
     what = "the range of all members holds" if name == "coverage_range" else f"{_percent(ideal)} intervals hold"
@@ -274,8 +274,8 @@ def describe_calibration(scores: dict, num_members: int, num_independent: int, m
     lower, upper = found["interval_95"]
     sayings = []
     for words, leads in (
-        ("too sure of itself", [lead for lead, end in enumerate(upper) if end < ideal]),
-        ("not sure enough", [lead for lead, end in enumerate(lower) if end > ideal]),
+        ("too sure of itself", [lead for lead, end in enumerate(upper) if end is not None and end < ideal]),
+        ("not sure enough", [lead for lead, end in enumerate(lower) if end is not None and end > ideal]),
     ):
         if leads:
             share = _percent(float(np.mean([found["by_lead"][lead] for lead in leads])))

@@ -25,10 +25,10 @@ from dydiff_dist.evaluation.evaluate import FORECAST
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.figures import channel_name
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
-from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun
+from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun, write_shown_cases
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
-from dydiff_dist.files import write_bytes, write_json, write_text
+from dydiff_dist.files import write_bytes, write_text
 
 MAX_FRAME_PIXELS = 160
 """Wider frames are shrunk, to keep the page small."""
@@ -54,7 +54,7 @@ def write_strips(cases: list[ForecastCase], style: FieldStyle, folder: Path) -> 
             rows.append({"label": label, "file": name})
             size = {"num_frames": len(frames), "height": frames[0].shape[0], "width": frames[0].shape[1]}
         records.append(_record(case) | {"rows": rows} | size)
-    write_json(path, records)
+    write_shown_cases(path, records)
     return path
 
 
@@ -72,7 +72,7 @@ def write_series(cases: list[ForecastCase], channels: tuple[str, ...], folder: P
             values = {"actual": actual, "median": median, "lower": lower, "upper": upper}
             shown.append({"name": channel_name(channels, channel)} | {key: x.tolist() for key, x in values.items()})
         records.append(_record(case) | {"channels": shown})
-    write_json(path, records, indent=None)
+    write_shown_cases(path, records)
     return path
 
 
@@ -180,8 +180,8 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
 
 def _calibration(summary: dict) -> str:
     """What its coverage says of a run, in a sentence; empty where it was not scored."""
-    scores, protocol = summary["scores"][FORECAST], summary["protocol"]
-    return describe_calibration(scores, protocol["num_members"], num_independent(summary), FEW_GROUPS)
+    num_members = summary["protocol"].get("num_members", 0)
+    return describe_calibration(summary["scores"][FORECAST], num_members, num_independent(summary), FEW_GROUPS)
 
 
 def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dydiff_dist.arrays import read_safetensors
 from dydiff_dist.evaluation.suites import Suite, Terms
 from dydiff_dist.files import file_sha256
+from dydiff_dist.quoting import first_line
 
 
 class _Backbone(NamedTuple):
@@ -175,10 +175,9 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a file of tensors: {reason}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a file of tensors: {first_line(error)}") from None
     except Exception as error:  # unpickling errors have no common class; none of them may run what the file holds
         raise ValueError(f"{path} is not a plain file of tensors ({type(error).__name__})") from None

@@ -1,23 +1,76 @@
 """The folder that an evaluation leaves behind: its files, how they are written, and how reports read them."""
 
 import csv
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
+from dydiff_dist.arrays import read_npz
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
-from dydiff_dist.files import atomic_file, write_json
+from dydiff_dist.files import PlainName, atomic_file, parse_json, parse_sealed, read_document_bytes, seal, write_json
+from dydiff_dist.quoting import shortened
 
 SCORES_NAME = "scores.json"
 CASE_SCORES_NAME = "cases.csv"
 DRAWS_NAME = "draws.npz"
+_REMEDY = "run tools/evaluate.py again"
 STRIPS_NAME, SERIES_NAME = "cases/strips.json", "cases/series.json"
 """Cases that the report shows, with their pictures beside them."""
+
+
+class _Score(TypedDict):
+    overall: float | None
+    overall_interval_95: NotRequired[list[float | None]]
+    by_lead: NotRequired[list[float | None]]
+    interval_95: NotRequired[list[list[float | None]]]
+
+
+class _Summary(TypedDict):
+    protocol: dict[str, Any]
+    errors: dict[str, str]
+    cases: NotRequired[dict[str, str]]
+    scores: dict[str, dict[str, _Score]]
+
+
+class _Row(TypedDict):
+    label: str
+    file: PlainName
+
+
+class _Shown(TypedDict):
+    number: int
+    key: str
+    num_given: int
+
+
+class _Strip(_Shown):
+    rows: list[_Row]
+    num_frames: int
+
+
+class _Channel(TypedDict):
+    name: str
+    actual: list[float]
+
+
+class _Series(_Shown):
+    channels: list[_Channel]
+
+
+def _check_form(tree: Any, form: Any, complaint: str) -> None:
+    """One-line ``ValueError`` with the first place where a document, which may be of any origin, has not the form that
+    its readers rely on."""
+    try:
+        TypeAdapter(form).validate_python(tree, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{complaint} ({shortened(f'{place}: ' + problem['msg'])}); {_REMEDY}") from None
 
 
 @dataclass(frozen=True)
@@ -38,17 +91,25 @@ class ScoredRun:
         path = self.folder / SCORES_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; run tools/evaluate.py first")
-        summary = _read_json(path)
-        if not isinstance(summary, dict) or not {"protocol", "errors", "scores"} <= set(summary):
-            raise ValueError(f"{path} is not a file of scores; run tools/evaluate.py again")
-        if not summary["scores"]:
+        summary = parse_sealed(read_document_bytes(path), str(path), _REMEDY)
+        _check_form(summary, _Summary, f"{path} is not a file of scores")
+        if FORECAST not in summary["scores"]:
             raise ValueError(f"{path} holds no scored case; see its errors")
         return summary
 
     def shown_cases(self, name: str) -> list[dict]:
         """The cases that ``STRIPS_NAME`` or ``SERIES_NAME`` shows, as ``html_report`` wrote them; none without it."""
         path = self.folder / name
-        return _read_json(path) if path.is_file() else []
+        if not path.is_file():
+            return []
+        data = read_document_bytes(path)
+        # earlier versions wrote the bare list
+        bare = data.startswith(b"[")
+        cases: Any = (
+            parse_json(data, str(path), _REMEDY) if bare else parse_sealed(data, str(path), _REMEDY).get("cases")
+        )
+        _check_form(cases, list[_Strip] if name == STRIPS_NAME else list[_Series], f"{path} holds no cases")
+        return cases
 
     def draws(self, forecaster: str) -> dict[str, np.ndarray]:
         """Its scores over all lead times of resampled cases, (1000,) each.
@@ -59,19 +120,18 @@ class ScoredRun:
         path = self.folder / DRAWS_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; run tools/evaluate.py again")
+        prefix = f"{forecaster}/"
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                prefix = f"{forecaster}/"
-                return {name.removeprefix(prefix): archive[name] for name in archive if name.startswith(prefix)}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}); run tools/evaluate.py again") from None
+            return {
+                name.removeprefix(prefix): drawn for name, drawn in read_npz(path).items() if name.startswith(prefix)
+            }
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from None
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error.msg}); run tools/evaluate.py again") from None
+def write_shown_cases(path: Path, records: list[dict]) -> None:
+    """Writes what ``ScoredRun.shown_cases`` reads."""
+    write_json(path, seal({"cases": records}))
 
 
 def summary(evaluation: Evaluation) -> dict:
@@ -112,7 +172,7 @@ def write_scores(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 def write_summary(evaluation: Evaluation, path: Path) -> dict:
     """Writes ``summary`` as JSON and returns it; numbers that are undefined (a spread of one member) are null."""
-    content = _without_nan(summary(evaluation))
+    content = seal(_without_nan(summary(evaluation)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content, allow_nan=False)
     return content

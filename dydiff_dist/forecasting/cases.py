@@ -4,7 +4,6 @@ Letters: N cases, S frames (S_h history, S_f future), C channels, H W height and
 """
 
 import json
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
+from dydiff_dist.arrays import parse_npy, read_npz
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.manifest import FrameSchema, manifest_identity
@@ -23,6 +24,8 @@ from dydiff_dist.evaluation.colors import FieldStyle, style_of
 from dydiff_dist.files import file_sha256
 from dydiff_dist.forecasting.exported import case_data, read_description
 from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.quoting import shortened
+from dydiff_dist.strict_config import describe_error
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,13 @@ class ArrayCases(Cases):
             )
         if not len(self):
             raise ValueError(f"{path} holds no case: history has shape {shape}; give at least one")
-        for name, values in (("actions", self._actions), ("key", self._keys)):
+        if self._history.dtype.kind not in "biuf" or 0 in shape:
+            raise ValueError(f"history in {path} is {self._history.dtype} {shape}; give numbers, at least one")
+        for name, values, axes in (("actions", self._actions, 3), ("key", self._keys, 1)):
+            if values is not None and values.ndim != axes:
+                raise ValueError(
+                    f"{path} has {name} of shape {values.shape}; give {axes} axes, the first over histories"
+                )
             if values is not None and len(values) != len(self):
                 raise ValueError(f"{path} has {len(values)} of {name} and {len(self)} histories; give one for each")
         self.sha256 = file_sha256(self.path)
@@ -177,7 +186,10 @@ class ArrayCases(Cases):
         known = {name: model_schema[name] for name in FrameSchema.model_fields if name in model_schema}
         num_actions = 0 if self._actions is None else self._actions.shape[-1]
         own = {"num_frames": data.num_history_frames, "shape": shape[2:], "num_actions": num_actions}
-        self.schema = FrameSchema.model_validate_json(json.dumps(known | own))
+        try:
+            self.schema = FrameSchema.model_validate_json(json.dumps(known | own))
+        except ValidationError as error:
+            raise ValueError(f"{path}: {describe_error(error, FrameSchema)}") from None
 
     def __len__(self) -> int:
         return len(self._history)
@@ -196,15 +208,14 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray 
         raise FileNotFoundError(f"array {path} does not exist")
     actions = keys = None
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            history = loaded
+        if path.suffix == ".npy":
+            history = parse_npy(path.read_bytes())
         else:
-            with loaded as archive:
-                if "history" not in archive:
-                    raise ValueError(f"it holds {', '.join(archive) or 'nothing'}, no array called history")
-                history, actions, keys = (archive.get(name) for name in ("history", "actions", "key"))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            archive = read_npz(path)
+            if "history" not in archive:
+                raise ValueError(f"it holds {shortened(', '.join(archive)) or 'nothing'}, no array called history")
+            history, actions, keys = archive["history"], archive.get("actions"), archive.get("key")
+    except ValueError as error:
         raise ValueError(f"{path} can't be used: {error}") from None
     return history[None] if history.ndim == 4 else history, actions, keys
 

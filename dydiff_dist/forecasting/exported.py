@@ -11,23 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 from torch import Tensor
 
+from dydiff_dist.arrays import read_safetensors
 from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.autoencoders import read_description as read_autoencoder_description
 from dydiff_dist.autoencoders.description import pixel_data
 from dydiff_dist.autoencoders.files import copy_autoencoder
 from dydiff_dist.data.config import DataConfig
+from dydiff_dist.data.manifest import FrameSchema, Size, StoredType
+from dydiff_dist.data.remote import from_elsewhere
 from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.errors import reason_and_advice
-from dydiff_dist.files import TensorSpec, atomic_file, file_order, file_sha256, write_json, write_tensor_file
+from dydiff_dist.files import (
+    TensorSpec,
+    atomic_file,
+    file_order,
+    file_sha256,
+    parse_json,
+    parse_sealed,
+    plain_name,
+    read_document_bytes,
+    seal,
+    write_json,
+    write_tensor_file,
+)
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.frame_space import FrameSpace, LatentFrames, PlainFrames, input_sizes
 from dydiff_dist.models import AnyDenoiserConfig
+from dydiff_dist.quoting import quoted, shortened
 from dydiff_dist.strict_config import StrictConfig, describe_error
 
 WEIGHTS_NAME = "model.safetensors"
@@ -37,8 +51,28 @@ AUTOENCODER_FOLDER = "autoencoder"
 MODEL_FOLDER = "model"
 """In a run's folder."""
 FORMAT_VERSION = 1
+_REMEDY = "export the model again"
 MAX_FILE_BYTES = 8 * 2**30
 """Weights beyond it go to several files."""
+
+
+class DataSchema(FrameSchema):
+    """What a model says of its data, as far as forecasts need it; more may stand there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_frames: Size = 1
+    dtype: StoredType = "float32"
+    num_actions: int
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    frame_autocovariance: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check_units(self) -> "DataSchema":
+        if not len(self.shift) == len(self.scale) == self.shape[0] or 0 in self.scale:
+            raise ValueError(f"shift and scale must hold {self.shape[0]} numbers each, a channel one, no scale 0")
+        return self
 
 
 class ModelDescription(StrictConfig):
@@ -52,7 +86,16 @@ class ModelDescription(StrictConfig):
     autoencoder_sha256: str | None = None
     """Identity of the autoencoder in ``autoencoder/`` beside this file, where the network forecasts latents."""
     data_schema: dict[str, Any]
-    """The data's: shape (C, H, W), num_actions, shift and scale per channel, units, channels, …"""
+    """The data's, as ``DataSchema``: shape (C, H, W), num_actions, shift and scale per channel, units, channels, …"""
+
+    @field_validator("data_schema")
+    @classmethod
+    def _check_data_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        try:
+            DataSchema.model_validate_json(json.dumps(schema))
+        except ValidationError as error:
+            raise ValueError(describe_error(error, DataSchema)) from None
+        return schema
 
 
 def save_model(
@@ -129,7 +172,7 @@ def stream_model(
         "data_schema": data_schema,
         "run": run_config,
     }
-    write_json(folder / CONFIG_NAME, record)
+    write_json(folder / CONFIG_NAME, seal(record))
     _remove_older(folder, written)
     return folder
 
@@ -208,17 +251,18 @@ def read_description(folder: str | Path) -> tuple[ModelDescription, str]:
         ValueError: config.json is damaged or of another version.
     """
     path = find_model(folder) / CONFIG_NAME
+    record = parse_sealed(read_document_bytes(path), str(path), _REMEDY)
     try:
-        record = json.loads(path.read_text())
         sections = {name: record["run"][name] for name in ("data", "model", "diffusion", "sampling")}
         tree = {"format_version": record["format_version"], "data_schema": record["data_schema"], **sections}
         tree["autoencoder_sha256"] = record.get("autoencoder_sha256")  # absent before there were latents
         weights_sha256 = str(record["weights_sha256"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); export the model again") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from None
     if tree["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {tree['format_version']!r}, this version reads {FORMAT_VERSION}; export again"
+            f"{path} has format_version {quoted(tree['format_version'])}, this version reads {FORMAT_VERSION}; export "
+            "again"
         )
     try:
         return ModelDescription.model_validate_json(json.dumps(tree)), weights_sha256
@@ -266,22 +310,24 @@ def load_forecaster(
             frames=frames,
             device=device,
             dtype=dtype,
-            diffusion=description.diffusion.build(schema.get("frame_autocovariance")),
+            diffusion=description.diffusion.build(
+                schema.get("frame_autocovariance"), num_history_frames=data.num_history_frames
+            ),
             sampling=sampling or description.sampling,
             num_action_channels=sizes.num_action_channels,
             max_batch=max_batch,
         )
     except RuntimeError as error:  # what torch's load_state_dict raises
         reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{folder / WEIGHTS_NAME} doesn't fit {CONFIG_NAME} beside it: {reason}") from None
+        raise ValueError(f"{folder / WEIGHTS_NAME} doesn't fit {CONFIG_NAME} beside it: {shortened(reason)}") from None
 
 
 def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
     """How cases are cut for a model: its own ``data``, in frames where it counts latent frames."""
+    data = description.data.model_copy(update={"remote": from_elsewhere(description.data.remote)})
     if description.autoencoder_sha256 is None:
-        return description.data
-    ratio = read_autoencoder_description(find_model(folder) / AUTOENCODER_FOLDER).temporal_ratio
-    return pixel_data(description.data, ratio)
+        return data
+    return pixel_data(data, read_autoencoder_description(find_model(folder) / AUTOENCODER_FOLDER).temporal_ratio)
 
 
 def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
@@ -289,7 +335,8 @@ def _frame_space(folder: Path, description: ModelDescription, device: torch.devi
     schema = description.data_schema
     bounds = schema.get("bounds", ())
     if description.autoencoder_sha256 is None:
-        return PlainFrames(schema["shift"], schema["scale"], schema.get("sample_scaling", "none"), bounds)
+        scaling = schema.get("sample_scaling", "none"), bounds, schema.get("empty_history_scale", ())
+        return PlainFrames(schema["shift"], schema["scale"], *scaling)
     autoencoder = load_autoencoder(folder / AUTOENCODER_FOLDER, device=device)
     if autoencoder.description.sha256 != description.autoencoder_sha256:
         raise ValueError(
@@ -306,11 +353,16 @@ def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
         return _load_file(single, sha256, CONFIG_NAME)
     if file_sha256(index) != sha256:
         raise ValueError(f"{index} was altered: its SHA-256 differs from {CONFIG_NAME}'s; export it again")
+    try:
+        sums = parse_json(read_document_bytes(index), str(index), _REMEDY)["metadata"]["sha256"]
+        paths = {folder / plain_name(name): digest for name, digest in sums.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged ({type(error).__name__}); {_REMEDY}") from None
     weights: dict[str, Tensor] = {}
-    for name, digest in json.loads(index.read_text())["metadata"]["sha256"].items():
-        if name != Path(name).name or not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} lacks {name!r}, which {INDEX_NAME} lists; export it again")
-        weights |= _load_file(folder / name, digest, INDEX_NAME)
+    for path, digest in paths.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} lacks {path.name!r}, which {INDEX_NAME} lists; {_REMEDY}")
+        weights |= _load_file(path, digest, INDEX_NAME)
     return weights
 
 
@@ -318,7 +370,4 @@ def _load_file(path: Path, sha256: str, source: str) -> dict[str, Tensor]:
     """The tensors of one file; ``source`` is where the SHA-256 stands."""
     if file_sha256(path) != sha256:
         raise ValueError(f"{path} was altered or cut off: its SHA-256 differs from {source}'s; export it again")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    return read_safetensors(path)

@@ -87,6 +87,7 @@ class PlainFrames(FrameSpace):
         sample_scaling: of the manifest; unless "none", a case is first divided by the mean absolute value of its
             history, as in training.
         bounds: of the manifest's schema.
+        empty_history_scale: of the manifest; per channel, in its place where the history is all zeros. Empty: 1.
     """
 
     def __init__(
@@ -95,11 +96,13 @@ class PlainFrames(FrameSpace):
         scale: Sequence[float],
         sample_scaling: str = "none",
         bounds: Sequence[Bounds] = (),
+        empty_history_scale: Sequence[float] = (),
     ):
         self.bounds = bounds
         self.stored_channels = self.network_channels = len(shift)
         self._shift, self._scale = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (shift, scale))
         self._scales_samples = sample_scaling != "none"
+        self._empty_history_scale = tuple(empty_history_scale)
 
     def network_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """The stored shape itself: (C, H, W)."""
@@ -118,7 +121,7 @@ class PlainFrames(FrameSpace):
         """(B, 1, C, 1, 1), the unit of each case and channel; ones where the data are not scaled by sample."""
         if not self._scales_samples:
             return torch.ones(len(history), 1, 1, 1, 1)
-        return torch.from_numpy(history_scale(history.cpu().float().numpy()))
+        return torch.from_numpy(history_scale(history.cpu().float().numpy(), self._empty_history_scale))
 
 
 class LatentFrames(FrameSpace):

@@ -5,8 +5,10 @@ opens; either way a case appears only when it is complete, so a stopped run can 
 side by side. Letters: M members, S lead times, C channels, H W height and width.
 """
 
+import json
+import logging
 import re
-import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +16,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
+from dydiff_dist.arrays import read_npz
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.remote import from_elsewhere
 from dydiff_dist.errors import naming
-from dydiff_dist.files import atomic_file, write_json
+from dydiff_dist.files import atomic_file, parse_sealed, read_document_bytes, seal, write_json
 from dydiff_dist.forecasting.config import SamplingConfig
+from dydiff_dist.quoting import first_line
 from dydiff_dist.strict_config import StrictConfig, describe_error
+
+logger = logging.getLogger(__name__)
 
 REQUEST_NAME = "forecast.json"
 ZARR_NAME = "forecasts.zarr"
@@ -110,7 +117,7 @@ class ForecastStore(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         if num_cases > asked_before:
             # several processes may do this at once, with the same content
-            write_json(path, request.model_dump(mode="json"))
+            write_json(path, seal(request.model_dump(mode="json")))
         return _STORES[request.file_format](folder, request, num_cases)
 
     @staticmethod
@@ -169,97 +176,146 @@ class NpzStore(ForecastStore):
     def read(self, case: int) -> tuple[str, np.ndarray]:
         path = self.path(case)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return str(archive["key"]), archive["members"]
+            arrays = read_npz(path)
+            key, members, leads = arrays["key"], arrays["members"], arrays["lead_frames"]
+            if key.dtype.kind != "U" or key.shape or members.dtype != np.float32 or leads.dtype != np.int64:
+                raise ValueError("its arrays are of other types")
         except FileNotFoundError:
             raise _missing(path) from None
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run tools/forecast.py again") from None
+        except (KeyError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is damaged ({reason}); delete it and run tools/forecast.py again") from None
+        return str(key), members
 
 
 class ZarrStore(ForecastStore):
-    """``forecasts.zarr``: ``members`` (case, member, lead, channel, y, x) float32, ``lead_frames`` (lead), ``key`` and
-    ``complete`` (case). A chunk holds one case, so processes never write to the same file; cases that were not forecast
-    are NaN and not complete."""
+    """``forecasts.zarr``: ``members`` (case, member, lead, channel, y, x) float32, ``lead_frames`` (lead), ``key``,
+    ``crc32`` of key and members, and ``complete`` (case). A chunk holds one case, so processes never write to the same
+    file; cases that were not forecast are NaN and not complete."""
 
     def __init__(self, folder: Path, request: ForecastRequest, num_cases: int = 0):
         """
         Args:
             folder: that the array lies in.
             request: says the shape of one case.
-            num_cases: so many cases fit; a shorter array is made longer, 0 leaves it.
+            num_cases: so many cases fit, a shorter array is made longer; 0 only reads what is there.
 
         Raises:
-            ValueError: zarr is not installed, or the array is of another shape.
+            ValueError: zarr is not installed, or the arrays are damaged or of another shape.
         """
         super().__init__(folder, request, num_cases)
         self._array_folder = folder / ZARR_NAME
+        zarr = _import_zarr()
         with naming(self._array_folder):
-            self._open_arrays(request, num_cases)
+            try:
+                self._open_arrays(zarr.open_group(self._array_folder, mode="a" if num_cases else "r"), num_cases)
+            except Exception as error:  # zarr has no common error
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the system's
+                raise self._damage(self._array_folder, error) from None
 
-    def _open_arrays(self, request: ForecastRequest, num_cases: int) -> None:
+    def _open_arrays(self, group: Any, num_cases: int) -> None:
         """Opens the arrays, or makes them for so many cases."""
-        self._group = _open_group(self._array_folder)
-        shape = request.shape_MSCHW
+        shape = self.request.shape_MSCHW
+        axes = ("case", "member", "lead", "channel", "y", "x")
+
+        def case_array(name: str, dtype: Any, fill_value: Any) -> Any:
+            return _array(group, name, (num_cases,), (1,), axes[:1], dtype=dtype, fill_value=fill_value)
+
         # write_empty_chunks: a forecast that is nothing but NaN is there all the same, to be named
         members = {"dtype": "float32", "fill_value": np.nan, "config": {"write_empty_chunks": True}}
-        axes = ("case", "member", "lead", "channel", "y", "x")
-        self._members = self._array("members", (num_cases, *shape), (1, *shape), axes, **members)
-        self._key = self._array("key", (num_cases,), (1,), axes[:1], dtype=str, fill_value="")
-        self._complete = self._array("complete", (num_cases,), (1,), axes[:1], dtype="bool", fill_value=False)
-        leads = self._array("lead_frames", shape[1:2], shape[1:2], axes[2:3], dtype="int64", fill_value=0)
-        leads[:] = request.lead_frames
+        self._members = _array(group, "members", (num_cases, *shape), (1, *shape), axes, **members)
+        self._key, self._complete = case_array("key", str, ""), case_array("complete", "bool", False)
+        if num_cases:
+            leads = _array(group, "lead_frames", shape[1:2], shape[1:2], axes[2:3], dtype="int64", fill_value=0)
+            leads[:] = self.request.lead_frames
+        self._crc32 = None
+        if num_cases or "crc32" in group:
+            self._crc32 = case_array("crc32", "int64", _NO_CRC32)
+        else:
+            logger.warning("%s has no checksums, so a changed value goes unnoticed", self._array_folder)
+        arrays = [self._members, self._key, self._complete, *([] if self._crc32 is None else [self._crc32])]
+        lengths = {array.shape[0] for array in arrays}
+        if not num_cases and len(lengths) > 1:
+            raise ValueError(f"its arrays hold different numbers of cases, {sorted(lengths)}")
         if self._members.shape[1:] != shape:
-            raise ValueError(f"{self._array_folder} holds cases of shape {self._members.shape[1:]}, expected {shape}")
+            raise ValueError(f"it holds cases of shape {self._members.shape[1:]}, expected {shape}")
 
     def cases(self) -> list[int]:
-        return np.flatnonzero(self._complete[:]).tolist()
+        try:
+            return np.flatnonzero(self._complete[:]).tolist()
+        except Exception as error:  # as in ``read``
+            raise self._damage(self._array_folder / "complete", error) from None
 
     def path(self, case: int) -> Path:
         return self._array_folder / "members" / "c" / str(case)
 
     def write(self, case: int, key: str, members: np.ndarray) -> None:
+        stored = np.ascontiguousarray(members, np.float32)
+        assert self._crc32 is not None, "opened for reading"
         with naming(self._array_folder):
-            self._members[case] = members.astype(np.float32)
+            self._members[case] = stored
             self._key[case] = key
+            self._crc32[case] = _case_crc32(key, stored)
             self._complete[case] = True  # last, so that what is complete is whole
 
     def read(self, case: int) -> tuple[str, np.ndarray]:
-        if case >= self._complete.shape[0] or not self._complete[case]:
-            raise _missing(self.path(case))
         try:
-            return str(self._key[case]), np.asarray(self._members[case])
+            if case >= self._complete.shape[0] or not self._complete[case]:
+                raise _missing(self.path(case))
+            key, members = str(self._key[case]), np.ascontiguousarray(self._members[case], np.float32)
+            stated = _NO_CRC32 if self._crc32 is None else int(self._crc32[case])
+            if stated not in (_NO_CRC32, _case_crc32(key, members)):
+                raise ValueError("it differs from its CRC-32")
+        except FileNotFoundError:
+            raise
         except Exception as error:  # zarr's codecs have no common error; whatever it is, the case can't be read
-            raise ValueError(
-                f"{self.path(case)} is damaged ({type(error).__name__}: {error}); forecast into a new folder"
-            ) from None
+            raise self._damage(self.path(case), error) from None
+        return key, members
 
-    def _array(
-        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[str, ...], **options
-    ) -> Any:
-        """The array of this name, made where it isn't there, longer along cases where it is too short."""
-        import zarr
+    @staticmethod
+    def _damage(path: Path, error: Exception) -> ValueError:
+        return ValueError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); forecast into a new folder"
+        )
 
-        if name not in self._group:
-            try:
-                return self._group.create_array(name, shape=shape, chunks=chunks, dimension_names=axes, **options)
-            except zarr.errors.ContainsArrayError:  # another process was faster, with the same array
-                pass
-        array = self._group[name]
-        if axes[0] == "case" and array.shape[0] < shape[0]:
-            array.resize((shape[0], *array.shape[1:]))
-        return array
+
+_NO_CRC32 = -1
+"""Where a case was written before there were checksums."""
+
+
+def _case_crc32(key: str, members: np.ndarray) -> int:
+    return zlib.crc32(members.astype("<f4", copy=False).data, zlib.crc32(key.encode()))
+
+
+def _array(
+    group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[str, ...], **options: Any
+) -> Any:
+    """The array of this name; for writing, made where it isn't there, longer along cases where it is too short."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    if name not in group and not group.read_only:
+        options["compressors"] = ZstdCodec(checksum=True)
+        try:
+            return group.create_array(name, shape=shape, chunks=chunks, dimension_names=axes, **options)
+        except zarr.errors.ContainsArrayError:  # another process was faster, with the same array
+            pass
+    array = group[name]
+    if axes[0] == "case" and array.shape[0] < shape[0]:
+        array.resize((shape[0], *array.shape[1:]))
+    return array
 
 
 _STORES: dict[str, type[ForecastStore]] = {"npz": NpzStore, "zarr": ZarrStore}
 
 
-def _open_group(path: Path) -> Any:
+def _import_zarr() -> Any:
     try:
         import zarr
     except ImportError:
         raise ValueError("zarr is not installed; pip install 'dydiff_dist[zarr]', or write with --format npz") from None
-    return zarr.open_group(path, mode="a")
+    return zarr
 
 
 def _missing(path: Path) -> FileNotFoundError:
@@ -267,20 +323,26 @@ def _missing(path: Path) -> FileNotFoundError:
 
 
 def _read_request(path: Path) -> ForecastRequest:
+    tree = parse_sealed(read_document_bytes(path), str(path), "forecast into a new folder")
     try:
-        return ForecastRequest.model_validate_json(path.read_bytes())
+        request = ForecastRequest.model_validate_json(json.dumps(tree))
+        data = request.data.model_copy(update={"remote": from_elsewhere(request.data.remote)})
+        return request.model_copy(update={"data": data})
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe_error(error, ForecastRequest)}; forecast into a new folder") from None
+        # the file is what was written, unless an earlier version wrote it: this program lacks what it names
+        remedy = "import the module that registers it with --import, or use the version that made the forecasts"
+        raise ValueError(f"{path}: {describe_error(error, ForecastRequest)}; {remedy}") from None
 
 
 def _first_difference(old: dict, new: dict, prefix: str = "") -> tuple[str, object, object] | None:
-    """(dotted key, old value, new value) where two trees of the same keys first differ; paths as given don't count."""
+    """(dotted key, old value, new value) where two trees of the same keys first differ; paths as given, and how remote
+    data are fetched, don't count."""
     for name, value in old.items():
         other = new[name]
         if isinstance(value, dict):
             difference = _first_difference(value, other, f"{prefix}{name}.")
             if difference:
                 return difference
-        elif value != other and prefix + name not in _NOT_COMPARED:
+        elif value != other and prefix + name not in _NOT_COMPARED and prefix != "data.remote.":
             return prefix + name, value, other
     return None

@@ -167,8 +167,8 @@ class Verification:
             baselines: beyond persistence.
             suites: scores beyond CRPS and MSE, as ``choose_suites`` makes them.
             fvd: adds the Fréchet video distance.
-            independent: what counts as one observation in intervals; None is what the shards' manifest says, and where
-                it doesn't, what the keys suggest.
+            independent: what counts as one observation in intervals; None takes what the shards' manifest says, and
+                chooses by the keys where it says nothing.
             on_case: called after each of this process's cases.
         """
         rank, world_size = own_rank()
@@ -179,8 +179,8 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        bounds = self.reader.schema.bounds
         independent = independent or self.reader.shards.manifest.independent
+        bounds = self.reader.schema.bounds
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:
             evaluation = _gathered(evaluation)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dydiff_dist.models.sequence_parallel import SequenceGroup
+from dydiff_kernels import Backend, HeadNorm, attention_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +118,10 @@ def rotary_angles(coordinates_NP: Tensor, num_channels: int, base: float = 10_00
 
     Args:
         coordinates_NP: position of each token on each of P axes.
-        num_channels: E; shared between the axes in cosine-sine pairs, the first axes taking what does not divide.
+        num_channels: E; its E/2 pairs are shared between the axes, the first axes taking what does not divide.
 
     Returns:
-        Two float32 tensors (N, E) as `rotate` takes them: each cosine at both channels of its pair, each sine negative
-        at the first.
+        Two float32 tensors (N, E/2): of the angle by which channels e and e + E/2 turn.
     """
     num_axes, num_pairs = coordinates_NP.shape[1], num_channels // 2
     shares = [num_pairs // num_axes + (axis < num_pairs % num_axes) for axis in range(num_axes)]
@@ -133,25 +133,16 @@ def rotary_angles(coordinates_NP: Tensor, num_channels: int, base: float = 10_00
         ],
         dim=1,
     )
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+    return angles.cos(), angles.sin()
 
 
-def rotate(x_BHNE: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates channel pairs (e, e + E/2) of every token by its angles, in float32 whatever is stored."""
-    dtype = torch.promote_types(x_BHNE.dtype, torch.float32)
-    cos, sin = (angle.to(dtype) for angle in angles)
-    x = x_BHNE.to(dtype)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x_BHNE.dtype)
+def _query_key_norm(name: HeadNorm, head_width: int) -> nn.Module:
+    """Holds the scales of the norm of queries or of keys over the channels of a head; `attention_inputs` calculates it.
 
-
-def _query_key_norm(name: str, head_width: int) -> nn.Module:
-    """Normalisation of queries or of keys over the channels of a head."""
+    Named and initialised as torch's own, so that weights keep the names they have."""
     if name == "none":
         return nn.Identity()
-    if name == "rms":
-        return nn.RMSNorm(head_width, eps=1e-6)
-    return nn.LayerNorm(head_width, eps=1e-6, bias=False)
+    return nn.RMSNorm(head_width) if name == "rms" else nn.LayerNorm(head_width, bias=False)
 
 
 class Attention(nn.Module):
@@ -167,24 +158,30 @@ class Attention(nn.Module):
         sequence: the ranks that share the token axis; this one alone unless `share_tokens` sets it.
     """
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: str = "layer", spans_frames: bool = True):
+    def __init__(self, width: int, num_heads: int, *, qk_norm: HeadNorm = "layer", spans_frames: bool = True):
         super().__init__()
         self.num_heads, self.spans_frames, self.sequence = num_heads, spans_frames, SequenceGroup()
+        self.qk_norm: HeadNorm = qk_norm
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm_q = _query_key_norm(qk_norm, width // num_heads)
         self.norm_k = _query_key_norm(qk_norm, width // num_heads)
         self.project = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, angles: tuple[Tensor, Tensor], attend: AttentionFunction) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, angles: tuple[Tensor, Tensor], attend: AttentionFunction, kernels: Backend = "auto"
+    ) -> Tensor:
         """(B, N, D) -> (B, N, D).
 
         Args:
             x_BND: this rank's tokens.
-            angles: of these tokens, from `rotary_angles`, each (N, E).
+            angles: of these tokens, from `rotary_angles`, each (N, E/2).
             attend: from `resolve_attention`.
+            kernels: backend of `attention_inputs`.
         """
-        q, k, v = rearrange(self.qkv(x_BND), "b n (three h e) -> three b h n e", three=3, h=self.num_heads)
-        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
+        weights = (None, None) if self.qk_norm == "none" else (self.norm_q.weight, self.norm_k.weight)
+        q, k, v = attention_inputs(
+            self.qkv(x_BND), *weights, *angles, num_heads=self.num_heads, norm=self.qk_norm, backend=kernels
+        )
         if self.sequence.size > 1:
             q, k, v = self.sequence.to_heads(torch.stack((q, k, v)))
         y_BHNE = self.sequence.to_tokens(attend(q, k, v))

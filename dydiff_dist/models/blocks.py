@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dydiff_dist.models.attention import Attention, AttentionFunction
-from dydiff_kernels import Backend, gated_residual, modulated_norm
+from dydiff_kernels import Backend, HeadNorm, gated_residual, modulated_norm
 
 NUM_TIMESTEP_FEATURES = 256
 """Sinusoidal features of the diffusion timestep that a network embeds."""
@@ -29,7 +29,7 @@ class TokenContext:
     angles: dict[str, Angles]
     """Rotary angles of this rank's tokens, by the axis they attend over: space, time or full."""
     kernels: Backend
-    """Backend of `modulated_norm` and `gated_residual`."""
+    """Backend of `modulated_norm`, `gated_residual` and `attention_inputs`."""
 
 
 def timestep_features(timesteps_B: Tensor) -> Tensor:
@@ -46,10 +46,17 @@ def timestep_embedding(width: int) -> nn.Sequential:
 
 
 class ModulatedBranch(nn.Module):
-    """x + gate · layer(norm(x) · (1 + scale) + shift), gate zero at the start: one residual branch of adaLN-Zero."""
+    """x + gate · layer(norm(x) · (1 + scale) + shift), gate zero at the start: one residual branch of adaLN-Zero.
 
-    def __init__(self, width: int, layer: nn.Module):
+    Args:
+        width: D.
+        layer: between norm and gate.
+        frames_last: whether the layer is given tokens whose frames lie side by side in memory.
+    """
+
+    def __init__(self, width: int, layer: nn.Module, *, frames_last: bool = False):
         super().__init__()
+        self.frames_last = frames_last
         self.modulation = nn.Linear(width, 3 * width)
         self.layer = layer
         nn.init.zeros_(self.modulation.weight)
@@ -67,7 +74,8 @@ class ModulatedBranch(nn.Module):
             kernels: backend of the modulation.
         """
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
-        branch = apply(self.layer, modulated_norm(x_BSND, shift, scale, backend=kernels))
+        x_normed = modulated_norm(x_BSND, shift, scale, frames_last=self.frames_last, backend=kernels)
+        branch = apply(self.layer, x_normed)
         return gated_residual(x_BSND, gate, branch, backend=kernels)
 
 
@@ -82,11 +90,12 @@ class Block(nn.Module):
         factorised: attention over the tokens of a frame, then over the frames of a token; else over all at once.
     """
 
-    def __init__(self, width: int, hidden: int, num_heads: int, *, qk_norm: str, factorised: bool):
+    def __init__(self, width: int, hidden: int, num_heads: int, *, qk_norm: HeadNorm, factorised: bool):
         super().__init__()
 
         def attention(spans_frames: bool) -> ModulatedBranch:
-            return ModulatedBranch(width, Attention(width, num_heads, qk_norm=qk_norm, spans_frames=spans_frames))
+            layer = Attention(width, num_heads, qk_norm=qk_norm, spans_frames=spans_frames)
+            return ModulatedBranch(width, layer, frames_last=spans_frames and factorised)
 
         self.factorised = factorised
         if factorised:
@@ -101,15 +110,15 @@ class Block(nn.Module):
         B, S = x_BSND.shape[:2]
 
         def over_space(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b s) n d"), context.angles["space"], context.attend)
+            y = layer(rearrange(x, "b s n d -> (b s) n d"), context.angles["space"], context.attend, context.kernels)
             return rearrange(y, "(b s) n d -> b s n d", b=B)
 
         def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b n) s d"), context.angles["time"], context.attend)
+            y = layer(rearrange(x, "b s n d -> (b n) s d"), context.angles["time"], context.attend, context.kernels)
             return rearrange(y, "(b n) s d -> b s n d", b=B)
 
         def over_all(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> b (s n) d"), context.angles["full"], context.attend)
+            y = layer(rearrange(x, "b s n d -> b (s n) d"), context.angles["full"], context.attend, context.kernels)
             return rearrange(y, "b (s n) d -> b s n d", s=S)
 
         if self.factorised:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,15 +45,15 @@ class VideoTransformerConfig(DenoiserConfig):
     network: Literal["video_transformer"] = "video_transformer"
     size: Literal["S", "B", "L", "XL"] | None = Field(default=None, exclude=True)
     """Stands for width, depth and num_heads; what is stored and printed is those numbers."""
-    width: PositiveInt
+    width: int = Field(gt=0, le=2**16)
     """Channels per token, D."""
-    depth: PositiveInt
+    depth: int = Field(gt=0, le=1000)
     """Number of blocks."""
-    num_heads: PositiveInt
+    num_heads: int = Field(gt=0, le=2**16)
     """Attention heads; width / num_heads must be a multiple of 4 (two rotary axes of cosine-sine pairs)."""
-    patch_size: PositiveInt
+    patch_size: int = Field(gt=0, le=2**16)
     """Edge of a token's square patch, in pixels of the frames that the network sees; must divide height and width."""
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=64)
     """Hidden width of the MLP over width."""
     attention: Literal["factorised", "full"] = "factorised"
     """factorised: over the tokens of a frame, then over the frames of a token; full: over all tokens of all frames."""
@@ -61,6 +61,9 @@ class VideoTransformerConfig(DenoiserConfig):
     """Whether each token also scales its own patches of z and of the last history frame into the output. It helps where
     much stands still (robot video in front of a fixed background), and wherever noise must pass through the network
     (prediction v or eps) whose patches hold more numbers than its width (docs/study.md, turbulence)."""
+    skip_differences: int = Field(default=0, ge=0)
+    """With patch_skip: so many backward differences of the last history frames go into the output too, each scaled by
+    the token: 1 is the last change, 2 also its change. A token may then continue a motion pixel by pixel."""
     qk_norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation of queries and keys per head: layer norm, root mean square, or none."""
     action_channels: bool = True
@@ -80,6 +83,11 @@ class VideoTransformerConfig(DenoiserConfig):
         return int(self.width * self.mlp_ratio)
 
     @property
+    def num_skipped(self) -> int:
+        """Frames that the patch skip scales: z, the last history frame, its differences."""
+        return 2 + self.skip_differences if self.patch_skip else 0
+
+    @property
     def num_blocks(self) -> int:
         """Blocks, one gathered after the other."""
         return self.depth
@@ -95,7 +103,12 @@ class VideoTransformerConfig(DenoiserConfig):
         return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}"
 
     def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
-        """As `DenoiserConfig.check`: the attention backend, ranks that share frames, and patches."""
+        """As `DenoiserConfig.check`: the attention backend, ranks that share frames, patches, the skip's history."""
+        if self.skip_differences >= sizes.num_history_frames:
+            raise ValueError(
+                f"model.skip_differences is {self.skip_differences}; {sizes.num_history_frames} history frames have "
+                f"{sizes.num_history_frames - 1} differences, give at most so many"
+            )
         resolve_attention(execution.attention_backend, device_type, dtype, self.head_width)
         check_sequence_parallel(execution.sequence_parallel_size, num_frames=sizes.num_frames, num_heads=self.num_heads)
         self.check_patches(sizes.height, sizes.width)
@@ -130,7 +143,7 @@ class VideoTransformerConfig(DenoiserConfig):
         rows = S if num_embedded else 1  # of the modulation's input
         lengths = (T // S, S) if self.attention == "factorised" else (T,)
         embedding = 2 * T * num_inputs * D + 2 * (NUM_TIMESTEP_FEATURES + D) * D + 2 * S * num_embedded * D
-        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + (2 * T * D * 2 * C if self.patch_skip else 0)
+        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + 2 * T * D * self.num_skipped * C
         return {
             "embedding": embedding,
             "modulation": self.depth * (len(lengths) + 1) * 2 * rows * D * 3 * D,
@@ -165,6 +178,12 @@ class VideoTransformerConfig(DenoiserConfig):
         return {**tree, **NAMED_SIZES[size]}
 
     @model_validator(mode="after")
+    def _check_skip(self) -> "VideoTransformerConfig":
+        if self.skip_differences and not self.patch_skip:
+            raise ValueError(f"skip_differences is {self.skip_differences}, and patch_skip is off; turn it on")
+        return self
+
+    @model_validator(mode="after")
     def _check_heads(self) -> "VideoTransformerConfig":
         if self.width % self.num_heads or self.head_width % 4:
             raise ValueError(
@@ -182,7 +201,7 @@ class VideoTransformer(nn.Module):
         config: what it computes.
         sizes: its channels.
         execution: how it runs; None is the default.
-        kernels: backend of its modulation.
+        kernels: backend of its fused operations.
     """
 
     def __init__(
@@ -196,8 +215,7 @@ class VideoTransformer(nn.Module):
         num_channels, num_action_channels = sizes.num_channels, sizes.num_action_channels
         self.config, self.num_action_channels = config, num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
-        # adaLN has no Triton kernel and takes what fits; only the reference can be asked for by name
-        self.kernels: Backend = "reference" if kernels == "reference" else "auto"
+        self.kernels: Backend = kernels
         width, pixels = config.width, config.patch_size**2
         num_inputs = num_input_channels(num_channels, num_action_channels if config.action_channels else 0)
         embeds_actions = num_action_channels > 0 and config.action_embedding
@@ -211,7 +229,7 @@ class VideoTransformer(nn.Module):
         )
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, num_channels * pixels)
-        self.skip_scale = nn.Linear(width, 2 * num_channels) if config.patch_skip else None
+        self.skip_scale = nn.Linear(width, config.num_skipped * num_channels) if config.patch_skip else None
         for layer in filter(None, (self.head_modulation, self.head, self.skip_scale)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -257,13 +275,15 @@ class VideoTransformer(nn.Module):
         return self.sequence.gather(out)
 
     def _skip(self, scale: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
-        """Each token's patch of z and of the last history frame, times factors that the token chooses per channel."""
+        """Each token's patch of z, the last history frame and its differences, by factors it chooses per channel."""
         B, S, C, H, W = z_BSCHW.shape
         p = self.config.patch_size
-        scale = rearrange(scale, "b s (h w) (two c) -> two b s c h 1 w 1", h=H // p, two=2)
-        patches = (B, S, C, H // p, p, W // p, p)
-        last = history[:, -1:].expand(z_BSCHW.shape)
-        return (scale[0] * z_BSCHW.reshape(patches) + scale[1] * last.reshape(patches)).reshape(z_BSCHW.shape)
+        scale = rearrange(scale, "b s (h w) (k c) -> k b s c h 1 w 1", h=H // p, k=self.config.num_skipped)
+        out = scale[0] * z_BSCHW.reshape(B, S, C, H // p, p, W // p, p)
+        for factor, order in zip(scale[1:], range(self.config.skip_differences + 1), strict=True):
+            last = torch.diff(history, order, dim=1)[:, -1:]
+            out = out + factor * last.reshape(B, 1, C, H // p, p, W // p, p)
+        return out.reshape(z_BSCHW.shape)
 
     def _condition(self, timesteps_B: Tensor, actions: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Modulation input: timestep (and the frame's action), (B, S or 1, 1, D)."""

@@ -10,12 +10,12 @@ E of the embedded timestep, 4 times the width.
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,11 +31,11 @@ class UNetConfig(DenoiserConfig):
     """Configuration of `UNet`."""
 
     network: Literal["unet"] = "unet"
-    width: PositiveInt
+    width: int = Field(gt=0, le=2**16)
     """Channels of the finest level."""
-    channel_multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
+    channel_multipliers: tuple[Annotated[int, Field(gt=0, le=64)], ...] = Field(default=(1, 2, 4), max_length=16)
     """Channels of each level over width, finest first; height and width halve from one level to the next."""
-    num_blocks_per_level: PositiveInt = 2
+    num_blocks_per_level: int = Field(default=2, gt=0, le=100)
     """Residual blocks of each level, on the way down and again on the way up."""
     num_heads: PositiveInt = 4
     """Heads of the attention over time; channels of each level / num_heads must be even."""
@@ -55,8 +55,8 @@ class UNetConfig(DenoiserConfig):
         return 2 * len(self.channels) * self.num_blocks_per_level + 2
 
     def build(self, sizes: InputSizes, execution: ExecutionConfig | None = None, kernels: Backend = "auto") -> "UNet":
-        """The network; of ``sizes`` only the channels matter. No fused operation is in it to choose ``kernels`` for."""
-        return UNet(self, sizes, execution)
+        """The network; of ``sizes`` only the channels matter."""
+        return UNet(self, sizes, execution, kernels)
 
     def describe(self) -> str:
         """Channels by level, blocks, heads."""
@@ -127,7 +127,9 @@ class Level(nn.Module):
         self.head_width = num_out // config.num_heads
         _zero(self.time.project)
 
-    def forward(self, x_nDHW: Tensor, condition_nE: Tensor, frames_S: Tensor, backend: str) -> Tensor:
+    def forward(
+        self, x_nDHW: Tensor, condition_nE: Tensor, frames_S: Tensor, attention_backend: str, kernels: Backend
+    ) -> Tensor:
         """(n, D, H, W) -> (n, D', H, W); ``frames_S`` numbers this rank's frames."""
         for block in self.blocks:
             if block.recomputes and torch.is_grad_enabled():
@@ -135,9 +137,9 @@ class Level(nn.Module):
             else:
                 x_nDHW = block(x_nDHW, condition_nE)
         H, W = x_nDHW.shape[-2:]
-        attend = resolve_attention(backend, x_nDHW.device.type, x_nDHW.dtype, self.head_width)
+        attend = resolve_attention(attention_backend, x_nDHW.device.type, x_nDHW.dtype, self.head_width)
         tokens = rearrange(self.norm(x_nDHW), "(b s) d h w -> (b h w) s d", s=len(frames_S))
-        tokens = self.time(tokens, rotary_angles(frames_S[:, None], self.head_width), attend)
+        tokens = self.time(tokens, rotary_angles(frames_S[:, None], self.head_width), attend, kernels)
         return x_nDHW + rearrange(tokens, "(b h w) s d -> (b s) d h w", h=H, w=W)
 
 
@@ -148,10 +150,18 @@ class UNet(nn.Module):
         config: what it computes.
         sizes: its channels; actions are input channels of their frame.
         execution: how it runs; None is the default. Residual blocks are what is compiled and recomputed.
+        kernels: backend of its fused operation, `attention_inputs`.
     """
 
-    def __init__(self, config: UNetConfig, sizes: InputSizes, execution: ExecutionConfig | None = None):
+    def __init__(
+        self,
+        config: UNetConfig,
+        sizes: InputSizes,
+        execution: ExecutionConfig | None = None,
+        kernels: Backend = "auto",
+    ):
         super().__init__()
+        self.kernels: Backend = kernels
         self.config, self.num_action_channels = config, sizes.num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         widths, depth = config.channels, config.num_blocks_per_level
@@ -189,7 +199,12 @@ class UNet(nn.Module):
         frames_S = self.sequence.local(torch.arange(z.shape[1], device=z.device), dim=0)
         x = self.embed_frame(self.sequence.local(assemble_input(z, history, actions), dim=1).flatten(0, 1))
         condition = nn.functional.silu(self.embed_timestep(timestep_features(timesteps).to(x.dtype)))
-        shared = (condition.repeat_interleave(len(frames_S), dim=0), frames_S, self.execution.attention_backend)
+        shared = (
+            condition.repeat_interleave(len(frames_S), dim=0),
+            frames_S,
+            self.execution.attention_backend,
+            self.kernels,
+        )
         kept = []
         for number, level in enumerate(self.down):
             x = level(self.downsample[number - 1](x) if number else x, *shared)

@@ -5,8 +5,11 @@ from functools import cached_property
 
 import torch
 
+from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.hardware import GpuModel
-from dydiff_dist.planning.activations import Activations, simulate_activations
+from dydiff_dist.planning.fusion import fuse
+from dydiff_dist.planning.kernel_time import by_kind
+from dydiff_dist.planning.launches import Launch, NetworkTrace, trace_network
 from dydiff_dist.planning.memory import MemoryEstimate, estimate_memory, sharding_of
 from dydiff_dist.planning.step_time import Assumptions, StepTime, Work, estimate_step
 from dydiff_dist.ranks.world import World
@@ -48,9 +51,19 @@ class RunEstimate:
         self.sharding = sharding_of(config, cluster.num_gpus)
 
     @cached_property
-    def activations(self) -> Activations:
-        """Activation memory and traffic of one sample's pass, on one rank, in bytes."""
-        return simulate_activations(self.config, self.sizes)
+    def trace(self) -> NetworkTrace:
+        """What a micro-batch launches in forward and backward pass, as if one rank had whole samples."""
+        return trace_network(self.config, self.sizes, self.config.training.micro_batch_per_gpu)
+
+    @cached_property
+    def launches(self) -> list[Launch]:
+        """Those of the trace, or what `execution.compile_blocks` leaves of them."""
+        return fuse(self.trace) if self.config.execution.compile_blocks else self.trace.launches
+
+    @property
+    def activation_bytes(self) -> float:
+        """Most that one sample's pass holds on one rank beside weights and gradients."""
+        return self.trace.peak_bytes / self.config.training.micro_batch_per_gpu / self.config.ranks_per_sample
 
     @cached_property
     def parameter_sizes(self) -> list[int]:
@@ -80,30 +93,32 @@ class RunEstimate:
         return estimate_memory(
             sharding,
             self.parameter_sizes,
-            activation_bytes=micro_batch * self.activations.peak_bytes,
+            activation_bytes=micro_batch * self.activation_bytes,
             batch_elements=micro_batch * sizes.num_elements,
         )
 
     @cached_property
     def step(self) -> StepTime:
         """Seconds of one optimizer step, and what they come from."""
-        model, execution = self.config.model, self.config.execution
-        samples = self.config.training.global_batch_size / self.cluster.num_gpus
-        fused = self.assumptions.fused_traffic if execution.compile_blocks else 1.0
+        training, world_size = self.config.training, self.cluster.num_gpus
+        micro_batches = training.global_batch_size / training.micro_batch_per_gpu / world_size
+        rates = self.assumptions.rates(self.cluster.gpu, training.precision)
         work = Work(
-            model_flops=samples * model.training_flops(self.sizes),
-            hardware_flops=samples * model.training_flops(self.sizes, execution.checkpoint_fraction),
+            model_flops=training.global_batch_size / world_size * self.config.model.training_flops(self.sizes),
             # what ranks share of a sample is a part of it, and they take that part of more samples
-            traffic_bytes=samples * self.config.ranks_per_sample * self.activations.traffic_bytes * fused,
+            network_sec={kind: micro_batches * total.seconds for kind, total in by_kind(self.launches, rates).items()},
+            update_bytes=ENGINES[self.config.engine].update_traffic(
+                self.num_params, world_size, training, self.config.engine_options
+            ),
             num_params=self.num_params,
-            num_layers=model.num_blocks,
+            num_layers=self.config.model.num_blocks,
         )
         return estimate_step(
             work,
             self.sharding,
             self.cluster.gpu,
             self.cluster.gpus_per_node,
-            self.config.training.precision,
+            training.precision,
             self.assumptions,
         )
 

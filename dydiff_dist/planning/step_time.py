@@ -1,45 +1,66 @@
-"""Time of a training step: arithmetic, memory traffic, communication, optimizer; from stated assumptions.
+"""Time of a training step: the network's kernels, communication, and what the engine does to update the weights.
 
-P parameters, N ranks, b bytes of a gradient. A roofline: matrix products at a share of the GPU's peak, all other
-operations at a share of its memory bandwidth, collectives as rings over the slowest link on their way.
+P parameters, N ranks, b bytes of a gradient. The network is traced launch by launch (``launches.py``) and each is given
+the time that its bytes, products, addresses or rows take (``kernel_time.py``); collectives are rings over the slowest
+link on their way.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from dydiff_dist.hardware import GpuModel
+from dydiff_dist.planning.kernel_time import KernelRates
 from dydiff_dist.planning.memory import Sharding
 from dydiff_dist.strict_config import StrictConfig
 
-_OPTIMIZER_BYTES = 7 * 4
-"""AdamW reads gradient, master weight and two moments and writes the latter three, float32."""
-_AVERAGE_BYTES = 3 * 4
-"""A moving average reads weight and average and writes it."""
-
 
 class Assumptions(StrictConfig):
-    """What no data sheet says. None of it was measured on a GPU by this project."""
+    """What no data sheet says. The rates of kernels were measured on an H100 (docs/launch.md tells where); other GPUs
+    are given the same share of their data sheet."""
 
-    matmul_efficiency: float = Field(default=0.6, gt=0, le=1)
-    """Share of the GPU's peak that matrix products and attention reach."""
-    memory_efficiency: float = Field(default=0.8, gt=0, le=1)
-    """Share of the memory bandwidth that all other operations reach."""
-    fused_traffic: float = Field(default=0.5, gt=0, le=1)
-    """With execution.compile_blocks: memory traffic that is left of eager's."""
+    matmul_efficiency: float = Field(default=0.807, gt=0, le=1)
+    """Share of the GPU's peak that large matrix products reach: 798 of 989 TFLOP/s, a bf16 product of 8192 x 8192."""
+    attention_efficiency: float = Field(default=0.489, gt=0, le=1)
+    """The same of fused attention, with the tiles that it fills up: 32.2 TFLOP of XL's forward and backward passes in
+    66.6 ms."""
+    memory_efficiency: float = Field(default=0.899, gt=0, le=1)
+    """Share of the memory bandwidth that kernels reach which read straight on: 3.011 of 3.35 TB/s, a copy."""
+    addressed_per_byte: float = Field(default=0.0896, gt=0)
+    """Elements per byte of memory bandwidth of kernels that work out an address for each element, as torch's do where
+    they broadcast, change type or change layout: 3.0e11 per second, 341 float32 products of 28.3 M elements with a
+    broadcast factor in 32.2 ms."""
+    rows_per_byte: float = Field(default=2.99e-4, gt=0)
+    """Rows per byte of memory bandwidth of norms that give each row a thread block: 1.0e9 per second, from the layer
+    norms of XL's 72-channel heads, forward and backward."""
+    shortest_kernel_sec: float = Field(default=1.4e-6, ge=0)
+    """Of a kernel with next to nothing to do: the small ones around this project's own, 5 to 15 a call."""
     network_efficiency: float = Field(default=0.8, gt=0, le=1)
-    """Share of the links' bandwidth that collectives reach."""
+    """Share of the links' bandwidth that collectives reach; not measured."""
     network_latency_sec: float = Field(default=1e-5, ge=0)
-    """Per collective and doubling of the ranks."""
+    """Per collective and doubling of the ranks; not measured."""
     overlap: float = Field(default=0.8, ge=0, le=1)
-    """Share of the backward pass under which communication can hide, where DeepSpeed overlaps them."""
+    """Share of the backward pass under which communication can hide, where DeepSpeed overlaps them; not measured."""
     host_memory_bandwidth: float = Field(default=2e11, gt=0)
-    """Bytes per second of a server's memory, for an offloaded optimizer."""
+    """Bytes per second of a server's memory, for an offloaded optimizer; not measured."""
     memory_reserve: float = Field(default=0.08, ge=0, lt=1)
     """Share of the GPU's memory for context, communication library and fragmentation."""
     time_overhead: float = Field(default=0.05, ge=0)
     """Validation, checkpoints and starts, over the time of the steps."""
+
+    def rates(self, gpu: GpuModel, precision: str) -> KernelRates:
+        """What kernels of ``gpu`` reach in ``fp32``, ``bf16`` or ``fp16``."""
+        peak = gpu.peak_flops(precision)
+        return KernelRates(
+            copy=gpu.memory_bandwidth * self.memory_efficiency,
+            products=peak * self.matmul_efficiency,
+            attention=peak * self.attention_efficiency,
+            addressed=gpu.memory_bandwidth * self.addressed_per_byte,
+            rows=gpu.memory_bandwidth * self.rows_per_byte,
+            shortest=self.shortest_kernel_sec,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +69,10 @@ class Work:
 
     model_flops: float
     """Operations of forward and backward pass over all its micro-batches, nothing counted twice."""
-    hardware_flops: float
-    """The same with what is recomputed."""
-    traffic_bytes: float
-    """Memory traffic of everything but matrix products."""
+    network_sec: Mapping[str, float]
+    """Seconds of the network's kernels over all its micro-batches, by kind."""
+    update_bytes: Mapping[str, float]
+    """Memory traffic of the engine's update, by part (`Engine.update_traffic`)."""
     num_params: int
     num_layers: int
     """Blocks, which stage 3 gathers one by one."""
@@ -61,13 +82,14 @@ class Work:
 class StepTime:
     """Seconds of one step, and what they come from."""
 
-    matrix_sec: float
-    memory_sec: float
+    network_sec: Mapping[str, float]
+    """Of the network's kernels, by kind."""
     communication_sec: float
     """All of it, hidden or not."""
     exposed_sec: float
     """What of the communication is waited for."""
-    optimizer_sec: float
+    update_sec: Mapping[str, float]
+    """Of the engine's update, by part."""
     sent_bytes: float
     """By each rank."""
     mfu: float
@@ -76,7 +98,7 @@ class StepTime:
     @property
     def total_sec(self) -> float:
         """Seconds of the whole step, communication that is hidden left out."""
-        return self.matrix_sec + self.memory_sec + self.exposed_sec + self.optimizer_sec
+        return sum(self.network_sec.values()) + self.exposed_sec + sum(self.update_sec.values())
 
 
 def estimate_step(
@@ -92,27 +114,24 @@ def estimate_step(
         precision: ``fp32``, ``bf16`` or ``fp16``, which says the GPU's peak.
         assumptions: what no data sheet says.
     """
-    peak = gpu.peak_flops(precision)
-    matrix = work.hardware_flops / (peak * assumptions.matmul_efficiency)
-    memory = work.traffic_bytes / (gpu.memory_bandwidth * assumptions.memory_efficiency)
+    network = sum(work.network_sec.values())
     sent, num_collectives = communication(work, sharding)
     bandwidth = gpu.link_bandwidth
     if sharding.world_size > gpus_per_node:
         bandwidth = min(bandwidth, gpu.network_bandwidth)
     latency = assumptions.network_latency_sec * math.log2(sharding.world_size) * num_collectives
-    network = sent / (bandwidth * assumptions.network_efficiency) + latency
+    communicated = sent / (bandwidth * assumptions.network_efficiency) + latency
     # two thirds of the arithmetic is the backward pass
-    hidden = min(network, assumptions.overlap * 2 / 3 * (matrix + memory)) if sharding.overlaps else 0.0
-    optimizer = _optimizer_sec(work, sharding, gpu, gpus_per_node, assumptions)
-    total = matrix + memory + network - hidden + optimizer
+    hidden = min(communicated, assumptions.overlap * 2 / 3 * network) if sharding.overlaps else 0.0
+    update = _update_sec(work, sharding, gpu, gpus_per_node, assumptions)
+    total = network + communicated - hidden + sum(update.values())
     return StepTime(
-        matrix_sec=matrix,
-        memory_sec=memory,
-        communication_sec=network,
-        exposed_sec=network - hidden,
-        optimizer_sec=optimizer,
+        network_sec=work.network_sec,
+        communication_sec=communicated,
+        exposed_sec=communicated - hidden,
+        update_sec=update,
         sent_bytes=sent,
-        mfu=work.model_flops / (total * peak),
+        mfu=work.model_flops / (total * gpu.peak_flops(precision)),
     )
 
 
@@ -132,13 +151,16 @@ def communication(work: Work, sharding: Sharding) -> tuple[float, int]:
     return sent, passes * pieces
 
 
-def _optimizer_sec(
+def _update_sec(
     work: Work, sharding: Sharding, gpu: GpuModel, gpus_per_node: int, assumptions: Assumptions
-) -> float:
-    """Reading and writing the optimizer's state and the moving averages; through the host where they lie there."""
-    share = sharding.share(work.num_params) if sharding.stage else work.num_params
-    touched = share * (_OPTIMIZER_BYTES + _AVERAGE_BYTES)
+) -> dict[str, float]:
+    """Passes over gradients, the optimizer's state and the moving average; through the host where they lie there."""
     if not sharding.optimizer_on_host:
-        return touched / (gpu.memory_bandwidth * assumptions.memory_efficiency)
+        rate = gpu.memory_bandwidth * assumptions.memory_efficiency
+        return {part: traffic / rate for part, traffic in work.update_bytes.items()}
+    share = sharding.share(work.num_params) if sharding.stage else work.num_params
     transfer = 2 * share * sharding.storage_bytes / gpu.host_bandwidth  # gradients there, weights back
-    return transfer + touched * min(gpus_per_node, sharding.world_size) / assumptions.host_memory_bandwidth
+    at_once = min(gpus_per_node, sharding.world_size)
+    touched = {part: work.update_bytes[part] * at_once for part in ("optimizer", "moving average")}
+    seconds = {part: traffic / assumptions.host_memory_bandwidth for part, traffic in touched.items()}
+    return {"to the host and back": transfer, **seconds}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dydiff_dist.planning.estimate import RunEstimate
+from dydiff_dist.planning.kernel_time import by_kind, by_operation
 from dydiff_dist.planning.memory import MemoryEstimate
 
 _GIB = 2**30
@@ -22,11 +23,11 @@ def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
         "largest_micro_batch": estimate.largest_micro_batch,
         "step_sec": step.total_sec,
         "step_parts_sec": {
-            "matrix_products": step.matrix_sec,
-            "other_operations": step.memory_sec,
+            "network": dict(step.network_sec),
             "communication_waited_for": step.exposed_sec,
-            "optimizer": step.optimizer_sec,
+            "update": dict(step.update_sec),
         },
+        "launches": len(estimate.launches),
         "communication_sec": step.communication_sec,
         "sent_bytes_per_gpu_and_step": step.sent_bytes,
         "mfu": step.mfu,
@@ -40,7 +41,8 @@ def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
 
 def as_text(estimate: RunEstimate, price: float | None) -> str:
     """A page for a person: the run, memory by ZeRO stage, time and cost (as in `as_dict`), what all of it rests on."""
-    return "\n\n".join((_run_lines(estimate), _memory_table(estimate), _time_lines(estimate, price), _basis(estimate)))
+    parts = (_run_lines(estimate), _memory_table(estimate), _kernel_table(estimate), _time_lines(estimate, price))
+    return "\n\n".join((*parts, _basis(estimate)))
 
 
 def _run_lines(estimate: RunEstimate) -> str:
@@ -85,16 +87,33 @@ def _numbers(memory: MemoryEstimate) -> str:
     return "".join(f"{size / _GIB:>12.2f}" for size in (*(memory.parts[part] for part in _PARTS), memory.peak))
 
 
+def _kernel_table(estimate: RunEstimate) -> str:
+    """What the network's micro-batch launches by kind, longest first, with the three longest operations of each; then
+    the parts of the update."""
+    precision, step = estimate.config.training.precision, estimate.step
+    rates = estimate.assumptions.rates(estimate.cluster.gpu, precision)
+    operations = by_operation(estimate.launches, rates)
+    samples = estimate.config.training.micro_batch_per_gpu
+    lines = [f"{f'network, {samples} samples':<24}{'ms':>8}{'calls':>8}{'GB':>8}  longest (ms)"]
+    for kind, total in by_kind(estimate.launches, rates).items():
+        named = [(name.removeprefix(f"{kind}: "), of.seconds) for name, of in operations.items() if f"{kind}: " in name]
+        longest = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in named[:3])
+        numbers = f"{1e3 * total.seconds:>8.1f}{total.calls:>8}{total.bytes / 1e9:>8.1f}"
+        lines.append(f"{kind:<24}{numbers}  {longest}")
+    lines += [f"{f'update: {part}':<24}"[:40].ljust(40) + f"{1e3 * sec:>8.1f}" for part, sec in step.update_sec.items()]
+    return "\n".join(lines)
+
+
 def _time_lines(estimate: RunEstimate, price: float | None) -> str:
     step, hours = estimate.step, estimate.hours
+    network, update = sum(step.network_sec.values()), sum(step.update_sec.values())
     gpu_hours = hours * estimate.cluster.num_gpus
     samples_per_sec = estimate.config.training.global_batch_size / step.total_sec
     cost = f", cost {gpu_hours * price:,.0f} at {price:g} per GPU-hour" if price is not None else ""
     return "\n".join(
         (
-            f"step     {step.total_sec:.3f} s: matrix products {step.matrix_sec:.3f}, other operations "
-            f"{step.memory_sec:.3f}, waiting for communication {step.exposed_sec:.3f}, optimizer "
-            f"{step.optimizer_sec:.3f}",
+            f"step     {step.total_sec:.3f} s: network {network:.3f}, waiting for communication "
+            f"{step.exposed_sec:.3f}, update of the weights {update:.3f}",
             f"network  {step.sent_bytes / _GIB:.2f} GiB sent by each GPU and step, {step.communication_sec:.3f} s",
             f"speed    {samples_per_sec:,.0f} samples/s, MFU {step.mfu:.1%}",
             f"time     {estimate.config.training.steps:,} steps: {hours:,.1f} h, {gpu_hours:,.0f} GPU-hours{cost}",
@@ -112,7 +131,7 @@ def _basis(estimate: RunEstimate) -> str:
             f"{gpu.memory_bandwidth / 1e9:,.0f} GB/s, GPU to GPU {gpu.link_bandwidth / 1e9:,.0f} GB/s, between nodes "
             f"{gpu.network_bandwidth / 1e9:g} GB/s per GPU, to the host {gpu.host_bandwidth / 1e9:g} GB/s",
             f"assumed: {shown}",
-            "Memory is checked against processes on a CPU; time was not measured on a GPU. Data loading is taken to "
-            "keep up.",
+            "Memory is checked against processes on a CPU and one H100, the network's time against one H100 (docs/"
+            "launch.md). Loading of data and the host's own work are taken to keep up.",
         )
     )

@@ -10,16 +10,23 @@ import hashlib
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from dydiff_dist.quoting import first_line
 from dydiff_dist.ranks.launchers import read_launch
+from dydiff_dist.ranks.reports import say_once
 from dydiff_dist.ranks.world import World
 
 _POLL_SEC = 0.05
+_LATE_SEC = 5.0
+"""Beyond the time to join, after which a rank ends that still hangs in a request."""
 
 
 def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_minutes: float = 5) -> str:
@@ -34,7 +41,8 @@ def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_
         A name of this session, the same on every rank and another at every start.
 
     Raises:
-        ValueError: the address of the rendezvous is taken or can't be reached, or ranks have not come.
+        ValueError: the address of the rendezvous is taken or can't be reached, or ranks have not come or can't reach
+            each other.
     """
     launch = read_launch(os.environ)
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed insists on it
@@ -43,15 +51,39 @@ def start_process_group(world: World, timeout_minutes: float = 10, join_timeout_
     on_gpu = world.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(world.device)
-    store, session = rendezvous(world.rank, world.world_size, 60 * join_timeout_minutes)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        rank=world.rank,
-        world_size=world.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
-        store=store,
-    )
+    join_sec = 60 * join_timeout_minutes
+    late = f"the ranks met at {rendezvous_address()}, but not all could reach each other within {join_sec:.0f} s"
+    advice = "(training.faults.join_timeout_sec); look at the network between their machines: tools/doctor.py"
+    with must_end(join_sec + _LATE_SEC, f"error: {late} {advice}"):
+        store, session = rendezvous(world.rank, world.world_size, join_sec)
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=timedelta(minutes=timeout_minutes),
+                store=store,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{late}: {first_line(error)} {advice}") from None
     return session
+
+
+@contextmanager
+def must_end(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with a line and status 1 where the block takes longer: for requests that nothing else bounds."""
+
+    def leave() -> None:
+        say_once(line, topic="late")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def rendezvous(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Store, str]:
@@ -72,16 +104,25 @@ def rendezvous(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Sto
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=timeout)))
     except dist.DistStoreError as error:  # rank 0 counts who came
-        raise ValueError(f"the ranks meet at {address}: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"the ranks meet at {address}: {first_line(error)} (training.faults.join_timeout_sec); look at the others' "
+            "output, and whether they reach that address"
+        ) from None
     except dist.DistNetworkError as error:
         reason = f"was not reached within {timeout_sec:.0f} s; see whether rank 0 has started there"
         if "EADDRINUSE" in str(error):
             reason = "is in use by another run; give the launcher another --master_port"
         raise ValueError(f"the ranks meet at {address}, which {reason}") from None
-    session = _agree(store, rank, world_size, time.monotonic() + timeout_sec)
+    try:
+        session = _agree(store, rank, world_size, time.monotonic() + timeout_sec)
+        missing = "" if session else _missing(store, world_size)
+    except dist.DistError as error:  # its keeper has died
+        raise ValueError(
+            f"the ranks meet at {address}, which is gone: {first_line(error)}; look at rank 0's output"
+        ) from None
     if session is None:
         raise ValueError(
-            f"{_missing(store, world_size)} of {world_size} did not come to {address} within {timeout_sec:.0f} s "
+            f"{missing} of {world_size} did not come to {address} within {timeout_sec:.0f} s "
             "(training.faults.join_timeout_sec); look at their output, and whether they reach that address"
         )
     store.set_timeout(timeout)
@@ -91,6 +132,11 @@ def rendezvous(rank: int, world_size: int, timeout_sec: float) -> tuple[dist.Sto
 def rendezvous_address() -> str:
     """HOST:PORT at which the ranks of this process meet."""
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
+def launcher_keeps_store() -> bool:
+    """Whether the store of the rendezvous is a process of the launcher (torchrun), not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _agree(store: dist.Store, rank: int, world_size: int, deadline: float) -> str | None:

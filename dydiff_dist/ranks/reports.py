@@ -8,6 +8,10 @@ import time
 
 from dydiff_dist.errors import SILENCE_SEC
 from dydiff_dist.ranks.launchers import read_launch
+from dydiff_dist.ranks.parents import PARENT
+
+_taken: list[socket.socket] = []
+"""Names that this process holds until it ends."""
 
 
 def report_once(line: str) -> None:
@@ -20,28 +24,36 @@ def report_once(line: str) -> None:
     Args:
         line: the same on every rank that means the same.
     """
-    try:
-        launch = read_launch(os.environ)
-        several, start = launch.world_size > 1, f"{launch.master_addr}:{launch.master_port}"
-    except ValueError:  # the launcher's variables are the mistake
-        several, start = True, ""
-    name = _take(f"{start} {os.getppid()} {line}") if several else None
-    if not several or name is not None:
-        print(line, file=sys.stderr, flush=True)
-    if several:
+    say_once(line, topic=line)
+    if _several_ranks():
         time.sleep(SILENCE_SEC)
-    if name is not None:
+
+
+def say_once(line: str, topic: str) -> bool:
+    """Prints a line on standard error, unless another rank of this start on this machine has spoken of the topic and
+    is still there; returns whether it printed."""
+    if _several_ranks() and not _take(f"{os.environ.get('MASTER_PORT')} {PARENT} {topic}"):
+        return False
+    print(line, file=sys.stderr, flush=True)
+    return True
+
+
+def _several_ranks() -> bool:
+    try:
+        return read_launch(os.environ).world_size > 1
+    except ValueError:  # the launcher's variables are the mistake
+        return True
+
+
+def _take(text: str) -> bool:
+    """Whether no other process of this machine has the name; the system drops it with its process."""
+    if sys.platform != "linux":  # names are files there, which would stay: every rank speaks
+        return True
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind("\0dydiff_dist/" + hashlib.sha256(text.encode()).hexdigest())
+    except OSError:
         name.close()
-
-
-def _take(text: str) -> socket.socket | None:
-    """A name for ``text`` that no other process of this machine has now, None if one has; the system drops it with its
-    process."""
-    taken = socket.socket(socket.AF_UNIX)
-    if sys.platform == "linux":  # elsewhere names are files: there every rank speaks
-        try:
-            taken.bind("\0dydiff_dist/" + hashlib.sha256(text.encode()).hexdigest())
-        except OSError:
-            taken.close()
-            return None
-    return taken
+        return False
+    _taken.append(name)
+    return True

@@ -8,18 +8,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None)) if s is not None)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 EXIT_UNSAVED = 1
 """Exit status where the grace time ran out before the state was saved."""
 
 
 class Interruption:
-    """Notes SIGINT, SIGTERM and SIGUSR1 while it is entered. A second Ctrl-C leaves at once.
+    """Notes SIGINT, SIGTERM, SIGUSR1 and SIGHUP (the terminal is closed) while it is entered. A second Ctrl-C leaves at
+    once. SIGHUP stays ignored where it was, as under nohup.
 
     Args:
-        grace_sec: after SIGTERM or SIGUSR1 the process ends this much later at the latest, whatever it is doing: what
-            sent the signal will not wait for ever either.
+        grace_sec: after any of them but SIGINT the process ends this much later at the latest, whatever it is doing:
+            what sent the signal will not wait for ever either.
         last_saved: says in a few words what a later start goes on from.
         reports: whether this process prints that it gave up.
     """
@@ -37,8 +38,9 @@ class Interruption:
         self._socket, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        heeded = [n for n in _SIGNALS if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in heeded}
         threading.Thread(target=self._read_socket, name="signals", daemon=True).start()
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -59,7 +61,7 @@ class Interruption:
 
     def _read_socket(self) -> None:
         while number := self._socket.recv(1):
-            if number[0] in _SIGNALS:
+            if number[0] in self._previous:
                 self.start_grace(number[0])
         self._socket.close()
 

@@ -119,9 +119,9 @@ def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: C
     output = folder / f"{arm}-seed{seed}-{run_hash}"
     config = config.model_copy(update={"output_dir": str(output)})
     forecasts = tuple(
-        _plan_forecast(name, forecast, config, run_hash, identity(study.shards), output)
+        _plan_forecast(name, forecast, config, run_hash, identity(study.shards_of(name)), output)
         for name, forecast in study.forecasts.items()
-        if (forecast.arms is None or arm in forecast.arms) and (forecast.seeds is None or seed in forecast.seeds)
+        if forecast.is_of(arm, seed)
     )
     return PlannedRun(arm=arm, seed=seed, config=config, hash=run_hash, forecasts=forecasts)
 
@@ -133,7 +133,7 @@ def _plan_forecast(
         sampling = changed_sampling(run.sampling, forecast.sampling)
     except ValueError as error:
         raise ValueError(f"forecast {name!r}: {error}") from None
-    process = run.diffusion.build([1.0] if run.diffusion.normalize_input else None)  # steps ignore the input's scale
+    process = run.diffusion.build_without_data()  # steps ignore the input's scale and the noise's covariance
     try:
         sampling.check(process.table)
     except ValueError as error:
@@ -142,7 +142,7 @@ def _plan_forecast(
         "run": run_hash,
         "cases": cases_sha256,
         "sampling": sampling.model_dump(mode="json"),
-        "settings": forecast.model_dump(mode="json", exclude={"arms", "seeds", "sampling"}),
+        "settings": forecast.model_dump(mode="json", exclude={"arms", "seeds", "sampling", "shards"}),
     }
     digits = hash_of(content)
     place = folder / "forecasts" / f"{name}-{digits}"

@@ -32,6 +32,8 @@ class ForecastConfig(StrictConfig):
     """Ensemble members of each case."""
     cases: PositiveInt | None = None
     """The first so many cases; null is all."""
+    shards: str | None = None
+    """Shards of its cases; null takes the study's. Settings are chosen on validation shards, reported on test."""
     sampling: dict[str, Any] = {}
     """Fields of the run's sampling section that differ."""
     arms: tuple[Name, ...] | None = None
@@ -40,6 +42,10 @@ class ForecastConfig(StrictConfig):
     """Of these arms, the runs with these seeds; null is all."""
     noise_seed: int = Field(default=0, ge=0)
     """Key of all noise of the forecasts, the same for all models."""
+
+    def is_of(self, arm: str, seed: int) -> bool:
+        """Whether an arm's run with this seed is forecast in this way."""
+        return (self.arms is None or arm in self.arms) and (self.seeds is None or seed in self.seeds)
 
 
 class ComparisonConfig(StrictConfig):
@@ -90,6 +96,8 @@ class StudyConfig(StrictConfig):
     (windows of one radar event, clips of one trajectory)."""
     comparisons: tuple[ComparisonConfig, ...] = ()
     """Tables of the page."""
+    learning_curves: dict[str, tuple[str, ...]] = {}
+    """Label to arms that differ in their budget alone: curves of the first score at the head of the page."""
 
     @field_validator("scores")
     @classmethod
@@ -105,6 +113,10 @@ class StudyConfig(StrictConfig):
             for arm in settings.arms or ():
                 if arm not in self.arms:
                     raise ValueError(f"forecasts.{name}.arms names {arm!r}; the arms are {', '.join(self.arms)}")
+        for label, arms in self.learning_curves.items():
+            for arm in arms:
+                if arm not in self.arms:
+                    raise ValueError(f"learning_curves.{label} names {arm!r}; the arms are {', '.join(self.arms)}")
         for comparison in self.comparisons:
             for item in (comparison.reference, *comparison.against):
                 arm, forecast = self.split_item(item)
@@ -130,6 +142,20 @@ class StudyConfig(StrictConfig):
         arm, forecast = self.split_item(item)
         label = self.arms[arm].label or arm
         return label if forecast == self.main_forecast and "/" not in item else f"{label}, {forecast}"
+
+    def planned_forecasts(self) -> frozenset[tuple[str, int, str]]:
+        """(arm, seed, forecast) of all that the study asks for."""
+        return frozenset(
+            (arm, seed, name)
+            for arm in self.arms
+            for seed in self.seeds_of(arm)
+            for name, forecast in self.forecasts.items()
+            if forecast.is_of(arm, seed)
+        )
+
+    def shards_of(self, forecast: str) -> str:
+        """The shards whose cases a forecast is of."""
+        return self.forecasts[forecast].shards or self.shards
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
         """The seeds an arm is trained with."""

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from dydiff_dist.evaluation.colors import FORECASTERS
@@ -13,7 +15,7 @@ from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.files import write_text
 from dydiff_dist.study.config import ComparisonConfig, StudyConfig
-from dydiff_dist.study.curves import cost_figure, lead_figure
+from dydiff_dist.study.curves import cost_figure, lead_figure, learning_figure
 from dydiff_dist.study.intervals import Difference, Scored, compare
 from dydiff_dist.study.kept_scores import SCORES
 from dydiff_dist.study.records import read_case_rows, read_run_rows
@@ -68,6 +70,18 @@ class StudySection:
                 labels = [self.study.label(item), self.study.label(comparison.reference)]
                 rows.append(_row([self.study.title, *labels, str(difference.num_seeds), *_verdict(difference)]))
         return rows
+
+    def learning_curves(self) -> dict[str, list[tuple[int, np.ndarray]]]:
+        """Label -> (samples, scores of all seeds) of the arms that were run; curves of one point are none."""
+        samples = {row["arm"]: int(row["samples"]) for row in self.run_rows}
+        curves = {
+            label: sorted(
+                ((samples[arm], self._scored(arm, self.score).by_seed()) for arm in arms if self._has(arm)),
+                key=itemgetter(0),
+            )
+            for label, arms in self.study.learning_curves.items()
+        }
+        return {label: points for label, points in curves.items() if len(points) > 1}
 
     def write(self, images: Path, tables_link: str, images_link: str) -> list[str]:
         """The section's lines; figures are written to ``images``. The links are how the page reaches the folders."""
@@ -212,6 +226,7 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
     page.parent.mkdir(parents=True, exist_ok=True)
     sections = [StudySection(name, study, tables) for name, study in studies.items()]
     lines = [*_HEADER, *_summary([row for section in sections for row in section.summary()])]
+    lines += _learning_curves(sections, images, links[1])
     for section in sections:
         lines += section.write(images, *links)
     if (tables / OVERHEAD_NAME).is_file():
@@ -222,11 +237,11 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
 _HEADER = (
     "# Does it forecast better?",
     "",
-    "Dynamical Diffusion against standard diffusion, trained alike: the same network, data order, noise and budget,",
-    "seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 % interval of the",
-    "difference leaves out zero; of twenty comparisons without any true difference about one would do so by chance.",
-    f"Below {FEW_GROUPS} independent groups of cases nothing is said.",
-    "[Choosing γ](choosing_gamma.md) says what follows.",
+    "Dynamical Diffusion and other processes against standard diffusion, trained alike: the same network, data order,",
+    "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 %",
+    "interval of the difference leaves out zero; of twenty comparisons without any true difference about one would do",
+    f"so by chance. Below {FEW_GROUPS} independent groups of cases nothing is said.",
+    "[Choosing γ](choosing_gamma.md) says what follows, [the log](study_log.md) what was expected and learnt.",
     "",
     "`tools/study.py` ran what stands in `configs/studies/`, and wrote the tables in `docs/study/` and from them this",
     "page; do not edit it.",
@@ -240,6 +255,20 @@ def _summary(rows: Sequence[str]) -> list[str]:
         return []
     header = ["data", "setting", "against", "seeds of both", "difference [95 %]", ""]
     return ["## Summary", "", _row(header), _row(["---"] * len(header)), *rows, ""]
+
+
+def _learning_curves(sections: Sequence[StudySection], images: Path, link: str) -> list[str]:
+    """The figure of all studies that have learning curves."""
+    panels = {
+        f"{section.study.title}: {SCORES[section.score].title}": curves
+        for section in sections
+        if (curves := section.learning_curves())
+    }
+    if not panels:
+        return []
+    save_figure(learning_figure(panels), images / "study_learning.png", dpi=110)
+    caption = "By training samples; lines are means over seeds, bands go from the best seed to the worst."
+    return ["## Learning curves", "", f"![Scores by training samples]({link}/study_learning.png)", "", caption, ""]
 
 
 def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:

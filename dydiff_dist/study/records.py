@@ -5,7 +5,7 @@ Letters: S lead times.
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,12 @@ CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
 """Leading columns of the rows by case; ``lead_1`` to ``lead_S`` follow."""
 
 
+BASELINE_SEED = -1
+"""Seed of the rows of baselines, which have none."""
+RunKey = tuple[str, int, str]
+"""(arm, seed, forecast): a row by run."""
+
+
 @dataclass(frozen=True)
 class CaseRow:
     """One term of one score of one case."""
@@ -26,7 +32,7 @@ class CaseRow:
     arm: str
     """Or the baseline: persistence, climatology."""
     seed: int
-    """-1 for baselines, which have none."""
+    """``BASELINE_SEED`` for baselines."""
     forecast: str
     score: str
     part: str
@@ -51,7 +57,15 @@ def case_rows(evaluation: Evaluation, scores: Iterable[str], *, arm: str, seed: 
         arm, seed, forecast: what was evaluated; baselines go by their own names and seed -1.
     """
     return [
-        CaseRow(*((arm, seed) if forecaster == FORECAST else (forecaster, -1)), forecast, score, part, case, key, leads)
+        CaseRow(
+            *((arm, seed) if forecaster == FORECAST else (forecaster, BASELINE_SEED)),
+            forecast,
+            score,
+            part,
+            case,
+            key,
+            leads,
+        )
         for forecaster, table in evaluation.tables.items()
         for case, key in sorted(evaluation.keys.items())
         for score in scores
@@ -109,6 +123,50 @@ def read_run_rows(path: Path) -> list[dict[str, str]]:
         raise FileNotFoundError(f"no runs in {path}; run the study")
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def update_tables(
+    folder: Path, name: str, run_rows: Sequence[dict], case_rows: Sequence[CaseRow], planned: Collection[RunKey]
+) -> int:
+    """Writes the tables of a study with what is new; rows that were not made anew stay as long as the study names them.
+
+    So the runs themselves may be gone, or on another machine: what they left is in the tables.
+
+    Args:
+        folder: of the tables.
+        name: of the study.
+        run_rows: by run and forecast, at least one.
+        case_rows: of the same forecasts, and of their baselines, which may be there several times.
+        planned: (arm, seed, forecast) of everything that belongs to the study.
+
+    Returns:
+        how many run rows stayed from before.
+    """
+    runs, cases = folder / f"{name}_runs.csv", folder / f"{name}_cases.csv"
+    new = {_run_key(row): row for row in run_rows}
+    earlier = {_run_key(row): row for row in read_run_rows(runs)} if runs.is_file() else {}
+    kept = {key for key in earlier if key in planned and key not in new}
+    forecasts = {forecast for _, _, forecast in (*kept, *new)}
+    made = {(row.arm, row.seed, row.forecast) for row in case_rows}
+    new_cases: dict[tuple, CaseRow] = {}
+    for row in case_rows:
+        new_cases.setdefault(row.identity, row)
+    old_cases = {row.identity: row for row in (read_case_rows(cases) if cases.is_file() else ())}
+    kept_cases = {
+        identity: row
+        for identity, row in old_cases.items()
+        if (key := (row.arm, row.seed, row.forecast)) in kept
+        or (row.seed == BASELINE_SEED and row.forecast in forecasts and key not in made)
+    }
+    known = {**kept_cases, **new_cases}
+    write_run_rows(runs, [new.get(key, row) for key, row in {**earlier, **new}.items() if key in kept or key in new])
+    in_order = dict.fromkeys((*old_cases, *new_cases))  # rows keep their place, so that tables can be compared
+    write_case_rows(cases, [known[identity] for identity in in_order if identity in known])
+    return len(kept)
+
+
+def _run_key(row: Mapping) -> RunKey:
+    return row["arm"], int(row["seed"]), row["forecast"]
 
 
 def _write(path: Path, header: list[str], rows: Iterable[list]) -> None:

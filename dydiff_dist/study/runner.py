@@ -95,7 +95,7 @@ class StudyRunner:
         start = time.perf_counter()
         forecaster = ForecastRun(
             run.folder,
-            self.study.shards,
+            self.study.shards_of(forecast.name),
             forecast.folder,
             num_members=forecast.config.members,
             num_cases=forecast.config.cases,
@@ -149,9 +149,9 @@ class StudyRunner:
 
 
 def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
-    """Rows of everything that is finished: by run and forecast, and by case with each baseline once."""
+    """Rows of everything that is finished: by run and forecast, and by case."""
     run_rows: list[dict] = []
-    rows_by_case: dict[tuple, CaseRow] = {}
+    case_rows: list[CaseRow] = []
     for run in (run for run in runs if run.record.is_file()):
         training, trained = run.config.training, json.loads(run.record.read_text())
         for forecast in (forecast for forecast in run.forecasts if forecast.record.is_file()):
@@ -165,9 +165,8 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
                 "samples": training.steps * training.global_batch_size,
             }
             run_rows.append({**row, **trained, **json.loads(forecast.record.read_text())})
-            for by_case in read_case_rows(forecast.scores_by_case):
-                rows_by_case.setdefault(by_case.identity, by_case)
-    return run_rows, list(rows_by_case.values())
+            case_rows += read_case_rows(forecast.scores_by_case)
+    return run_rows, case_rows
 
 
 def training_command(config: Path, processes: int, modules: Sequence[str] = ()) -> list[str]:

@@ -20,7 +20,7 @@ from dydiff_dist.ranks.collectives import sample_group
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.latents import check_latent_data, open_frames
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
-from dydiff_dist.training.metrics import Work
+from dydiff_dist.training.metrics import SampleCost
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
@@ -48,7 +48,11 @@ class DiffusionTask(Task[RunConfig]):
         self.sizes = input_sizes(data, self.frames.shape, schema.num_actions if data.use_actions else 0)
         self.config.model.check(self.sizes, self.config.execution, plan.world.device.type, plan.network_dtype)
         _check_validation_cases(plan)
-        self.diffusion = self.config.diffusion.build(self.frames.autocovariance, backend=self.config.kernels.backend)
+        self.diffusion = self.config.diffusion.build(
+            self.frames.autocovariance,
+            backend=self.config.kernels.backend,
+            num_history_frames=data.num_history_frames,
+        )
         self.config.sampling.check(self.diffusion.table, self.sizes.num_frames)
         self._workspace = Workspace()  # results for the last micro-batch, whose backward pass is over
 
@@ -71,10 +75,10 @@ class DiffusionTask(Task[RunConfig]):
             assert isinstance(network, SharesFrames), "its configuration's check refuses ranks that share frames"
             network.share_frames(sample_group(self.plan.world))
 
-    def work(self) -> Work:
+    def sample_cost(self) -> SampleCost:
         """Recomputed blocks and the autoencoder don't count."""
         model = self.config.model
-        return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
+        return SampleCost(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """As `Task.losses`: one, at timesteps drawn for each sample, which ``per_sample`` holds too, for `scalars`."""
@@ -120,10 +124,8 @@ class DiffusionTask(Task[RunConfig]):
         save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
-        """Uniform timesteps, (B,) int64, from the counter: the same on any number of ranks."""
-        draw = uniform(self._counter(sample_index, step, Stream.TIMESTEP), 1)[:, 0]
-        num_timesteps = self.diffusion.num_timesteps
-        return (draw.double() * num_timesteps).long().clamp(max=num_timesteps - 1)
+        """Timesteps, (B,) int64, from the counter: the same on any number of ranks."""
+        return self.diffusion.table.timesteps_at(uniform(self._counter(sample_index, step, Stream.TIMESTEP), 1)[:, 0])
 
     @cached_property
     def _validation(self) -> Validation:
@@ -133,12 +135,16 @@ class DiffusionTask(Task[RunConfig]):
         return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
 
     def _describe_process(self) -> str:
-        """The process by name, γ̄ where there is one, and what the network predicts."""
+        """The process by name, γ̄ where there is one, what it is run on, and what the network predicts."""
         diffusion = self.config.diffusion
         parts, schedule = [diffusion.process], diffusion.gamma_schedule
         if self.diffusion.table.mixes or diffusion.network_space == "unmixed":
             named = isinstance(schedule, str)
             parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
+        if diffusion.frames_relative_to is not None:
+            parts.append(f"frames relative to {diffusion.frames_relative_to}")
+        if diffusion.noise_like_errors_of is not None:
+            parts.append(f"noise like the errors of {diffusion.noise_like_errors_of}")
         if diffusion.prediction is not None:
             parts.append(f"predicts {diffusion.prediction}")
         return ", ".join(parts)

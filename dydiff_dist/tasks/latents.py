@@ -26,7 +26,8 @@ class TrainingFrames:
     def space(self) -> FrameSpace:
         """How forecasts of the network come from stored frames and become such."""
         manifest = self.plan.train_shards.manifest
-        return PlainFrames(manifest.shift, manifest.scale, manifest.frames.sample_scaling, manifest.frames.bounds)
+        scaling = manifest.frames.sample_scaling, manifest.frames.bounds, manifest.frames.empty_history_scale
+        return PlainFrames(manifest.shift, manifest.scale, *scaling)
 
     @property
     def shape(self) -> tuple[int, int, int]:

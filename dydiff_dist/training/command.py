@@ -9,10 +9,12 @@ import time
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.quoting import CredentialFilter
 from dydiff_dist.ranks.reports import report_once
 from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
+from dydiff_dist.training.progress import outlive_readers
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
 from dydiff_dist.training.trainer import Trainer
@@ -43,8 +45,11 @@ def _parse(description: str) -> argparse.Namespace:
 
 def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
     """Checks, builds, trains; returns the exit status."""
+    outlive_readers()
     world = read_world()
     logging.basicConfig(level=logging.INFO if world.is_main else logging.WARNING, format="%(message)s", force=True)
+    for handler in logging.root.handlers:
+        handler.addFilter(CredentialFilter())
     config = load_config(arguments.config, task_type.config_type, arguments.overrides)
     ENGINES[config.engine].prepare()
     task = task_type(make_plan(config, world, may_lack_data=arguments.dry_run))
@@ -61,7 +66,7 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
         time.sleep(SILENCE_SEC)
         return 2
     except PeerLostError as error:
-        report_lost(world, str(error))
+        report_lost(str(error))
         os._exit(EXIT_LOST)  # the group of the ranks is broken, and taking it down may hang
     if received and world.is_main:
         print(f"stopped by {signal.Signals(received).name} after step {trainer.step}; the same command resumes")

@@ -1,12 +1,14 @@
-"""What a run tells people: a progress bar or plain lines, and TensorBoard."""
+"""What a run tells people: a progress bar or plain lines; its numbers go to the loggers."""
 
+import io
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from dydiff_dist.training.loggers import Logger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,13 +23,36 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {sec:02d} s" if minutes else f"{sec} s"
 
 
-class RunLog:
-    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to TensorBoard."""
+def outlive_readers() -> None:
+    """From now on lines that can't be printed are dropped: a terminal that is closed, a pipe that nobody reads or a log
+    on a full disk is no reason to end a run, least of all before it has saved."""
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
 
-    def __init__(self, folder: Path, *, first_step: int, num_steps: int, enabled: bool):
-        self.enabled, self.num_steps = enabled, num_steps
+
+def _forgiving(stream: Any) -> Any:
+    """A text stream to the same file whose writes can't fail; the stream itself where there is no file behind it."""
+    try:
+        raw = _ForgivingFile(stream.fileno(), "w", closefd=False)
+    except (OSError, AttributeError):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+
+
+class _ForgivingFile(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+class RunLog:
+    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to the loggers."""
+
+    def __init__(self, loggers: Sequence[Logger], *, first_step: int, num_steps: int, enabled: bool):
+        self.enabled, self.num_steps, self.loggers = enabled, num_steps, loggers
         self._first_step, self._start = first_step, time.perf_counter()
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1) if enabled else None
         on_terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
 
@@ -37,15 +62,14 @@ class RunLog:
             self._bar.update()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars to TensorBoard under their names."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        """Gives scalars to the loggers under their names."""
+        for logger in self.loggers:
+            logger.scalars(step, values)
 
     def figure(self, step: int, name: str, figure: "Figure") -> None:
-        """Writes a matplotlib figure to TensorBoard under ``name``."""
-        if self._writer is not None:
-            self._writer.add_figure(name, figure, step)
+        """Gives a matplotlib figure to the loggers under ``name``."""
+        for logger in self.loggers:
+            logger.figure(step, name, figure)
 
     def rewind(self, step: int) -> None:
         """Sets the bar back: the run goes on from an earlier ``step``."""
@@ -68,8 +92,8 @@ class RunLog:
             tqdm.write(message) if self._bar is not None else print(message, flush=True)
 
     def close(self) -> None:
-        """Ends the bar and flushes TensorBoard."""
+        """Ends the bar and the loggers."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        for logger in self.loggers:
+            logger.close()

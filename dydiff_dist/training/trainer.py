@@ -20,11 +20,12 @@ from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.engine.state import AVERAGED, EngineState
 from dydiff_dist.errors import SharedError
 from dydiff_dist.ranks.collectives import agree_max, describe_layout, sum_over_ranks
-from dydiff_dist.ranks.rendezvous import start_process_group
+from dydiff_dist.ranks.rendezvous import must_end, start_process_group
 from dydiff_dist.ranks.signals import Interruption
-from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
+from dydiff_dist.ranks.watchdog import Activity, Watchdog
 from dydiff_dist.ranks.world import World, set_cpu_threads
 from dydiff_dist.training.config import BaseRunConfig
+from dydiff_dist.training.loggers import LOGGERS
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
 from dydiff_dist.training.progress import RunLog
@@ -53,23 +54,27 @@ class Trainer:
             set_cpu_threads(self.world)
             session = start_process_group(self.world, faults.exchange_timeout_sec / 60, faults.join_timeout_sec / 60)
             self.watchdog = stack.enter_context(Watchdog(faults, self.world, self.activity, self._say, session))
-            self._say(f"world:    {describe_layout(self.world)}")
-            self.activity.enter("building the networks")
-            self._build()
-            self.activity.enter("loading the last checkpoint")
-            self.position = self._load()
-            self._open_log()
+            with self.watchdog.explaining():
+                self._say(f"world:    {describe_layout(self.world)}")
+                self.activity.enter("building the networks")
+                self._build()
+                self.activity.enter("loading the last checkpoint")
+                self.position = self._load()
+                self._open_log()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        faults = self.config.training.faults
         if exception[0] is None:
-            self.checkpoints.close()
+            with self.watchdog.explaining():
+                self.checkpoints.close()
         self._stack.__exit__(*exception)
-        if exception[0] is None:
+        if exception[0] is not None:
+            self.checkpoints.wait_briefly(faults.dead_after_sec)
+            return
+        with must_end(faults.dead_after_sec, "error: the run is complete, but its ranks could not take leave"):
             torch.distributed.destroy_process_group()
-        else:
-            self.checkpoints.wait_briefly()
 
     def _build(self) -> None:
         """Networks, engines and what belongs to them."""
@@ -95,19 +100,21 @@ class Trainer:
             keep_every=training.keep_every_steps,
             asynchronous=training.async_checkpoints,
         )
-        self.guard = NonFiniteGuard(training.nonfinite, self.folder / "nonfinite", self.world)
+        self.guard = NonFiniteGuard(
+            training.nonfinite, self.folder / "nonfinite", self.world, training.global_batch_size
+        )
 
     def _open_log(self) -> None:
         """The log from the run's present position on; says what is worth knowing before the first step."""
-        training = self.config.training
-        self.log = RunLog(
-            self.folder / "tensorboard", first_step=self.step, num_steps=training.steps, enabled=self.world.is_main
-        )
+        training, is_main = self.config.training, self.world.is_main
+        names, tree = training.loggers if is_main else (), self.config.model_dump(mode="json")
+        loggers = [LOGGERS[name](self.folder, self.step, tree) for name in names]
+        self.log = RunLog(loggers, first_step=self.step, num_steps=training.steps, enabled=is_main)
         if self.step:
             self.log.say("all steps are complete" if self.step >= training.steps else f"resumed after step {self.step}")
-        peak, work = find_peak(self.world, training.precision), self.task.work()
-        self.meter = Meter(self.world, training.global_batch_size, work, peak)
-        if work is not None:
+        peak, cost = find_peak(self.world, training.precision), self.task.sample_cost()
+        self.meter = Meter(self.world, training.global_batch_size, cost, peak)
+        if cost is not None:
             text = f"{peak.flops_per_sec / 1e9:.4g} GFLOP/s, {peak.source}" if peak else "unknown, so no MFU"
             self.log.say(f"peak of a rank: {text}")
 
@@ -123,16 +130,13 @@ class Trainer:
             PeerLostError: another rank ended or froze.
             SharedError: the run can't go on; raised by all ranks alike.
         """
-        with Interruption(self.config.training.faults.grace_sec, self._last_saved, self.world.is_main) as interruption:
-            try:
-                signal = self._loop(interruption)
-                self.checkpoints.wait()
-                if not signal:
-                    self._export()
-            except RuntimeError as error:
-                if self.world.world_size > 1 and is_exchange_failure(error):
-                    raise self.watchdog.explain(error) from error
-                raise
+        grace_sec = self.config.training.faults.grace_sec
+        interruption = Interruption(grace_sec, self._last_saved, self.world.is_main)
+        with interruption, self.watchdog.explaining():
+            signal = self._loop(interruption)
+            self.checkpoints.wait()
+            if not signal:
+                self._export()
         self.log.close()
         return signal
 
@@ -169,7 +173,8 @@ class Trainer:
         if self.step % training.log_every_steps == 0:
             self._log_step(record)
         validates = self.plan.valid_shards is not None and training.validate_every_steps > 0
-        if validates and self.step % training.validate_every_steps == 0 and not leaving:
+        due = self.step % max(1, training.validate_every_steps) == 0 or self.step == training.steps
+        if validates and due and not leaving:
             self.activity.enter("validating")
             self.task.validate(self.step, self.ema.gather(), self.log)
             self.meter.restart()
@@ -197,7 +202,7 @@ class Trainer:
         self.activity.enter("updating the weights")
         updated = all([self.engines[name].finish() for name in record.networks])
         self.guard.passed()
-        self.position = RunPosition(self.step + updated, self.position.batches + 1)
+        self.position = RunPosition(self.step + updated, self.position.samples + self.config.training.global_batch_size)
         self.activity.step = self.step
         if updated:
             self.ema.update(self.step)
@@ -208,7 +213,7 @@ class Trainer:
         for name in record.networks:
             self.engines[name].discard()
         action, line = self.guard.judge(record, self.position)
-        self.position = replace(self.position, batches=self.position.batches + 1)
+        self.position = replace(self.position, samples=self.position.samples + self.config.training.global_batch_size)
         self.log.say(line)
         if action == "rollback":
             self._roll_back()
@@ -217,14 +222,14 @@ class Trainer:
         """Back to the last checkpoint, on with the data that follow."""
         self.activity.enter("rolling back")
         self.checkpoints.wait()
-        batches = self.position.batches
         loaded = self.checkpoints.load_latest(self.plan.check_same_run)
         if loaded == RunPosition():
             raise SharedError("there is no checkpoint to roll back to; lower training.learning_rate")
-        self.guard.record_rollback(loaded, batches)
-        self.position = replace(loaded, batches=batches)
+        self.position = replace(loaded, samples=self.position.samples)
+        self.guard.record_rollback(loaded, self.position)
         self.log.rewind(self.step)
-        self.log.say(f"rolled back to step {self.step}; the data go on with batch {batches}")
+        number = self.guard.batch_number(self.position)
+        self.log.say(f"rolled back to step {self.step}; the data go on with batch {number}")
 
     def _log_step(self, record: StepRecord) -> None:
         """Reduces the step's values over ranks and writes line and scalars."""
@@ -253,7 +258,7 @@ class Trainer:
             micro_batch_size=self.config.training.micro_batch_per_gpu,
             rank=self.world.replica,
             world_size=self.world.num_replicas,
-            start_step=self.position.batches,
+            start_position=self.position.samples,
         )
 
     def _load(self) -> RunPosition:
@@ -277,7 +282,7 @@ class Trainer:
         """Begins a checkpoint; the one before is complete by then."""
         self.activity.enter("saving a checkpoint")
         config, exported = self.config.model_dump(mode="json"), self.task.exported_facts()
-        report = self.checkpoints.save(self.position, config, exported)
+        report = self.checkpoints.save(self.position, config, exported, self.plan.data_sha256)
         self.log.say(f"checkpoint: {report}")
         scalars = {"checkpoint/pause_sec": report.pause_sec, "checkpoint/bytes_per_rank": float(report.num_bytes)}
         self.log.scalars(self.step, scalars)

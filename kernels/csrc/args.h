@@ -40,6 +40,18 @@ struct FrameView {
     }
 };
 
+// A tensor of tokens (three axes, channels) of any strides, but for the channels, which are contiguous.
+struct TokenView {
+    uintptr_t data = 0;
+    DType dtype = DType::f32;
+    int64_t stride0 = 0, stride1 = 0, stride2 = 0;
+
+    // What index `i` of the first axis leaves.
+    FrameView operator[](int64_t i) const {
+        return {data + uintptr_t(i * stride0 * (dtype == DType::f32 ? 4 : 2)), dtype, stride1, stride2};
+    }
+};
+
 // Noise of a tensor of frames: given, or drawn from a counter, which is a Philox key and the counter words that do not
 // depend on the element (docs/agreements.md, agreement 2); neither is "no noise".
 struct NoiseSource {

@@ -90,6 +90,10 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init([](uintptr_t data, int dtype, int64_t stride_batch, int64_t stride_frame) {
             return FrameView{data, DType(dtype), stride_batch, stride_frame};
         }));
+    py::class_<TokenView>(m, "TokenView")
+        .def(py::init([](uintptr_t data, int dtype, int64_t stride0, int64_t stride1, int64_t stride2) {
+            return TokenView{data, DType(dtype), stride0, stride1, stride2};
+        }));
     py::class_<NoiseSource>(m, "NoiseSource")
         .def(py::init([](uint64_t seed, uint32_t step, uint32_t stream, uintptr_t sample_index) {
             return NoiseSource{seed, step, stream, sample_index, {}};

@@ -10,7 +10,7 @@ On CPUs the C++ kernels run. On GPUs torch's own operations do: ``torch.compile`
 been shown to beat it there (docs/kernels.md).
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from torch.autograd.function import once_differentiable
 
 from dydiff_kernels import native
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
-from dydiff_kernels.outputs import new_result
-from dydiff_kernels.registry import Op, Operands, register_op
+from dydiff_kernels.outputs import channels_contiguous, new_result
+from dydiff_kernels.registry import Op, Operands, Passes, register_op
 
 MAX_CHANNELS = 4096
 """ROW of csrc/rows.h: a token's channels fill at most a row."""
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, epsilon: float = 1e-6, backend: str = "auto") -> Tensor:
+def modulated_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, *, epsilon: float = 1e-6, frames_last: bool = False, backend: str = "auto"
+) -> Tensor:
     """y = norm(x)·(1 + scale) + shift, the norm being LayerNorm over D without parameters. Differentiable once.
 
     Args:
@@ -33,17 +35,22 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, epsilon: float = 
         shift: (B, S, 1, D) or (B, 1, 1, D): one row for the tokens of a frame, or of a sample.
         scale: like ``shift``.
         epsilon: added to the variance.
-        backend: ``auto | cpp | reference``.
+        frames_last: lay the frames of a token side by side, as attention over frames takes them: y keeps its shape, and
+            its memory is (B, N, S, D).
+        backend: ``auto | triton | cpp | reference``.
 
     Returns:
-        Like ``x``.
+        Like ``x``, of contiguous memory in one of the two orders.
 
     Raises:
         ValueError: shapes or devices that don't belong together, or a backend that can't run here.
     """
     for name, condition in (("shift", shift), ("scale", scale)):
         _check_condition("modulated_norm", name, condition, x)
-    return _select(_NORM, backend, x, shift, scale)(x, shift, scale, epsilon)
+    run = _select(_NORM, backend, x, shift, scale)
+    if isinstance(run, Passes):
+        return _ModulatedNormFunction.apply(x, shift, scale, epsilon, frames_last, run)
+    return run(x, shift, scale, epsilon, frames_last)
 
 
 def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "auto") -> Tensor:
@@ -52,8 +59,8 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
     Args:
         x: tokens (B, S, N, D).
         gate: (B, S, 1, D) or (B, 1, 1, D).
-        branch: like ``x``.
-        backend: ``auto | cpp | reference``.
+        branch: like ``x``, of any strides; its gradient is laid out as it is.
+        backend: ``auto | triton | cpp | reference``.
 
     Returns:
         Like ``x``.
@@ -67,7 +74,8 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
             f"gated_residual: branch has shape {tuple(branch.shape)}; expected {tuple(x.shape)}, that of x"
         )
     _check_device("gated_residual", "branch", branch, x)
-    return _select(_GATE, backend, x, gate, branch)(x, gate, branch)
+    run = _select(_GATE, backend, x, gate, branch)
+    return _GatedResidualFunction.apply(x, gate, branch, run) if isinstance(run, Passes) else run(x, gate, branch)
 
 
 def _check_condition(op: str, name: str, condition: Tensor, x: Tensor) -> None:
@@ -87,7 +95,7 @@ def _check_device(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {tensor.device}; expected {x.device}, where x is")
 
 
-def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Callable[..., Tensor]:
+def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Any:
     """What runs. Mixed dtypes, wide or no tokens, and code that is being compiled take the reference."""
     fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= MAX_CHANNELS
     if torch.compiler.is_compiling() or x.numel() == 0 or (backend == "auto" and not fits):
@@ -100,10 +108,53 @@ def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Callable[..., T
     return op.select(backend, (x, *others))
 
 
-def _in_groups(x: Tensor, condition: Tensor) -> Tensor:
-    """Tokens (B, S, N, D) as (G groups, tokens, D): those that share a row of the condition form a group."""
-    B, S, N, D = x.shape
-    return x.contiguous().view(B, S * N, D) if condition.shape[1] == 1 else x.contiguous().view(B * S, N, D)
+def num_groups(shape: torch.Size, condition: Tensor) -> int:
+    """G: tokens (B, S, N, D) that share a row of the condition form a group, numbered by sample, then by frame."""
+    return shape[0] * condition.shape[1]
+
+
+def new_tokens(like: Tensor, frames_last: bool | None = None) -> Tensor:
+    """Uninitialised memory of the shape (B, S, N, D) of ``like``, its order (B, N, S, D) where ``frames_last``.
+
+    None takes the order of ``like``, where its memory is in either.
+    """
+    B, S, N, D = like.shape
+    if frames_last is None:
+        frames_last = not like.is_contiguous() and like.transpose(1, 2).is_contiguous()
+    if frames_last:
+        return new_result((B, N, S, D), like.dtype, like.device).transpose(1, 2)
+    return new_result((B, S, N, D), like.dtype, like.device)
+
+
+class _ModulatedNormFunction(torch.autograd.Function):
+    """The kernels' modulated norm; backward keeps x and two numbers per token."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, epsilon: float, frames_last: bool, run: Passes):
+        out, statistics = run.forward(x, shift, scale, epsilon, frames_last)
+        ctx.save_for_backward(x, shift, scale, statistics)
+        ctx.run = run
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return *ctx.run.backward(grad, *ctx.saved_tensors), None, None, None
+
+
+class _GatedResidualFunction(torch.autograd.Function):
+    """The kernels' gated residual; the gradient of x is the upstream one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gate: Tensor, branch: Tensor, run: Passes):
+        ctx.save_for_backward(gate, branch)
+        ctx.run = run
+        return run.forward(x, gate, branch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad, *ctx.run.backward(grad, *ctx.saved_tensors), None
 
 
 def _rows(condition: Tensor) -> Tensor:
@@ -111,58 +162,51 @@ def _rows(condition: Tensor) -> Tensor:
     return condition.reshape(-1, 1, condition.shape[-1])
 
 
-class _ModulatedNormFunction(torch.autograd.Function):
-    """The kernel's modulated norm; backward keeps x and two numbers per token."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, epsilon: float):
-        tokens, out = _in_groups(x, shift), new_result(x.shape, x.dtype)
-        statistics = torch.empty(*tokens.shape[:2], 2)  # mean and inverse deviation of each token
-        reads = dict(x=tokens, shift=_rows(shift), scale=_rows(scale), epsilon=epsilon)
-        writes = dict(out=_in_groups(out, shift))
-        native.run("modulate", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
-        ctx.save_for_backward(x, shift, scale, statistics)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, shift, scale, statistics = ctx.saved_tensors
-        tokens, grad_x = _in_groups(x, shift), new_result(x.shape, x.dtype)
-        grad_shift, grad_scale = new_result(shift.shape, shift.dtype), new_result(scale.shape, scale.dtype)
-        reads = dict(x=tokens, scale=_rows(scale), grad_out=_in_groups(grad, shift))
-        writes = dict(grad_x=_in_groups(grad_x, shift), grad_shift=_rows(grad_shift), grad_scale=_rows(grad_scale))
-        native.run("modulate_backward", Operands(tokens, writes, dict(reads, statistics=statistics.data_ptr())))
-        return grad_x, grad_shift, grad_scale, None
+def _token_operands(x: Tensor, condition: Tensor) -> dict[str, object]:
+    """What says where the tokens of groups lie."""
+    B, S, N, D = x.shape
+    groups = num_groups(x.shape, condition)
+    return dict(shape=native.shape(groups, B * S * N // groups, D), num_frames=S, num_tokens=N)
 
 
-class _GatedResidualFunction(torch.autograd.Function):
-    """torch's own forward pass, which is one pass; the kernel's backward."""
+def _norm_forward(x: Tensor, shift: Tensor, scale: Tensor, epsilon: float, frames_last: bool) -> tuple[Tensor, Tensor]:
+    x, out = channels_contiguous(x), new_tokens(x, frames_last)
+    statistics = torch.empty(x.shape[:3].numel(), 2)  # mean and inverse deviation of each token
+    reads = dict(x=native.token_view(x), shift=_rows(shift), scale=_rows(scale), epsilon=epsilon)
+    writes = dict(out=native.token_view(out), statistics=statistics.data_ptr())
+    native.run("modulate", Operands(x, writes, {**_token_operands(x, shift), **reads}))
+    return out, statistics
 
-    @staticmethod
-    def forward(ctx, x: Tensor, gate: Tensor, branch: Tensor):
-        ctx.save_for_backward(gate, branch)
-        return gated_residual_reference(x, gate, branch)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        gate, branch = ctx.saved_tensors
-        grad_gate, grad_branch = new_result(gate.shape, gate.dtype), new_result(branch.shape, branch.dtype)
-        tokens = _in_groups(branch, gate)
-        reads = dict(branch=tokens, gate=_rows(gate), grad_out=_in_groups(grad, gate))
-        writes = dict(grad_branch=_in_groups(grad_branch, gate), grad_gate=_rows(grad_gate))
-        native.run("gate_backward", Operands(tokens, writes, reads))
-        return grad, grad_gate, grad_branch
+def _norm_backward(grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor) -> tuple[Tensor, ...]:
+    x, grad, grad_x = channels_contiguous(x), channels_contiguous(grad), new_tokens(x)
+    grad_shift, grad_scale = new_result(shift.shape, shift.dtype), new_result(scale.shape, scale.dtype)
+    reads = dict(x=native.token_view(x), scale=_rows(scale), grad_out=native.token_view(grad))
+    writes = dict(grad_x=native.token_view(grad_x), grad_shift=_rows(grad_shift), grad_scale=_rows(grad_scale))
+    reads = dict(reads, statistics=statistics.data_ptr())
+    native.run("modulate_backward", Operands(x, writes, {**_token_operands(x, shift), **reads}))
+    return grad_x, grad_shift, grad_scale
+
+
+def _gate_backward(grad: Tensor, gate: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    grad, branch = channels_contiguous(grad), channels_contiguous(branch)
+    grad_gate, grad_branch = new_result(gate.shape, gate.dtype), new_tokens(branch)
+    reads = dict(branch=native.token_view(branch), gate=_rows(gate), grad_out=native.token_view(grad))
+    writes = dict(grad_branch=native.token_view(grad_branch), grad_gate=_rows(grad_gate))
+    native.run("gate_backward", Operands(branch, writes, {**_token_operands(branch, gate), **reads}))
+    return grad_gate, grad_branch
 
 
 _NORM = register_op(
     "modulated_norm",
     reference=modulated_norm_reference,
-    cpp=_ModulatedNormFunction.apply,
+    cpp=Passes(_norm_forward, _norm_backward),
     differentiable=True,
     benchmarks="dydiff_kernels.modulation.benchmark:BENCHMARKS",
 )
 _GATE = register_op(
-    "gated_residual", reference=gated_residual_reference, cpp=_GatedResidualFunction.apply, differentiable=True
+    "gated_residual",
+    reference=gated_residual_reference,
+    cpp=Passes(gated_residual_reference, _gate_backward),  # torch's own forward pass is one pass
+    differentiable=True,
 )

@@ -8,18 +8,24 @@
 
 namespace dydiff {
 
-// A shape is (groups, tokens, channels), channels at most a row; shift, scale, gate and their gradients are one row per group.
+// A shape is (groups, tokens, channels), channels at most a row; shift, scale, gate and their gradients are one row per
+// group. Tokens are numbered through all groups in the order (batch, frame, token of the frame), whatever their strides.
 struct ModulationArgs {
     Shape shape;
+    int64_t num_frames = 1, num_tokens = 1;  // frames of a sample, tokens of a frame
     float epsilon = 0.0f;
-    FrameView x, shift, scale;
-    uintptr_t statistics = 0;  // float*, (groups·tokens, 2): mean and 1/σ; written forward, read backward
-    FrameView out;             // forward
-    FrameView grad_out, grad_x, grad_shift, grad_scale;  // backward
+    TokenView x;
+    FrameView shift, scale;
+    uintptr_t statistics = 0;  // float*, (tokens, 2): mean and 1/σ; written forward, read backward
+    TokenView out;             // forward
+    TokenView grad_out, grad_x;  // backward
+    FrameView grad_shift, grad_scale;
 
     template <class Visit>
     static void members(Visit visit) {
         visit("shape", &ModulationArgs::shape);
+        visit("num_frames", &ModulationArgs::num_frames);
+        visit("num_tokens", &ModulationArgs::num_tokens);
         visit("epsilon", &ModulationArgs::epsilon);
         visit("x", &ModulationArgs::x);
         visit("shift", &ModulationArgs::shift);
@@ -36,11 +42,15 @@ struct ModulationArgs {
 // Gradient of x + gate·branch with respect to gate and branch.
 struct GateArgs {
     Shape shape;
-    FrameView branch, gate, grad_out, grad_branch, grad_gate;
+    int64_t num_frames = 1, num_tokens = 1;
+    FrameView gate, grad_gate;
+    TokenView branch, grad_out, grad_branch;
 
     template <class Visit>
     static void members(Visit visit) {
         visit("shape", &GateArgs::shape);
+        visit("num_frames", &GateArgs::num_frames);
+        visit("num_tokens", &GateArgs::num_tokens);
         visit("branch", &GateArgs::branch);
         visit("gate", &GateArgs::gate);
         visit("grad_out", &GateArgs::grad_out);
@@ -69,6 +79,24 @@ void for_each_stretch(const Shape& shape, int threads, const Body& body) {
     }
 }
 
+// Where a token lies, by its number.
+struct TokenPlace {
+    int64_t batch, frame, token;
+    template <class Args>
+    TokenPlace(const Args& args, int64_t number)
+        : batch(number / (args.num_frames * args.num_tokens)),
+          frame(number / args.num_tokens % args.num_frames),
+          token(number % args.num_tokens) {}
+};
+
+inline const float* load_token(const TokenView& x, const TokenPlace& at, int64_t n, Row& scratch) {
+    return load_row(x[at.batch], at.frame, at.token, 0, n, scratch);
+}
+
+inline void store_token(const TokenView& x, const TokenPlace& at, int64_t n, const float* row) {
+    store_row(x[at.batch], at.frame, at.token, 0, n, row, false);
+}
+
 struct Moments {
     float mean, inverse_deviation;
 };
@@ -91,13 +119,14 @@ void modulate(const ModulationArgs& args, int threads) {
         const float* shift = load_row(args.shift, g, 0, 0, n, shift_buffer);
         const float* scale = load_row(args.scale, g, 0, 0, n, scale_buffer);
         for (int64_t token = first; token < end; ++token) {
-            const float* x = load_row(args.x, g, token, 0, n, x_buffer);
+            const TokenPlace at(args, g * args.shape.frames + token);
+            const float* x = load_token(args.x, at, n, x_buffer);
             const Moments m = moments(x, n, args.epsilon);
             statistics[g * args.shape.frames + token] = m;
 #pragma omp simd
             for (int64_t i = 0; i < n; ++i)
                 y.v[i] = (x[i] - m.mean) * m.inverse_deviation * (1.0f + scale[i]) + shift[i];
-            store_row(args.out, g, token, 0, n, y.v, false);
+            store_token(args.out, at, n, y.v);
         }
     });
 }
@@ -147,11 +176,12 @@ void modulate_backward(const ModulationArgs& args, int threads) {
         Row scale_buffer, x_buffer, dy_buffer, dx;
         const float* scale = load_row(args.scale, g, 0, 0, n, scale_buffer);
         for (int64_t token = first; token < end; ++token) {
-            const float* x = load_row(args.x, g, token, 0, n, x_buffer);
-            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_buffer);
+            const TokenPlace at(args, g * args.shape.frames + token);
+            const float* x = load_token(args.x, at, n, x_buffer);
+            const float* dy = load_token(args.grad_out, at, n, dy_buffer);
             modulate_backward_row(x, dy, scale, statistics[g * args.shape.frames + token], dx.v,
                                   shift_sums.data() + stretch * n, scale_sums.data() + stretch * n, n);
-            store_row(args.grad_x, g, token, 0, n, dx.v, false);
+            store_token(args.grad_x, at, n, dx.v);
         }
     });
     add_stretches(args.shape, shift_sums, args.grad_shift);
@@ -166,14 +196,15 @@ void gate_backward(const GateArgs& args, int threads) {
         const float* gate = load_row(args.gate, g, 0, 0, n, gate_buffer);
         float* sum = sums.data() + stretch * n;
         for (int64_t token = first; token < end; ++token) {
-            const float* branch = load_row(args.branch, g, token, 0, n, branch_buffer);
-            const float* dy = load_row(args.grad_out, g, token, 0, n, dy_buffer);
+            const TokenPlace at(args, g * args.shape.frames + token);
+            const float* branch = load_token(args.branch, at, n, branch_buffer);
+            const float* dy = load_token(args.grad_out, at, n, dy_buffer);
 #pragma omp simd
             for (int64_t i = 0; i < n; ++i) {
                 sum[i] += dy[i] * branch[i];
                 grad.v[i] = dy[i] * gate[i];
             }
-            store_row(args.grad_branch, g, token, 0, n, grad.v, false);
+            store_token(args.grad_branch, at, n, grad.v);
         }
     });
     add_stretches(args.shape, sums, args.grad_gate);

@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 
 
-def modulated_norm_reference(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, epsilon: float) -> torch.Tensor:
+def modulated_norm_reference(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, epsilon: float, frames_last: bool
+) -> torch.Tensor:
     """norm(x)·(1 + scale) + shift, norm without parameters of its own over the last axis."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=epsilon), 1 + scale)
+    out = torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=epsilon), 1 + scale)
+    return out.transpose(1, 2).contiguous().transpose(1, 2) if frames_last else out
 
 
 def gated_residual_reference(x: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:

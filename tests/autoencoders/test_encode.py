@@ -237,10 +237,24 @@ def test_the_autoencoder_lies_beside_its_latents_and_is_not_replaced(frames_fold
         place_autoencoder(str(tmp_path / "other"), shards, tmp_path / "latents", 0, CPU)
 
 
+def _save_as_diffusers_does(folder, **options):
+    small_autoencoder(folder / "ours", **options)
+    load_autoencoder(folder / "ours").network.save_pretrained(folder)
+
+
+def test_one_of_ours_that_lost_its_description_is_not_adopted(frames_folder, tmp_path):
+    """Its units, edges and identity stood there: taken for a foreign one it would get others."""
+    small_autoencoder(tmp_path / "ours", periodic=True)
+    (tmp_path / "ours" / "autoencoder.json").unlink()
+    shards = open_splits(str(frames_folder))["train"]
+    with pytest.raises(FileNotFoundError, match=r"ours lacks autoencoder.json, which its weights were written with"):
+        place_autoencoder(str(tmp_path / "ours"), shards, tmp_path / "latents", 0, CPU)
+    assert not (tmp_path / "latents").exists()
+
+
 def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, tmp_path):
     """One that was not trained here has no autoencoder.json; its latents then have mean 0 and variance 1."""
-    small_autoencoder(tmp_path / "theirs", seed=3)
-    (tmp_path / "theirs" / "autoencoder.json").unlink()
+    _save_as_diffusers_does(tmp_path / "theirs", seed=3)
     shards = open_splits(str(frames_folder))["train"]
     for _ in range(2):  # the second time it is there
         folder = place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU)
@@ -257,8 +271,7 @@ def test_an_adopted_autoencoder_gets_units_from_the_data(frames_folder, encode, 
 
 def test_images_are_adopted_in_the_units_of_published_autoencoders(tmp_path):
     convert(FrameSource(FrameSourceConfig(shape=(6, 3, 16, 16), dtype="uint8")), tmp_path / "frames")
-    small_autoencoder(tmp_path / "theirs", num_channels=3)
-    (tmp_path / "theirs" / "autoencoder.json").unlink()
+    _save_as_diffusers_does(tmp_path / "theirs", num_channels=3)
     shards = open_splits(str(tmp_path / "frames"))["train"]
     adopted = load_autoencoder(place_autoencoder(str(tmp_path / "theirs"), shards, tmp_path / "latents", 0, CPU))
     assert (

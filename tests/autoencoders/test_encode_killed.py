@@ -22,7 +22,7 @@ def run(*command):
     return subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_twenty_kills_leave_identical_output(tmp_path):
     convert(FrameSource(FrameSourceConfig(train=(4,) * 8, test=(3, 3))), tmp_path / "frames")

@@ -5,47 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from damage import DAMAGES
 from numbered_source import numbered_sample
 
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 from dydiff_dist.data.shard_writer import index_path
 
 NUM_TRIALS = 600
-
-
-def overwrite(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data))
-    noise = rng.randbytes(rng.choice([1, 1, 16, 512, 3000]))
-    return data[:start] + noise[: len(data) - start] + data[start + len(noise) :]
-
-
-def truncate(data: bytes, rng: random.Random) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def drop_middle(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data))
-    return data[:start] + data[start + rng.choice([1, 512, 2000]) :]
-
-
-def insert(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data))
-    return data[:start] + rng.randbytes(rng.choice([1, 512])) + data[start:]
-
-
-def zero_blocks(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data)) // 512 * 512
-    return data[:start] + bytes(512) + data[start + 512 :]
-
-
-def swap_blocks(data: bytes, rng: random.Random) -> bytes:
-    blocks = [data[start : start + 512] for start in range(0, len(data), 512)]
-    first, second = rng.randrange(len(blocks)), rng.randrange(len(blocks))
-    blocks[first], blocks[second] = blocks[second], blocks[first]
-    return b"".join(blocks)
-
-
-DAMAGES = [overwrite, truncate, drop_middle, insert, zero_blocks, swap_blocks]
 
 
 @pytest.fixture

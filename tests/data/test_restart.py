@@ -37,7 +37,7 @@ def kill_after(process, folder, num_records, whole_group):
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

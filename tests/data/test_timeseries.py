@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
 
+from dydiff_dist.data.augment import SampleTransform
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.inspection import save_pictures
@@ -133,8 +135,8 @@ def test_json_lines_with_rolling_test_series(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("1,2\n3,x\n", {"horizon": 1}, "is not comma-separated numbers"),
-        ("1,2\n3,4\n", {"horizon": 1}, "has 2 times, too few for 1 test and 2 validation windows"),
+        ("1,2\n3,x\n", {"horizon": 1}, "line 2, column 2: 'x' is no number"),
+        ("1.0,2\n3,4\n", {"horizon": 1}, "has 2 times, too few for 1 test and 2 validation windows"),
         ("1,2\n3,4\n", {}, "neither --protocol nor --horizon is given"),
     ],
 )
@@ -143,3 +145,90 @@ def test_user_errors_are_one_line(tmp_path, text, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         TimeseriesSource(TimeseriesSourceConfig(train_file=str(tmp_path / "series.txt"), **options)).plan()
     assert "\n" not in str(caught.value)
+
+
+def plan_and_summary(path, **options):
+    source = TimeseriesSource(TimeseriesSourceConfig(train_file=str(path), **{"horizon": 2, "context": 3, **options}))
+    return source, source.summary(source.plan())
+
+
+def late_series(tmp_path):
+    """Three loads of which the second begins after 60 of 120 times."""
+    values = (100 + np.arange(120) % 7)[:, None] * [1.0, 50.0, 2.0]
+    values[:60, 1] = 0
+    np.savetxt(tmp_path / "loads.txt", values, "%.2f", ",")
+    return values
+
+
+def test_a_context_of_zeros_is_scaled_by_the_training_mean_everywhere(tmp_path):
+    """GluonTS's rule for a series that begins late; in statistics, in batches and in forecasts alike."""
+    values = late_series(tmp_path)
+    source, lines = plan_and_summary(tmp_path / "loads.txt")
+    assert any(line.startswith("variate_1: the context of 58 windows is zero throughout") for line in lines)
+    convert(source, tmp_path / "out")
+    shards = ShardSet.open(tmp_path / "out" / "train")
+    empty_scale = shards.schema.empty_history_scale
+    np.testing.assert_allclose(empty_scale, values[:114].mean(0), rtol=1e-12)
+    assert shards.manifest.statistics.max[1] < 4  # one value of three: its own thrice; not 5000, the value itself
+    frames = shards.read(shards.address(58)).frames
+    assert not frames[:2, 1].any() and frames[2:, 1].all()  # its context has one value
+    first = shards.read(shards.address(57)).frames.copy()  # its context has none
+    config = DataConfig(train="-", num_history_frames=3, num_future_frames=2, num_workers=0)
+    transform = SampleTransform(config, shards.schema, (0.0,) * 3, (1.0,) * 3)
+    read = np.empty((5, 3, 1, 1), np.float32)
+    transform.write_frames(first, None, read)
+    expected = first[3:, 1, 0, 0] / values[:114, 1].mean()
+    np.testing.assert_allclose(read[3:, 1, 0, 0], expected, rtol=1e-6)
+    space = PlainFrames((0.0,) * 3, (1.0,) * 3, "history_mean", empty_history_scale=empty_scale)
+    history, future = torch.from_numpy(first[None, :3]), torch.from_numpy(first[None, 3:])
+    encoded = space.encode(history, future)
+    np.testing.assert_array_equal(encoded[0].numpy(), read)
+    decoded = space.decode(encoded[:, None, 3:], history, encoded[:, :3])
+    torch.testing.assert_close(decoded[:, 0], future, rtol=1e-6, atol=0)
+
+
+def test_a_series_close_to_zero_is_named_with_what_it_reaches(tmp_path):
+    values = np.ones((60, 2))
+    values[20:24, 1] = 1e-3
+    np.savetxt(tmp_path / "near_zero.csv", values, delimiter=",", header="load,current", comments="")
+    _, lines = plan_and_summary(tmp_path / "near_zero.csv")
+    assert [line for line in lines if "warning" in line] == [
+        "warning: current is close to zero in some contexts; scaled by their mean absolute value it reaches 1,000 "
+        "(window from line 22): consider --scaling none"
+    ]
+    assert not any("warning" in line for line in plan_and_summary(tmp_path / "near_zero.csv", scaling="none")[1])
+
+
+def test_windows_that_hold_a_missing_value_are_rejected_together_by_its_place(tmp_path):
+    values = [[f"{t}.5", f"{t}.25"] for t in range(40)]
+    values[11][1] = ""
+    (tmp_path / "gap.csv").write_text("a,b\n" + "\n".join(map(",".join, values)))
+    source, lines = plan_and_summary(tmp_path / "gap.csv")
+    assert "1 value is missing, the first at line 13: no value of b (variate 2)" in lines
+    report = convert(source, tmp_path / "out")
+    assert [(item.name, item.reason) for item in report.bad_items] == [
+        ("5 windows at times 7 to 11", "line 13: no value of b (variate 2)")
+    ]
+
+
+def dated(days, header="date,load"):
+    """A table with a row per day, numbered from 2020-01-01."""
+    first = datetime(2020, 1, 1)
+    return header + "\n" + "".join(f"{first + timedelta(day):%Y-%m-%d},{day}.5\n" for day in days)
+
+
+def test_no_window_crosses_a_gap_in_time(tmp_path):
+    (tmp_path / "days.csv").write_text(dated([*range(20), *range(25, 45)]))
+    source, lines = plan_and_summary(tmp_path / "days.csv")
+    assert "1 gaps in time, the first before line 22 (6 days after the row before it, elsewhere 1 days)" in lines[1]
+    report = convert(source, tmp_path / "out")
+    assert report.left_out == {"a window would cross the gap in time before line 22": 4}
+    for window in windows(tmp_path / "out" / "train"):
+        assert np.array_equal(np.diff(window[:, 0]), np.ones(4))
+
+
+def test_trading_days_are_equal_steps_and_said_to_be(tmp_path):
+    (tmp_path / "days.csv").write_text(dated([day for day in range(60) if day % 7 < 5]))
+    source, lines = plan_and_summary(tmp_path / "days.csv")
+    assert "rows are unevenly spaced (1 days, 3 days, ...) and are taken as equal steps, as of trading days" in lines
+    assert not convert(source, tmp_path / "out").left_out

@@ -19,6 +19,13 @@ ROWS: dict[str, dict] = {
 }
 """Options of `build_process` for every shipped process, mixed in every way."""
 
+
+def reads(row: str, option: str) -> bool:
+    """Whether a process follows from an option of the path of signal and noise; one that doesn't is refused."""
+    of_edm, straight = row.startswith("edm"), row.startswith("flow_matching")
+    return of_edm if option.startswith("sigma_m") else not (of_edm or straight)
+
+
 PREDICTIONS = ("eps", "v", "x0", "velocity", "edm")
 
 
@@ -44,7 +51,7 @@ def operators(process: DiffusionProcess, timestep: int, num_frames: int) -> tupl
     table = process.table
     levels = torch.stack((table.frame_gamma[timestep], table.noise_gamma[timestep]))
     frames, noise = mixing_matrix(levels, num_frames)
-    return frames, noise
+    return frames, noise if table.noise_operator is None else table.noise_operator
 
 
 def level(process: DiffusionProcess, timestep: int) -> Level:
@@ -105,5 +112,9 @@ def error_gain(process: DiffusionProcess, *timesteps: int) -> float:
 
 
 def process_of(row: str, prediction: str | None = None, **options) -> DiffusionProcess:
-    """The process of a row of ``ROWS``."""
+    """The process of a row of ``ROWS``; options of the path of signal and noise where its own reads them."""
+    path = ("beta_schedule", "zero_terminal_snr", "snr_factor", "sigma_min", "sigma_max")
+    options = {name: value for name, value in options.items() if name not in path or reads(row, name)}
+    if not row.startswith("edm") and prediction in ("eps", "v", "x0", "velocity"):
+        options.pop("sigma_data", None)
     return build_process(**{**ROWS[row], "prediction": prediction, **options})

@@ -93,6 +93,35 @@ def test_mistakes_are_one_line(text, words):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "processes"),
+    [
+        ("beta_schedule", "linear", ("flow_matching", "edm")),
+        ("zero_terminal_snr", True, ("flow_matching", "edm")),
+        ("snr_factor", 4.0, ("flow_matching", "edm")),
+        ("sigma_min", 0.01, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+        ("sigma_max", 20.0, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+        ("sigma_data", 0.5, ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching")),
+    ],
+)
+def test_a_field_without_effect_is_refused_and_one_with_effect_has_it(name, value, processes):
+    def columns(**fields):
+        table = build_process(prediction="v", **fields).table
+        return torch.stack([table.signal, table.noise, table.input_std if table.input_std is not None else table.noise])
+
+    for process in ("dydiff", "dydiff_independent", "standard", "correlated_noise", "flow_matching", "edm"):
+        if process in processes:
+            with pytest.raises(ValueError, match=f"^{name} is .*process '{process}' .* leave it out"):
+                build_process(process=process, prediction="v", **{name: value})
+        else:
+            assert not torch.equal(columns(process=process), columns(process=process, **{name: value}))
+
+
+def test_sigma_data_of_edms_prediction_has_an_effect_with_any_process():
+    targets = [build_process(process="standard", prediction="edm", sigma_data=s).table.target_noise for s in (0.5, 1)]
+    assert not torch.equal(*targets)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"gamma_ration": 0.5}, "unknown key 'gamma_ration'; did you mean 'gamma_ratio'"),
@@ -117,6 +146,8 @@ def test_mistakes_are_one_line(text, words):
         ({"normalize_input": True}, "needs frame_autocovariance"),
         ({"normalize_input": True, "frame_autocovariance": [[1.0, 0.5]]}, r"shape \(1, 2\)"),
         ({"normalize_input": True, "process": "edm"}, "scales its input already"),
+        ({"timestep_density": (0.0, 0.0)}, "timestep_density is .0.0, 0.0.; give a mean and a deviation above 0"),
+        ({"timestep_density": (float("nan"), 1.0)}, "timestep_density is .nan, 1.0.; give a mean"),
         ({"min_snr": 0.0}, "min_snr is 0.0: input should be greater than 0"),
         ({"snr_factor": 0.0}, "snr_factor is 0.0: input should be greater than 0"),
         ({"dependent_noise": None}, "dependent_noise is None"),

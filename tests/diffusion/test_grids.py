@@ -27,8 +27,8 @@ def test_uniform_grid_is_the_authors(num_steps, first):
 )
 def test_grids_are_distinct_descending_timesteps(num_timesteps, data, spacing, process, zero_terminal_snr):
     num_steps = data.draw(st.integers(1, num_timesteps))
-    options = {"process": process, "prediction": "v", "zero_terminal_snr": zero_terminal_snr}
-    table = build_process(num_timesteps=num_timesteps, **options).table
+    path = {"zero_terminal_snr": zero_terminal_snr} if process == "dydiff" else {}
+    table = build_process(num_timesteps=num_timesteps, process=process, prediction="v", **path).table
     grid = timestep_grid(table, num_steps, spacing)
     assert all(a > b for a, b in pairwise(grid))
     assert num_timesteps > grid[0] >= grid[-1] >= 0

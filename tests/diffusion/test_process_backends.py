@@ -203,7 +203,6 @@ def test_backend_by_name_that_cannot_run_says_so():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("row", "prediction"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gpu_gives_what_the_cpu_gives(dtype, row, prediction):

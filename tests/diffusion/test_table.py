@@ -156,3 +156,31 @@ def test_the_tests_go_through_all_that_is_shipped():
 def test_a_process_is_shown_in_a_line():
     shown = repr(build_process(prediction="v", min_snr=5.0))
     assert "ProcessTable(1000 timesteps)" in shown and "tensor" not in shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "mean", "deviation"),
+    [
+        ({"process": "edm"}, -1.2, 1.2),
+        ({"process": "edm", "timestep_density": (0.5, 0.7)}, 0.5, 0.7),
+        ({"process": "flow_matching", "timestep_density": (0, 1)}, 0, 1),
+        ({"process": "standard", "timestep_density": (-1.0, 0.5)}, -1.0, 0.5),
+    ],
+)
+def test_timesteps_are_drawn_so_that_the_log_of_the_noise_is_normal(fields, mean, deviation):
+    table = build_process(num_timesteps=20_000, **fields).table
+    assert table.timestep_shares.sum().item() == pytest.approx(1, rel=1e-12)
+    drawn = table.timesteps_at((torch.arange(100_000) + 0.5) / 100_000)
+    level = -table.log_snr[drawn]
+    expected = mean + deviation * torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    middle = slice(2000, -2000)  # beyond them the timesteps end
+    torch.testing.assert_close(level[middle], expected[middle], rtol=0, atol=0.02)
+
+
+def test_timesteps_are_drawn_alike_unless_said():
+    quantiles = torch.tensor([0.0, 0.1, 0.25, 0.999999999])
+    for fields in ({}, {"process": "edm", "timestep_density": "uniform"}):
+        assert build_process(num_timesteps=8, **fields).table.timesteps_at(quantiles).tolist() == [0, 0, 2, 7]
+    shares = torch.tensor([0.0, 0.5, 0.0, 0.5], dtype=torch.float64)
+    table = replace(build_process(num_timesteps=4).table, timestep_shares=shares)
+    assert table.timesteps_at(torch.tensor([0.0, 0.49, 0.5, 0.9999999])).tolist() == [1, 1, 3, 3]

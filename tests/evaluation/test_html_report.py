@@ -20,6 +20,7 @@ from dydiff_dist.evaluation.rain import RainProtocol, rain_suite
 from dydiff_dist.evaluation.score_files import ScoredRun, write_scores
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import ensemble_suite
+from dydiff_dist.files import seal
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -52,7 +53,7 @@ def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
     text = page.read_text()
     assert not re.search(r'(src|href)\s*=\s*["\'](https?:)?//|url\(|@import|fetch\(', text)
     payload = _payload(page)
-    assert payload["runs"][0]["summary"] == json.loads((tmp_path / "scores.json").read_text())
+    assert seal(payload["runs"][0]["summary"]) == json.loads((tmp_path / "scores.json").read_text())
     assert [case["key"] for case in payload["cases"]] == [f"event <{number}> & more" for number in range(3)]
     assert [row["label"] for row in payload["cases"][0]["rows"]] == ["truth", "ensemble mean", "member 1", "member 2"]
     assert set(payload["groups"]) == {"Ensemble", "Calibration", "Fields", "Rain"}
@@ -63,7 +64,7 @@ def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
 
 def test_strips_hold_the_frames_from_left_to_right(tmp_path) -> None:
     _scored(tmp_path)
-    record = json.loads((tmp_path / "cases" / "strips.json").read_text())[0]
+    record = json.loads((tmp_path / "cases" / "strips.json").read_text())["cases"][0]
     assert (record["num_given"], record["num_frames"], record["width"], record["height"]) == (4, 9, 20, 24)
     with Image.open(tmp_path / "cases" / record["rows"][0]["file"]) as strip:
         pixels = np.asarray(strip)
@@ -102,7 +103,7 @@ def test_cases_that_were_not_scored_are_told_before_anything_else(tmp_path) -> N
     run = _scored(tmp_path / "a")
     scores = json.loads((tmp_path / "a" / "scores.json").read_text())
     scores["errors"] = {"7": "case 7: no such file"}
-    (tmp_path / "a" / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "a" / "scores.json").write_text(json.dumps(seal(scores)))
     payload = _payload(write_report([run], tmp_path / "r.html"))
     assert payload["warnings"] == [
         "run 0: 1 cases could not be scored and are in no number; the first: case 7: no such file"

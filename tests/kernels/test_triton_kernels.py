@@ -23,7 +23,7 @@ from dydiff_kernels.gpu import AotCase
 
 ROOT = Path(__file__).parents[2]
 OP_TESTS = [f"test_{op}.py" for op in ("noise", "frame_mix", "add_noise", "denoising_loss", "reverse_step")]
-OP_TESTS += ["test_training_curve.py", "test_op_registry.py"]
+OP_TESTS += ["test_training_curve.py", "test_op_registry.py", "test_launch_counter.py"]
 with open(ROOT / "docs" / "kernel_resources.csv", newline="") as file:
     TABLE = {(row["kernel"], row["storage"], row["arch"]): row for row in csv.DictReader(file)}
 

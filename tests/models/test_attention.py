@@ -13,10 +13,10 @@ from dydiff_dist.models.attention import (
     reference_attention,
     resolve_attention,
     rotary_angles,
-    rotate,
     sdpa_attention,
     xformers_attention,
 )
+from dydiff_kernels.attention_inputs.reference import rotate
 
 
 def random_qkv(dtype=torch.float64, tokens=7):
@@ -104,7 +104,7 @@ def test_auto_chooses_and_says_so_once(monkeypatch, caplog):
 def test_rotation_depends_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(2, 1, 1, 6, 8)
     angles = rotary_angles(torch.arange(6)[:, None], 8)
-    scores = rotate(q, angles) @ rotate(k, angles).transpose(-1, -2)
+    scores = rotate(q, *angles) @ rotate(k, *angles).transpose(-1, -2)
     # float32 angles
     torch.testing.assert_close(scores[..., 1:, 1:], scores[..., :-1, :-1], atol=1e-5, rtol=0)
 

@@ -22,6 +22,7 @@ OPTIONS = [
     {"patch_size": 1, "action_channels": False},
     {"patch_size": 1, "qk_norm": "rms"},
     {"patch_size": 1, "qk_norm": "none"},
+    {"patch_size": 1, "patch_skip": True, "skip_differences": 1},
 ]
 
 
@@ -34,7 +35,7 @@ def counted(config: DenoiserConfig, sizes: InputSizes, batch: int = 2) -> tuple[
         actions = torch.empty(batch, sizes.num_frames, num_actions) if num_actions else None
         counter = FlopCounterMode(display=False)
         with counter:
-            network(z, torch.zeros(batch, dtype=torch.int64), history=z[:, :1], actions=actions)
+            network(z, torch.zeros(batch, dtype=torch.int64), history=z[:, : sizes.num_history_frames], actions=actions)
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops() / batch
 
 

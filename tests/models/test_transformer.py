@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from built_networks import build_network
+from built_networks import build_network, sizes_of
 from pydantic import ValidationError
 
-from dydiff_dist.models import ExecutionConfig, VideoTransformerConfig, assemble_input, drop_history
+from dydiff_dist.models import ExecutionConfig, InputSizes, VideoTransformerConfig, assemble_input, drop_history
 
 
 def small_config(**changes) -> VideoTransformerConfig:
@@ -207,6 +207,27 @@ def test_skip_scales_patches_of_noise_and_last_history():
         network.skip_scale.bias.copy_(torch.tensor([2.0, 2, 2, 3, 3, 3]))
     z, t, history, _ = inputs()
     torch.testing.assert_close(network(z, t, history=history), 2 * z + 3 * history[:, -1:], atol=1e-6, rtol=0)
+
+
+def test_skip_differences_continue_the_history():
+    """With factors 1 a linear and a quadratic course go on for one frame, in every pixel."""
+    network = VideoTransformerConfig(width=16, depth=1, num_heads=2, patch_size=2, patch_skip=True, skip_differences=2)
+    sizes = InputSizes(num_frames=5, num_history_frames=3, num_channels=1, height=4, width=4)
+    network.check(sizes, ExecutionConfig(), "cpu", torch.float32)
+    network = network.build(sizes)
+    with torch.no_grad():
+        network.skip_scale.bias.copy_(torch.tensor([0.0, 1, 1, 1]))
+    course = torch.rand(2, 1, 1, 4, 4) * torch.arange(4.0)[None, :, None, None, None] ** 2 + torch.rand(2, 1, 1, 4, 4)
+    out = network(torch.randn(2, 5, 1, 4, 4), torch.tensor([3, 900]), history=course[:, :3])
+    torch.testing.assert_close(out, course[:, 3:].expand_as(out), atol=1e-5, rtol=0)
+
+
+def test_skip_differences_that_can_not_be_are_refused():
+    with pytest.raises(ValidationError, match="skip_differences is 1, and patch_skip is off"):
+        small_config(skip_differences=1)
+    config = small_config(patch_skip=True, skip_differences=2)
+    with pytest.raises(ValueError, match="skip_differences is 2; 2 history frames have 1 differences, give at most"):
+        config.check(sizes_of(3), ExecutionConfig(), "cpu", torch.float32)
 
 
 def test_input_channels_follow_the_authors_layout():

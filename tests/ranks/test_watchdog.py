@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dydiff_dist.ranks.config import FaultsConfig
-from dydiff_dist.ranks.watchdog import Activity, Watchdog, is_exchange_failure
+from dydiff_dist.ranks.watchdog import Activity, PeerLostError, Watchdog, is_exchange_failure
 from dydiff_dist.ranks.world import World
 
 FAULTS = FaultsConfig(heartbeat_sec=0.05, slow_after_sec=0.3, dead_after_sec=0.5, exchange_timeout_sec=1.0)
@@ -100,9 +100,79 @@ def test_a_failed_exchange_is_explained_by_the_rank_behind_it(ranks):
     assert is_exchange_failure(error) and not is_exchange_failure(RuntimeError("shapes don't match"))
     second.activity.enter("in the forward pass")
     second._publish()
+    first.__enter__()
     explained = str(first.explain(error))
+    first.__exit__(PeerLostError, PeerLostError(explained), None)
     assert explained.startswith("rank 1 (") and "it was last in the forward pass" in explained
     assert second._find_lost({0: first._read([0])[0]}, 0.1) is None, "a rank that lost a peer is not to blame"
+
+
+class Silent:
+    """A store behind a network that swallows packets: a request to it never returns."""
+
+    def __getattr__(self, name):
+        return lambda *_: time.sleep(600)
+
+
+def silence(watchdog, monkeypatch):
+    """Cuts a watchdog off from the store; returns what it left with, once it has."""
+    left = []
+    monkeypatch.setattr(watchdog, "_leave", lambda line: (left.append(line), watchdog._stopping.set()))
+    watchdog._store = Silent()
+    return left
+
+
+def test_a_store_that_does_not_answer_ends_the_rank_in_time(ranks, monkeypatch):
+    _, second, _ = ranks
+    left = silence(second, monkeypatch)
+    start = time.monotonic()
+    second.__enter__()
+    while not left and time.monotonic() - start < 20:
+        time.sleep(0.01)
+    assert left[0].startswith("rank 1 (") and "has had no answer from the ranks' rendezvous at 127.0.0.1:" in left[0]
+    assert "rank 0's machine, or the network to it, is gone" in left[0]
+    start = time.monotonic()
+    second.__exit__(None, None, None)
+    assert time.monotonic() - start < 5, "leaving waited for the request"
+
+
+def test_a_failed_exchange_is_explained_though_the_store_does_not_answer(ranks, monkeypatch):
+    _, second, _ = ranks
+    silence(second, monkeypatch)
+    second.__enter__()
+    start = time.monotonic()
+    with pytest.raises(PeerLostError, match=r"reset by peer.*; rank 1 \(.* has had no answer"), second.explaining():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection reset by peer")
+    assert time.monotonic() - start < 5
+    second.__exit__(None, None, None)
+
+
+def test_a_lost_rank_is_not_said_to_be_at_what_all_have_done_since(ranks):
+    first, second, _ = ranks
+    second.activity.enter("building the networks")
+    second._publish()
+    first.activity.step = 12
+    lost = beat_until([first], first, 5)
+    assert lost.startswith("rank 1 (") and lost.endswith("; it was lost after step 12")
+
+
+def test_a_store_that_goes_with_rank_0_names_it(ranks, monkeypatch):
+    first, second, _ = ranks
+    first.activity.step = 3
+    first.activity.enter("saving a checkpoint")
+    first._publish()
+    second._obey()
+    assert second._store_is_gone().startswith("rank 0 (") and "it was last saving a checkpoint after step 3" in (
+        second._store_is_gone()
+    )
+    monkeypatch.setitem(os.environ, "TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert second._store_is_gone().startswith("the launcher of rank 0 at 127.0.0.1:")
+
+
+def test_errors_that_are_no_exchange_stay_what_they_are(ranks):
+    first, _, _ = ranks
+    with pytest.raises(RuntimeError, match="shapes don't match"), first.explaining():
+        raise RuntimeError("shapes don't match")
 
 
 def test_times_that_contradict_each_other():

@@ -8,8 +8,8 @@ from matplotlib.image import imread
 
 from dydiff_dist.study import page
 from dydiff_dist.study.config import StudyConfig
-from dydiff_dist.study.page import write_page
-from dydiff_dist.study.records import CaseRow, read_case_rows, write_case_rows, write_run_rows
+from dydiff_dist.study.page import StudySection, write_page
+from dydiff_dist.study.records import CaseRow, read_case_rows, read_run_rows, write_case_rows, write_run_rows
 
 
 def tables(folder, ratio: float, forecasts=("main",), num_cases: int = 30) -> None:
@@ -132,3 +132,31 @@ def test_the_overhead_is_a_section_where_it_was_measured(study_tree, tmp_path):
     page = (tmp_path / "study.md").read_text()
     assert "| tiny | cpu x86_64, 1 | 100.0 ms | 101.0 ms | 1.010 (1.000 to 1.020) | 50, 50 MiB | 0.1 |" in page
     assert "Not measured on a GPU." in page
+
+
+def test_learning_curves_stand_at_the_head_once_there_are_two_budgets(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    runs = read_run_rows(tmp_path / "study" / "tiny_runs.csv")
+    write_run_rows(
+        tmp_path / "study" / "tiny_runs.csv", [{**r, "samples": 10 if r["arm"] == "a" else 40} for r in runs]
+    )
+
+    def page(curves: dict) -> str:
+        study = StudyConfig.model_validate_json(json.dumps({**study_tree, "learning_curves": curves}))
+        write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+        return (tmp_path / "study.md").read_text()
+
+    assert "Learning curves" not in page({"one": ["a"]})
+    text = page({"one": ["b", "a"]})
+    assert text.index("(images/study_learning.png)") < text.index("## Tiny")
+    assert imread(tmp_path / "images" / "study_learning.png").std() > 0.05
+    section = StudySection(
+        "tiny",
+        StudyConfig.model_validate_json(json.dumps({**study_tree, "learning_curves": {"one": ["b", "a"]}})),
+        tmp_path / "study",
+    )
+    (points,) = section.learning_curves().values()
+    assert [samples for samples, _ in points] == [10, 40]
+    assert (points[1][1] / points[0][1]).tolist() == pytest.approx([0.9, 0.9])
+    with pytest.raises(ValueError, match=r"learning_curves\.one names 'c'"):
+        page({"one": ["a", "c"]})

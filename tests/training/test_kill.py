@@ -14,7 +14,7 @@ SERVER = Path(__file__).with_name("kill_server.py")
 STEPS, KILLS = 60, 16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tiny_config, tmp_path, num_ranks):

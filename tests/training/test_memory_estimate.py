@@ -13,7 +13,7 @@ from run_commands import environment
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.deepspeed.config import memory_per_rank_bytes
 from dydiff_dist.forecasting.frame_space import input_sizes
-from dydiff_dist.planning.activations import simulate_activations
+from dydiff_dist.planning.launches import trace_network
 from dydiff_dist.planning.memory import estimate_memory, sharding_of
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -64,7 +64,7 @@ def estimate(config, world_size: int):
     return estimate_memory(
         sharding_of(config, world_size, on_gpu=False),
         config.model.parameter_sizes(sizes),
-        activation_bytes=micro_batch * simulate_activations(config, sizes).peak_bytes,
+        activation_bytes=micro_batch * trace_network(config, sizes).peak_bytes,
         batch_elements=micro_batch * sizes.num_elements,
     )
 
@@ -117,7 +117,7 @@ def test_state_follows_the_zero_stages():
 def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config):
     def peak(*changes: str) -> float:
         config = load_config(tiny_config, RunConfig, ["model.width=64", *changes])
-        return simulate_activations(config, sizes_of(config)).peak_bytes
+        return trace_network(config, sizes_of(config)).peak_bytes
 
     shallow, deep, deeper = (peak(f"model.depth={depth}") for depth in (4, 8, 24))
     # blocks are alike: three points of one straight line

@@ -14,7 +14,7 @@ from two_hosts import TwoHosts, missing_for_two_hosts
 STEPS, KILL_AFTER = 150, 25
 CHANGES = [f"training.steps={STEPS}", "training.validate_every_steps=0", "training.checkpoint_every_steps=10"]
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 
 @pytest.fixture

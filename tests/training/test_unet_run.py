@@ -8,7 +8,7 @@ from run_commands import TRAIN, run
 
 from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
 from dydiff_dist.models import UNet
-from dydiff_dist.planning.activations import simulate_activations
+from dydiff_dist.planning.launches import trace_network
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
@@ -33,14 +33,18 @@ def test_a_unet_is_trained_exported_and_forecasts(tiny_config, tiny_shards):
     assert again.returncode == 2 and "model.width = 8, the configuration says 16" in again.stderr
 
 
+def moved(trace) -> int:
+    return sum(launch.bytes for launch in trace.launches)
+
+
 def test_a_unet_is_planned(tiny_config):
     config = load_config(tiny_config, RunConfig, OVERRIDES)
     task = DiffusionTask(make_plan(config, read_world()))
-    work = task.work()
+    work = task.sample_cost()
     assert work.flops == 3 * config.model.forward_flops(task.sizes) and work.tokens == 6 * 16 * 16
-    whole = simulate_activations(load_config(tiny_config, RunConfig, OVERRIDES[:1]), task.sizes)
-    halved = simulate_activations(config, task.sizes)
-    assert halved.peak_bytes < whole.peak_bytes and halved.traffic_bytes > whole.traffic_bytes
+    whole = trace_network(load_config(tiny_config, RunConfig, OVERRIDES[:1]), task.sizes)
+    halved = trace_network(config, task.sizes)
+    assert halved.peak_bytes < whole.peak_bytes and moved(halved) > moved(whole)
 
 
 def test_frames_that_its_levels_cannot_halve_are_refused(tiny_config):

@@ -107,7 +107,10 @@ class ArraysSource(Source[ArraysSourceConfig]):
         by_split: dict[str, list[tuple[tuple[str, int, str], int]]] = {split: [] for split in SPLITS}
         for split_folder, names in (folders or {"": found.files}).items():
             for name in names:
-                for result in reading(name, self._trajectories(root / name)):
+                results = list(reading(name, self._trajectories(root / name)))
+                if not results:
+                    found.aside.append(BadItem(name, "it holds no trajectory", is_whole_input=True))
+                for result in results:
                     # what can't be opened is read, and rejected, with its shard
                     number, size = (-1, 0) if isinstance(result, BadItem) else result
                     hashed = split_of(f"{name}/{number}", config.valid_fraction, config.test_fraction)
@@ -285,7 +288,9 @@ def find_layout(shape: tuple[int, ...], layout: Layout | None, num_frames: int, 
             raise ValueError(f"frames {shape} do not have the axes of --layout {layout}; they may be {orders}")
         return layout
     possible = [name for name in fitting if _is_possible(shape, LAYOUTS[name], num_channels)]
-    possible = [name for name in possible if _sizes(shape, LAYOUTS[name])["S"] >= num_frames] or possible
+    long_enough = [name for name in fitting if _sizes(shape, LAYOUTS[name])["S"] >= num_frames]
+    if long_enough:  # else it is too short, whatever its layout
+        possible = [name for name in possible if name in long_enough]
     if len(possible) != 1 and len(fitting) != 1:
         raise ValueError(f"frames {shape} do not show the order of their axes; say it: {orders}")
     return (possible or fitting)[0]

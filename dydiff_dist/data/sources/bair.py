@@ -65,7 +65,10 @@ class BairSource(Source[BairSourceConfig]):
         sample_bytes = self.config.num_frames * 3 * SIDE**2 + 6144
         for folder, names in folders.items():
             for name in names:
-                for number, record in enumerate(reading(name, iterate_records(root / name))):
+                records = list(reading(name, iterate_records(root / name)))
+                if not records:
+                    found.aside.append(BadItem(name, "it holds no record", is_whole_input=True))
+                for number, record in enumerate(records):
                     if isinstance(record, BadItem):
                         found.aside.append(record)
                         continue
@@ -113,8 +116,9 @@ class BairSource(Source[BairSourceConfig]):
     def _sample(self, example: dict[str, FeatureValue], name: str, number: int, stem: str) -> Sample:
         times = range(self.config.num_frames)
         frames = [np.frombuffer(example[f"{t}/image_{self.config.camera}/encoded"][0], np.uint8) for t in times]
-        if any(len(frame) != SIDE * SIDE * 3 for frame in frames):
-            raise ValueError(f"a frame has {len(frames[0])} bytes where {SIDE}x{SIDE}x3 are expected")
+        sizes = {len(frame) for frame in frames} - {SIDE * SIDE * 3}
+        if sizes:
+            raise ValueError(f"a frame has {min(sizes)} bytes where {SIDE}x{SIDE}x3 are expected")
         frames_SHWC = np.stack(frames).reshape(-1, SIDE, SIDE, 3)
         actions = np.zeros((self.config.num_frames, NUM_ACTIONS), np.float32)
         for t in times[1:]:

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from dydiff_dist.engine.config import OptimizationConfig, accumulation_steps
+from dydiff_dist.engine.protocol import ADAMW_BYTES, AVERAGE_BYTES
 
 _FLOAT32 = 4
 """Bytes of one."""
+_DEFAULT_BUCKET = 500_000_000
+"""Elements of DeepSpeed's bucket of gradients."""
 _DERIVED = {
     "train_batch_size": "training.global_batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_per_gpu",
@@ -140,6 +143,17 @@ def derive_deepspeed(
     }
 
 
+def fit_bucket(section: Mapping[str, Any], num_params: int) -> dict[str, Any]:
+    """The section with a bucket for gradients of no more elements than there are parameters, where it gives none.
+
+    DeepSpeed asks the system for all of a bucket, 500 million elements by default. What is never written to is no
+    memory of the machine, but a limit on addresses (``ulimit -v``) counts it.
+    """
+    zero = section.get("zero_optimization", {})
+    bucket = {"reduce_bucket_size": max(1, min(_DEFAULT_BUCKET, num_params))}
+    return {**section, "zero_optimization": {**bucket, **zero}} if zero.get("stage", 0) else dict(section)
+
+
 def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
 
@@ -160,4 +174,34 @@ def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precisio
         "gradients": storage * (share if stage >= 2 else num_params),
         "optimizer": (master + 2 * _FLOAT32) * (share if stage >= 1 else num_params),
         "EMA": _FLOAT32 * (share if stage >= 1 else num_params),
+    }
+
+
+def update_traffic_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, float]:
+    """Bytes that one rank moves in a step from its gradients to its new weights, as DeepSpeed 0.19 does it.
+
+    Stages 1 and 2, with b bytes of a gradient: every gradient is copied into a bucket, divided by the ranks, gathered
+    from the bucket into one tensor to reduce where there are several ranks, and this rank's share copied out. The share
+    is looked through for NaN (once by the trainer, twice by DeepSpeed), its norm is taken in float64, it is laid end to
+    end, made float32 and scaled. Stage 3 is taken to do the same to its slices.
+
+    Args:
+        num_params: elements of all parameters.
+        world_size: ranks.
+        stage: 0 to 3.
+        precision: ``fp32``, or anything else for two bytes.
+    """
+    storage = _FLOAT32 if precision == "fp32" else 2
+    share = -(-num_params // world_size) if stage else num_params
+    adamw, average = ADAMW_BYTES * share, AVERAGE_BYTES * share
+    if stage == 0:
+        return {"checks and norm": 3 * storage * share, "optimizer": adamw, "moving average": average}
+    several = world_size > 1
+    return {
+        "gradients into buckets": storage * ((6 if several else 4) * num_params + (4 if several else 2) * share),
+        "checks and norm": (3 * storage + storage + 8 + 8) * share,
+        "float32 gradients": (2 * storage + storage + _FLOAT32 + 2 * _FLOAT32) * share,
+        "optimizer": adamw,
+        "weights": (_FLOAT32 + storage) * share,
+        "moving average": average,
     }

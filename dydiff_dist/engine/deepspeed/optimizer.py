@@ -7,7 +7,7 @@ from torch import nn
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.optimizer import decay_groups, torch_adamw
-from dydiff_dist.errors import first_line
+from dydiff_dist.quoting import first_line
 from dydiff_dist.ranks.collectives import gather_objects
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,183 @@
+"""Models given to others: a folder with a model card, on the Hugging Face hub or anywhere files can lie.
+
+The hub is reached through huggingface_hub, an optional package; a local folder needs none of it.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dydiff_dist.evaluation.score_files import ScoredRun
+from dydiff_dist.files import write_bytes
+from dydiff_dist.forecasting.exported import (
+    AUTOENCODER_FOLDER,
+    CONFIG_NAME,
+    INDEX_NAME,
+    ModelDescription,
+    find_model,
+    load_forecaster,
+    read_description,
+)
+from dydiff_dist.forecasting.forecaster import Forecaster
+
+CARD_NAME = "README.md"
+MODEL_FILES = (
+    *(CONFIG_NAME, INDEX_NAME, "model*.safetensors"),
+    *(f"{AUTOENCODER_FOLDER}/*.json", f"{AUTOENCODER_FOLDER}/*.safetensors"),
+)
+"""What of a repository is downloaded: weights and JSON, nothing that runs."""
+
+
+def from_pretrained(
+    name: str | Path, *, revision: str | None = None, local_files_only: bool = False, **options: Any
+) -> Forecaster:
+    """Loads a model from a folder or from the hub.
+
+    Args:
+        name: a folder as ``load_forecaster`` takes it, or a repository of the hub, ``"owner/model"``, where there is
+            no such folder.
+        revision: branch, tag or commit of the repository; a commit is what can't change under you.
+        local_files_only: take what was downloaded before and ask no server (HF_HUB_OFFLINE=1 does the same).
+        options: as for ``load_forecaster``: device, sampling, dtype, max_batch.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository that can be reached has a model of this name.
+        ValueError: huggingface_hub is needed and not installed, or the model is damaged.
+
+    Example:
+        >>> forecaster = from_pretrained("owner/turbulence", revision="v1")  # doctest: +SKIP
+    """
+    if Path(name).exists():
+        return load_forecaster(name, **options)
+    hub = _hub(f"{str(name)!r} is no folder here, and to look for it on the hub")
+    try:
+        folder = hub.snapshot_download(
+            str(name), revision=revision, local_files_only=local_files_only, allow_patterns=list(MODEL_FILES)
+        )
+    except (
+        hub.errors.HFValidationError,
+        hub.errors.HfHubHTTPError,
+        hub.errors.LocalEntryNotFoundError,
+        OSError,
+    ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FileNotFoundError(
+            f"no model {str(name)!r}: no such folder here, and the hub gave none ({reason}); check name and revision"
+        ) from None
+    return load_forecaster(folder, **options)
+
+
+def save_pretrained(
+    model: str | Path, folder: str | Path, *, scores: str | Path | None = None, licence: str | None = None
+) -> Path:
+    """Copies a model into a folder of its own, with a model card made from what is known of its run.
+
+    Args:
+        model: a model's folder or its run's.
+        folder: created where needed; it may be a git repository of the hub.
+        scores: folder that tools/evaluate.py wrote of this model's forecasts, for the card's table.
+        licence: of the weights, an SPDX name such as ``"cc-by-4.0"``; where None the card says that none was given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: no model, or no scores there.
+        ValueError: a damaged file.
+    """
+    source, folder = find_model(model), Path(folder)
+    description, _ = read_description(source)
+    card = model_card(description, None if scores is None else ScoredRun("", Path(scores)).summary(), licence)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in MODEL_FILES:
+        for path in sorted(source.glob(pattern)):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    write_bytes(folder / CARD_NAME, card.encode())
+    return folder
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
+    """Uploads a folder of ``save_pretrained`` to the hub, with the credentials that huggingface_hub finds by itself.
+
+    Args:
+        folder: what is uploaded; files that are not the model's or its card stay here.
+        repo_id: ``"owner/model"``, created where needed.
+        private: whether a repository that is created is private.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        FileNotFoundError: no model in the folder.
+        ValueError: huggingface_hub is not installed, or the hub refuses.
+    """
+    find_model(folder)
+    hub = _hub("to upload a model")
+    try:
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        commit = hub.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=[*MODEL_FILES, CARD_NAME])
+    except (hub.errors.HFValidationError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"the hub refused {repo_id!r}: {reason}") from None
+    return str(commit.commit_url)
+
+
+def model_card(description: ModelDescription, scores: dict | None = None, licence: str | None = None) -> str:
+    """The card as Markdown with the hub's YAML head: what the model forecasts, from what, how well, how to load it.
+
+    Args:
+        description: of the model.
+        scores: as ``ScoredRun.summary`` gives them.
+        licence: SPDX name of the weights' licence.
+    """
+    data, schema, process = description.data, description.data_schema, description.diffusion
+    channels, *size = schema["shape"]
+    names = ", ".join(schema.get("channels") or [f"{channels} channels"])
+    lines = [
+        *("---", "library_name: dydiff_dist", f"license: {(licence or 'unknown').lower()}"),
+        *("tags: [diffusion, forecasting, video-prediction]", "---", ""),
+        *("# Forecasts by diffusion", ""),
+        f"{data.num_history_frames} frames in, {data.num_future_frames} frames out, as an ensemble of any size.",
+        "",
+        f"- Data: {names}; frames of {' × '.join(map(str, size))}"
+        + (f", in {schema['units']}" if schema.get("units") else "")
+        + (f"; {schema['num_actions']} actions a frame" if schema.get("num_actions") else "")
+        + ".",
+        f"- Network: {description.model.network}; process {process.process}, predicts {process.prediction}.",
+        f"- Sampling: {description.sampling.sampler} in {description.sampling.num_steps} steps.",
+        f"- Latents: {'through the autoencoder beside the weights' if description.autoencoder_sha256 else 'none'}.",
+        f"- Licence of the weights: {licence or 'none was given'}.",
+        "",
+        *("## Load", "", "```python", "from dydiff_dist.forecasting import from_pretrained", ""),
+        *('forecaster = from_pretrained("FOLDER_OR_OWNER/MODEL")', "```", ""),
+        *_score_lines(scores),
+        *("## Limits", "", "Trained on the data above and nothing else: what its forecasts are worth on other data is"),
+        *("not known. Calibration is to be checked on your own cases with tools/evaluate.py.", ""),
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(scores: dict | None) -> list[str]:
+    """The table of the card, forecasts and baselines; without scores it says so."""
+    if scores is None:
+        return ["## Scores", "", "None were given.", ""]
+    shown = [name for name in ("crps", "mse") if all(name in by_name for by_name in scores["scores"].values())]
+    rows = [
+        "| " + " | ".join([who, *(f"{of[name]['overall']:.4g}" for name in shown)]) + " |"
+        for who, of in scores["scores"].items()
+    ]
+    number, members = scores["protocol"]["num_cases"], scores["protocol"].get("num_members")
+    ensemble = f" with {members} members" if members else ""
+    head = ["## Scores", "", f"Over {number} cases{ensemble}, all lead times; lower is better.", ""]
+    return [*head, "| | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|", *rows, ""]
+
+
+def _hub(purpose: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise ValueError(f"{purpose}, huggingface_hub is needed: pip install 'dydiff_dist[hub]'") from None
+    return huggingface_hub

@@ -1,0 +1,167 @@
+"""``attention_inputs``: what stands between the projection of tokens and their attention, in one pass each way.
+
+Splitting the projection, the norm of each head's queries and keys (Dehghani et al. 2023), the rotation by the token's
+position (Su et al. 2021) and the layout that attention takes. B batch, N tokens, H heads, E channels of a head.
+
+Least bytes for B·N·H·E elements of b bytes: forward reads and writes queries and keys (4·b each), the values are a
+view. Backward reads queries, keys and three gradients and writes the projection's gradient (8·b each). Nothing but
+the projection is kept.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dydiff_kernels import native
+from dydiff_kernels.attention_inputs.reference import attention_inputs_reference
+from dydiff_kernels.outputs import channels_contiguous, new_result
+from dydiff_kernels.registry import Operands, Passes, register_op
+
+MAX_CHANNELS = 4096
+"""ROW of csrc/rows.h: the most channels that a head may have."""
+
+HeadNorm = Literal["layer", "rms", "none"]
+_NORM_CODES = {"none": 0, "layer": 1, "rms": 2}
+
+
+def attention_inputs(
+    qkv: Tensor,
+    weight_q: Tensor | None,
+    weight_k: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    num_heads: int,
+    norm: HeadNorm,
+    epsilon: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, normalised per head and rotated, and values. Differentiable once, in ``qkv`` and the weights.
+
+    A query or key x of E channels becomes u = weight · norm(x), and each pair of its channels e < E/2 and e + E/2 turns
+    by the token's angle: (u₁ cos - u₂ sin, u₂ cos + u₁ sin).
+
+    Args:
+        qkv: (B, N, 3·H·E): all queries, then all keys, then all values of a token, by head; float32, bfloat16 or
+            float16, which are calculated in float32; float64 runs on the reference.
+        weight_q: (E,), scales of the norm of queries; None without a norm.
+        weight_k: the same for keys.
+        cos: cosines (N, E/2) of the tokens' angles, float32 or float64, without gradient.
+        sin: their sines.
+        num_heads: H.
+        norm: ``layer`` (subtracts the mean over E), ``rms`` (root mean square alone), or ``none``.
+        epsilon: added to the variance, or to the mean square.
+        backend: ``auto | triton | cpp | reference``.
+
+    Returns:
+        q, k, v, each (B, H, N, E), their memory (B, N, H, E). Outside of torch.compile v is a view of ``qkv``.
+
+    Raises:
+        ValueError: shapes, devices or a norm that don't belong together, or a backend that can't run here.
+    """
+    _check(qkv, weight_q, weight_k, cos, sin, num_heads, norm)
+    arguments = (qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    if not qkv.numel():
+        return attention_inputs_reference(*arguments)
+    run = _OP.select(backend, (qkv, weight_q, weight_k))
+    return _AttentionInputsFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
+
+
+def _check(
+    qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor, num_heads: int, norm: str
+) -> None:
+    op = "attention_inputs"
+    if norm not in _NORM_CODES:
+        raise ValueError(f"{op}: norm is {norm!r}; expected one of {', '.join(_NORM_CODES)}")
+    if qkv.ndim != 3 or qkv.shape[2] % (6 * num_heads) or not 0 < qkv.shape[2] <= 3 * num_heads * MAX_CHANNELS:
+        raise ValueError(
+            f"{op}: qkv has shape {tuple(qkv.shape)}; expected (B, N, 3·H·E) of H = {num_heads} heads, E even and at "
+            f"most {MAX_CHANNELS}"
+        )
+    _, N, channels = qkv.shape
+    E = channels // (3 * num_heads)
+    for name, tensor, shape in (
+        ("weight_q", weight_q, (E,)),
+        ("weight_k", weight_k, (E,)),
+        ("cos", cos, (N, E // 2)),
+        ("sin", sin, (N, E // 2)),
+    ):
+        if name.startswith("weight") and (tensor is None) != (norm == "none"):
+            raise ValueError(f"{op}: {name} is {'missing' if tensor is None else 'given'} for norm {norm!r}")
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}")
+        if tensor is not None and tensor.device != qkv.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}; expected {qkv.device}, where qkv is")
+
+
+def by_head(qkv: Tensor, num_heads: int) -> Tensor:
+    """(B, N, 3·H·E) as (B, N, 3·H, E), channels contiguous; a view of qkv wherever those are."""
+    heads = qkv.unflatten(2, (3 * num_heads, -1))
+    return heads if heads.stride(3) == 1 else heads.contiguous()
+
+
+class _AttentionInputsFunction(torch.autograd.Function):
+    """The kernels; backward reads the projection again."""
+
+    @staticmethod
+    def forward(ctx, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, run):
+        ctx.save_for_backward(qkv, weight_q, weight_k, cos, sin)
+        ctx.options = num_heads, norm, epsilon, run
+        q, k = run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+        return q, k, qkv.unflatten(2, (3, num_heads, -1))[:, :, 2].transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor):
+        *options, run = ctx.options
+        return *run.backward(grad_q, grad_k, grad_v, *ctx.saved_tensors, *options), *[None] * 6
+
+
+def _operands(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> dict:
+    B, N, _, E = qkv.shape
+    return dict(
+        shape=native.shape(B, N, num_heads * E),
+        heads=num_heads,
+        norm=_NORM_CODES[norm],
+        epsilon=epsilon,
+        qkv=native.token_view(qkv),
+        weight_q=None if weight_q is None else weight_q.detach().view(1, 1, E),
+        weight_k=None if weight_k is None else weight_k.detach().view(1, 1, E),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+    )
+
+
+def _forward_cpp(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor]:
+    heads, cos, sin = by_head(qkv, num_heads), cos.float().contiguous(), sin.float().contiguous()
+    B, N, _, E = heads.shape
+    q, k = (new_result((B, N, num_heads, E), qkv.dtype).transpose(1, 2) for _ in range(2))
+    operands = _operands(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    native.run("attention_inputs", Operands(heads, dict(q=native.token_view(q), k=native.token_view(k)), operands))
+    return q, k
+
+
+def _backward_cpp(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon):
+    heads, cos, sin = by_head(qkv, num_heads), cos.float().contiguous(), sin.float().contiguous()
+    grads = [channels_contiguous(grad) for grad in (grad_q, grad_k, grad_v)]
+    grad_qkv = new_result(qkv.shape, qkv.dtype)
+    weight_grads = [None if weight is None else torch.empty_like(weight) for weight in (weight_q, weight_k)]
+    reads = {f"grad_{name}": native.token_view(grad) for name, grad in zip("qkv", grads, strict=True)}
+    writes = {
+        f"grad_weight_{name}": None if grad is None else grad.view(1, 1, -1)
+        for name, grad in zip("qk", weight_grads, strict=True)
+    }
+    writes["grad_qkv"] = native.token_view(by_head(grad_qkv, num_heads))
+    operands = _operands(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    native.run("attention_inputs_backward", Operands(heads, writes, {**operands, **reads}))
+    return grad_qkv, *weight_grads
+
+
+_OP = register_op(
+    "attention_inputs",
+    reference=attention_inputs_reference,
+    cpp=Passes(_forward_cpp, _backward_cpp),
+    differentiable=True,
+)

@@ -1,0 +1,121 @@
+"""Models given away and taken: a folder with its card, and a hub that a server of the test stands for."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from dydiff_dist.evaluation.score_files import SCORES_NAME
+from dydiff_dist.forecasting import find_model, from_pretrained, load_forecaster, save_pretrained
+from dydiff_dist.forecasting.hub import CARD_NAME, push_to_hub
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def forecast(forecaster):
+    history = torch.linspace(-1, 1, 3 * 2 * 16 * 16).reshape(3, 2, 16, 16)
+    return forecaster.forecast(history[None], num_members=2, seed=1)
+
+
+def test_a_model_given_away_forecasts_the_same_and_has_a_card(flow_model, tmp_path):
+    scores = {
+        "protocol": {"num_cases": 5, "num_members": 8},
+        "errors": {},
+        "scores": {"forecast": {"crps": {"overall": 0.25}}, "persistence": {"crps": {"overall": 0.5}}},
+    }
+    (tmp_path / SCORES_NAME).write_text(json.dumps(scores))
+    folder = save_pretrained(flow_model, tmp_path / "given", scores=tmp_path, licence="CC-BY-4.0")
+    card = (folder / CARD_NAME).read_text()
+    assert card.startswith("---\nlibrary_name: dydiff_dist\nlicense: cc-by-4.0\n")
+    assert "3 frames in, 4 frames out" in card and "frames of 16 × 16" in card
+    assert "| forecast | 0.25 |" in card and "| persistence | 0.5 |" in card
+    assert str(tmp_path) not in card
+    torch.testing.assert_close(forecast(from_pretrained(folder)), forecast(load_forecaster(flow_model)), rtol=0, atol=0)
+    assert "None were given." in (save_pretrained(flow_model, tmp_path / "bare") / CARD_NAME).read_text()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download asks for."""
+
+    folder: Path
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = self.path.partition("?")[0]
+        sizes = {file.name: file.stat().st_size for file in self.folder.iterdir()} | {"harmful.py": 10}
+        if path.startswith("/api/models/owner/model/tree/"):
+            files = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in sizes.items()]
+            data = json.dumps(files).encode()
+        elif path.startswith("/api/models/owner/model/"):
+            files = [{"rfilename": name} for name in sizes]
+            data = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": files}).encode()
+        elif path.startswith(f"/owner/model/resolve/{COMMIT}/"):
+            data = (self.folder / path.rpartition("/")[2]).read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hash(path) & 0xFFFFFF:x}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+PROGRAM = """
+import sys
+from dydiff_dist.forecasting import from_pretrained
+for name, options in (("owner/model", {}), ("owner/model", {"local_files_only": True}), ("owner/other", {})):
+    try:
+        print(type(from_pretrained(name, **options)).__name__)
+    except FileNotFoundError as error:
+        print(error)
+"""
+
+
+def test_a_model_of_the_hub_is_downloaded_once_and_nothing_else_of_it(flow_model, tmp_path):
+    handler = type("Handler", (Hub,), {"folder": find_model(flow_model)})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        environment.pop(name, None)
+    environment["NO_PROXY"] = "127.0.0.1"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    first, again, other = done.stdout.splitlines()
+    assert first == again == "Forecaster", done.stderr
+    assert other.startswith("no model 'owner/other': no such folder here, and the hub gave none (")
+    assert not list(tmp_path.rglob("harmful.py"))
+
+
+def test_without_the_package_the_line_says_what_to_install(monkeypatch, tmp_path, flow_model):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"huggingface_hub is needed: pip install 'dydiff_dist\[hub\]'"):
+        from_pretrained("owner/model")
+    with pytest.raises(ValueError, match="to upload a model, huggingface_hub is needed"):
+        push_to_hub(save_pretrained(flow_model, tmp_path), "owner/model")
+    with pytest.raises(FileNotFoundError, match="no model in"):
+        push_to_hub(tmp_path / "nothing", "owner/model")

@@ -1,0 +1,1 @@
+"""The command lines; installed as ``dydiff_tools``, where ``dydiff COMMAND`` finds them."""
