@@ -59,10 +59,10 @@ def central_interval(ascending: np.ndarray, level: float) -> tuple[np.ndarray, n
         True
     """
     num_members = len(ascending)
-    rank = (1 - level) / 2 * (num_members + 1)
-    if rank < 1 - 1e-9:
+    rank = round((1 - level) / 2 * (num_members + 1), 9)
+    if rank < 1:
         return None
-    below = min(max(int(rank + 1e-9), 1), num_members - 1)
+    below = min(int(rank), num_members - 1)
     share = rank - below
     lower = ascending[below - 1] + share * (ascending[below] - ascending[below - 1])
     upper = ascending[-below] - share * (ascending[-below] - ascending[-below - 1])
