@@ -13,6 +13,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
 
 _LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
+MAX_DEPTH = 50
+TOO_DEEP = "sections or lists are nested too deeply; no configuration needs ten levels"
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
 
@@ -100,6 +102,8 @@ def check_values(tree: Any, source: str, key: str = "") -> None:
         ValueError: source, key, value and rule.
     """
     rule = ""
+    if key.count(".") > MAX_DEPTH:
+        raise ValueError(f"{source}: {key.partition('.')[0]}: {TOO_DEEP}")
     if isinstance(tree, dict):
         for name, value in tree.items():
             check_values(name, source, f"a name in {key}" if key else "a name")

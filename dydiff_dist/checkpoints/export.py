@@ -38,7 +38,7 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         present = ", ".join(path.name for path in checkpoint_folder.list_checkpoints(folder)) or "none"
         wanted = "no checkpoint" if step is None else f"no checkpoint after step {step}"
         raise FileNotFoundError(f"{wanted} in {str(run)!r}; those there: {present}")
-    damage = []
+    damage: list[str] = []
     for path in reversed(found):
         damaged = checkpoint_folder.damaged_files(path)
         if not damaged:

@@ -25,7 +25,7 @@ from dydiff_dist.diffusion.names import (
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
-from dydiff_dist.diffusion.simple_forecast import SimpleForecast
+from dydiff_dist.diffusion.simple_forecast import relative_operator
 from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable, timestep_shares
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
@@ -64,8 +64,6 @@ class DiffusionConfig(StrictConfig):
     frames_relative_to: SimpleForecastName | None = None
     """Run the process on future frames less a simple forecast of them, over its error's deviation at the lead time:
     persistence, or a regression on the history by the training data's frame autocovariance. null: plain frames."""
-    noise_like_errors_of: SimpleForecastName | None = None
-    """Noise with the covariance along frames of the errors of a simple forecast; null: white."""
     prediction: str | None = None
     """What the network predicts: eps, v, x0, velocity, edm, or a registered one; null is the process's own: eps, and
     velocity and edm for flow_matching and edm. v forecasts far better than eps on small budgets."""
@@ -136,8 +134,8 @@ class DiffusionConfig(StrictConfig):
 
         Args:
             frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
-                the options that follow from data.
-            num_history_frames: H, frames that are given to a forecast; needed by those about forecasts.
+                ``normalize_input`` and ``frames_relative_to``.
+            num_history_frames: H, frames that are given to a forecast; needed by ``frames_relative_to``.
             backend: of the kernels.
 
         Raises:
@@ -159,36 +157,13 @@ class DiffusionConfig(StrictConfig):
         if self.network_space == "unmixed":
             table = _unmixed(table)
         objective = build_objective(self, table, gamma_bar)
-        table = self._with_simple_forecast(table, frame_autocovariance, num_history_frames)
+        if self.frames_relative_to is not None:
+            covariance = _autocovariance(frame_autocovariance, "frames_relative_to")
+            operator = relative_operator(covariance, num_history_frames, self.frames_relative_to)
+            table = replace(table, frame_operator=operator)
         if self.normalize_input:
             table = replace(table, input_std=_measured_std(table, frame_autocovariance))
         return DiffusionProcess(table, objective, backend)
-
-    def _with_simple_forecast(
-        self,
-        table: ProcessTable,
-        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None,
-        num_history_frames: int,
-    ) -> ProcessTable:
-        """The process run on frames relative to a simple forecast, or with noise like its errors, where configured."""
-        if self.frames_relative_to and self.noise_like_errors_of:
-            raise ValueError(
-                "frames_relative_to and noise_like_errors_of are two ways to the same end; leave one of them out"
-            )
-        option, name = "frames_relative_to", self.frames_relative_to
-        if name is None:
-            option, name = "noise_like_errors_of", self.noise_like_errors_of
-        if name is None:
-            return table
-        forecast = SimpleForecast.fit(_autocovariance(frame_autocovariance, option), num_history_frames, name)
-        if self.frames_relative_to:
-            return replace(table, frame_operator=forecast.relative_operator())
-        if bool((table.noise_gamma != 1).any()):
-            raise ValueError(
-                f"noise_like_errors_of is {name!r}, and process {self.process!r} mixes the noise; use one that leaves "
-                "it as it is, such as 'standard'"
-            )
-        return replace(table, noise_operator=forecast.noise_operator())
 
 
 def build_process(

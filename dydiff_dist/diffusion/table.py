@@ -66,8 +66,6 @@ class ProcessTable:
     """(N,) float64, of sum 1: how often training draws each timestep; None is all alike."""
     frame_operator: Tensor | None = None
     """T, (S, S) float64, lower triangular, the identity on history frames: the process is run on T x in place of x."""
-    noise_operator: Tensor | None = None
-    """L, alike: the process is run with noise L ε in place of ε."""
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -88,7 +86,7 @@ class ProcessTable:
     def _check_columns(self) -> None:
         for field in fields(self):
             column = getattr(self, field.name)
-            if not isinstance(column, Tensor) or field.name in ("frame_operator", "noise_operator"):
+            if not isinstance(column, Tensor) or field.name == "frame_operator":
                 continue
             if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
                 raise ValueError(
@@ -135,11 +133,11 @@ class ProcessTable:
     @cached_property
     def shares_operator(self) -> bool:
         """Whether frames and noise are mixed alike: z is then standard diffusion of u = D⁻¹z."""
-        return self.noise_operator is None and torch.equal(self.frame_gamma, self.noise_gamma)
+        return torch.equal(self.frame_gamma, self.noise_gamma)
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether any Dynamics operator does anything."""
+        """Whether any operator does anything."""
         return bool((self.frame_gamma != 1).any() or (self.noise_gamma != 1).any())
 
     @cached_property

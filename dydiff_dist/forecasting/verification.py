@@ -179,7 +179,6 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        independent = independent or self.reader.shards.manifest.independent
         bounds = self.reader.schema.bounds
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:

@@ -72,7 +72,7 @@ class StudySection:
         return rows
 
     def learning_curves(self) -> dict[str, list[tuple[int, np.ndarray]]]:
-        """Label -> (samples, scores of all seeds) of the arms that were run; curves of one point are none."""
+        """Label -> (samples, scores of all seeds) of the arms that were run; nothing where no curve has two points."""
         samples = {row["arm"]: int(row["samples"]) for row in self.run_rows}
         curves = {
             label: sorted(
@@ -81,7 +81,7 @@ class StudySection:
             )
             for label, arms in self.study.learning_curves.items()
         }
-        return {label: points for label, points in curves.items() if len(points) > 1}
+        return {k: points for k, points in curves.items() if points} if any(len(p) > 1 for p in curves.values()) else {}
 
     def write(self, images: Path, tables_link: str, images_link: str) -> list[str]:
         """The section's lines; figures are written to ``images``. The links are how the page reaches the folders."""

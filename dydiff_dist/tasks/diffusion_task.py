@@ -143,8 +143,6 @@ class DiffusionTask(Task[RunConfig]):
             parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
         if diffusion.frames_relative_to is not None:
             parts.append(f"frames relative to {diffusion.frames_relative_to}")
-        if diffusion.noise_like_errors_of is not None:
-            parts.append(f"noise like the errors of {diffusion.noise_like_errors_of}")
         if diffusion.prediction is not None:
             parts.append(f"predicts {diffusion.prediction}")
         return ", ".join(parts)

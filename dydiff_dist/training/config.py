@@ -15,9 +15,7 @@ from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.quoting import quoted
 from dydiff_dist.ranks.config import FaultsConfig
-from dydiff_dist.strict_config import StrictConfig, check_values, describe_error
-
-_TOO_DEEP = "sections or lists are nested too deeply; no configuration needs ten levels"
+from dydiff_dist.strict_config import TOO_DEEP, StrictConfig, check_values, describe_error
 
 
 class NonFiniteConfig(StrictConfig):
@@ -152,7 +150,7 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON: byte {error.start} is not UTF-8") from None
     except RecursionError:
-        raise ValueError(f"{path}: {_TOO_DEEP}") from None
+        raise ValueError(f"{path}: {TOO_DEEP}") from None
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise ValueError(f"{path}: {str(error).partition(';')[0]}") from None
     if not isinstance(tree, dict):
@@ -179,7 +177,7 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
     except ValidationError as error:
         raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
     except RecursionError:
-        raise ValueError(f"{source}: {_TOO_DEEP}") from None
+        raise ValueError(f"{source}: {TOO_DEEP}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_a_folder_without_training_files_is_refused(tmp_path):
 
 def test_records_packed_by_gzip_are_read_like_others(tmp_path):
     for name, pack in (("plain", bytes), ("packed", gzip.compress)):
+        (tmp_path / name).mkdir()
         write_records(tmp_path / name / "train" / "a.tfrecords", range(3))
         path = tmp_path / name / "train" / "a.tfrecords"
         path.write_bytes(pack(path.read_bytes()))

@@ -224,6 +224,13 @@ def test_a_sample_unlike_the_first_is_rejected_in_whatever_shard_it_is(tmp_path)
     assert reasons["train-04.json"] == "shape (1, 8, 4), not (1, 4, 4) as in train-00.json"
 
 
+@pytest.mark.parametrize("odd", ["train_00", "train_01", "train_11", "train_06"])
+def test_the_first_input_may_be_the_odd_one(tmp_path, odd):
+    report = convert(many(tmp_path / "in", 12, **{odd: {"fill": 1, "size": 8}}), tmp_path / "out")
+    (bad,) = report.bad_items
+    assert bad.name.startswith(odd.replace("_", "-")) and "shape (1, 8, 4), not (1, 4, 4)" in bad.reason
+
+
 def test_values_of_unlike_ranges_are_remarked_on(tmp_path):
     files = {f"train_{n:02d}": {"fill": 40 * n} for n in range(4)} | {"test_00": {"fill": 0}}
     (remark,) = convert(write(tmp_path / "in", **files), tmp_path / "out").remarks

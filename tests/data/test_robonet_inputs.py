@@ -11,6 +11,7 @@ from test_video import noise, write_video
 
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.files import file_sha256
 
 
 @pytest.fixture
@@ -140,3 +141,15 @@ def test_an_array_of_bytes_is_no_picture(trajectories):
     replace(trajectories / "in" / "b.hdf5", "env/cam0_video/frame1", np.frombuffer(b"text", np.uint8))
     report = convert(robonet(trajectories), trajectories / "out", max_bad_rate=0.5)
     assert report.bad_items[0].reason.startswith("frame 1 cannot be decoded")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_that_windows_wrote_name_their_first_file_too(trajectories, encoding):
+    """A byte order mark would else hide the first name, and put a test trajectory among the training ones."""
+    (trajectories / "test.txt").write_bytes("b.hdf5\r\n".encode(encoding))
+    files = sorted((trajectories / "in").iterdir())
+    sums = "".join(f"{file_sha256(file)}  {file.name}\r\n" for file in files)
+    (trajectories / "sums.txt").write_bytes(sums.encode(encoding))
+    lists = {"test_list": str(trajectories / "test.txt"), "hashes": str(trajectories / "sums.txt")}
+    report = convert(robonet(trajectories, **lists), trajectories / "out")
+    assert not report.bad_items and len(ShardSet.open(trajectories / "out" / "test")) == 1

@@ -16,6 +16,7 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.source import LeftOut
 from dydiff_dist.data.sources.sevir import SevirSource, SevirSourceConfig
 from dydiff_dist.data.sources.sevir_catalogue import read_catalogue
+from dydiff_dist.evaluation.rain import RAIN_PRESETS
 
 FILE = "vil/2019/events.h5"
 NUM_EVENTS = 4
@@ -379,3 +380,26 @@ def test_odd_files_are_rejected_by_name(tmp_path, how, message):
         made.summary(made.plan())
         found = reasons(tmp_path)
     assert len(found) == NUM_EVENTS and all(message in reason for reason in found.values())
+
+
+def test_an_event_across_the_date_goes_by_its_own_time_or_by_that_of_its_windows(tmp_path):
+    """Windows begin at -120, -70, -20, 30 and 80 minutes from the event's time and last 40."""
+    times = ["2019-01-10 00:00:00", "2019-01-10 00:01:00"]
+    write(tmp_path, [dict(row, time_utc=time) for row, time in zip(rows(2), times, strict=True)])
+    for split_by, expected in (("window", {"train": [2, 2], "test": [2, 2]}), ("event", {"train": [5], "test": [5]})):
+        made = source(tmp_path, split_by=split_by, test_start="2019-01-10T00:01")
+        counts = {task.split: [len(item[3]) for item in task.items] for task in made.plan()}
+        assert counts == expected
+
+
+@pytest.mark.parametrize(("preset", "per_event"), [("sevir-lr", 3), ("cascast", 3), ("diffcast", 5), ("nowcastdit", 5)])
+def test_presets_make_the_published_number_of_windows(tmp_path, preset, per_event):
+    """All windows of an event go where its time does, also at the date itself; the scores know the same name."""
+    times = ["2018-12-31 23:59:00", "2019-01-01 00:00:00", "2019-12-01 00:00:00"]
+    write(tmp_path, [dict(row, time_utc=time) for row, time in zip(rows(3), times, strict=True)])
+    made = SevirSource(SevirSourceConfig(root=str(tmp_path), preset=preset))
+    counts = {task.split: [len(item[3]) for item in task.items] for task in made.plan()}
+    assert counts == {split: [per_event] for split in ("train", "valid", "test")}
+    protocol = RAIN_PRESETS[preset]
+    assert sum(protocol.frames) == made.config.window_frames
+    assert protocol.size == (384 // made.config.downsample,) * 2

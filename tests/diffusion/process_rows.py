@@ -51,7 +51,7 @@ def operators(process: DiffusionProcess, timestep: int, num_frames: int) -> tupl
     table = process.table
     levels = torch.stack((table.frame_gamma[timestep], table.noise_gamma[timestep]))
     frames, noise = mixing_matrix(levels, num_frames)
-    return frames, noise if table.noise_operator is None else table.noise_operator
+    return frames, noise
 
 
 def level(process: DiffusionProcess, timestep: int) -> Level:

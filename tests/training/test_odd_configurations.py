@@ -106,7 +106,7 @@ def test_an_autoencoder_has_bounds_too(tiny_config, override):
 
 
 def test_latents_that_are_absent_name_the_tool_that_makes_them(tiny_config):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist; .* or encode_latents"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; .* or encode_latents"):
         dry_run(tiny_config, "data.train=nowhere", "autoencoder.path=nowhere_either")
 
 

@@ -29,6 +29,7 @@ from dydiff_dist.data.source import (
     shard_tasks,
     split_of,
 )
+from dydiff_dist.data.tables import read_text
 from dydiff_dist.data.video import decode_video
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
@@ -134,7 +135,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
         path = Path(self.config.test_list)
         if not path.is_file():
             raise FileNotFoundError(f"--test-list {path} does not exist")
-        names = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+        names = {line.strip() for line in read_text(path).splitlines() if line.strip()}
         if not names & {Path(file).name for file in files}:
             raise ValueError(
                 f"--test-list {path} names none of the {len(files)} files; it needs file names, one a line"
@@ -300,7 +301,7 @@ def read_hashes(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"--hashes {path} does not exist; make it with sha256sum *.hdf5 > FILE")
     hashes = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         digest, _, name = line.strip().partition(" ")
