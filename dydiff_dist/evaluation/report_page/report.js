@@ -97,7 +97,8 @@ function lineChart(parent, { x, series, xLabel, names = x, log = false, bars = f
   }
   const stride = Math.max(1, Math.ceil(x.length / Math.floor((box.right - box.left) / 42)));
   x.forEach((v, index) => {
-    if (index % stride === 0) shape("text", svg, { x: toX(v), y: box.bottom + 18, "text-anchor": "middle" }, names[index]);
+    const anchor = index === x.length - 1 && String(names[index]).length > 3 ? "end" : "middle";
+    if (index % stride === 0) shape("text", svg, { x: toX(v) + (anchor === "end" ? 10 : 0), y: box.bottom + 18, "text-anchor": anchor }, names[index]);
   });
   shape("text", svg, { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel);
   if (marker !== null) shape("line", svg, { x1: toX(marker), x2: toX(marker), y1: box.top, y2: box.bottom, stroke: "var(--faint)", "stroke-dasharray": "3 3" });
