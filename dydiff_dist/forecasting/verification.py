@@ -180,6 +180,7 @@ class Verification:
                     on_case()
 
         bounds = self.reader.schema.bounds
+        independent = independent or self.reader.shards.manifest.independent
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:
             evaluation = _gathered(evaluation)
