@@ -322,7 +322,8 @@ function prepareCalibration() {
   fillSelect("level", names.map((name) => [name, name === "coverage_range" ? "all members" : `${name.slice(9)} %`]), drawCoverage);
   if (names.includes("coverage_80")) byId("level").value = "coverage_80";
   data.runs.forEach((run, index) => { if (data.calibration[index]) element("p", byId("calibration-words"), data.runs.length > 1 ? `${run.label}: ${data.calibration[index]}` : data.calibration[index]); });
-  const events = ((data.runs[0].summary.protocol.scores.calibration || {}).events || { thresholds: [], rule: "" });
+  const suites = data.runs[0].summary.protocol.scores || {};
+  const events = (suites.calibration || {}).events || { thresholds: [], rule: "" };
   fillSelect("event", events.thresholds.map((threshold, index) => [index, `${events.rule} ${threshold}`]), drawReliability);
   const bins = profile(LINES[0], "rank_histogram_by_intensity") || [];
   const kinds = [["rank_histogram", "ranks"], ["pit_histogram", "shares (PIT)"], ...bins.map((_, index) => [`${index}`, `ranks, forecast values ${index + 1} of ${bins.length}`])];
