@@ -51,6 +51,8 @@ _ADVICE = {
     errno.ESTALE: "the server behind it has changed: mount it again",
 }
 """What to do, by what the system says."""
+_TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""What libraries (gloo, safetensors, torch) pass on in errors of their own, in the system's words."""
 
 
 def print_error(line: str) -> None:
@@ -110,7 +112,10 @@ def user_message(error: BaseException) -> str | None:
             f"memory is used up: {first_line(error)}; {_ADVICE[errno.ENOMEM]}: a smaller batch, fewer workers, a "
             "smaller network"
         )
-    return " ".join(str(error).split("\n")) or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+    if not isinstance(error, USER_ERRORS):
+        told = next((code for code in _TOLD if os.strerror(code) in str(error)), None)
+        return None if told is None else f"{first_line(error)}; {_ADVICE[told]}"
+    return " ".join(str(error).split("\n")) or type(error).__name__
 
 
 @contextmanager

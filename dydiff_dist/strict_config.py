@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, get_origin
@@ -12,6 +13,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from dydiff_dist.quoting import MAX_QUOTED, quoted, shortened
 
 _LONG_QUOTE = re.compile(f"'[^']{{{MAX_QUOTED},}}'|\"[^\"]{{{MAX_QUOTED},}}\"")
+MAX_DEPTH = 50
+TOO_DEEP = "sections or lists are nested too deeply; no configuration needs ten levels"
 _LAST_VERSION = "0.1.0"
 """The last version that knew the keys which are retired today."""
 
@@ -84,6 +87,40 @@ def describe_error(
     if problem["type"] == "value_error":
         return f"{key}: {message}{more}" if key else f"{message}{more}"
     return f"{key + ' ' if key else ''}is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}{more}"
+
+
+def check_values(tree: Any, source: str, key: str = "") -> None:
+    """Refuses what JSON can say and no configuration means: numbers that are infinite or of no machine's size, text
+    that is no text.
+
+    Args:
+        tree: JSON types.
+        source: what errors call it.
+        key: of ``tree``, dotted.
+
+    Raises:
+        ValueError: source, key, value and rule.
+    """
+    rule = ""
+    if key.count(".") > MAX_DEPTH:
+        raise ValueError(f"{source}: {key.partition('.')[0]}: {TOO_DEEP}")
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            check_values(name, source, f"a name in {key}" if key else "a name")
+            check_values(value, source, f"{key}.{name}" if key else name)
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            check_values(value, source, f"{key}.{number}")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        rule = "give a finite number"
+    elif isinstance(tree, int) and abs(tree) >= 2**63:
+        rule = "give a number below 2^63"
+    elif isinstance(tree, str) and (
+        "\0" in tree or (not tree.isascii() and tree.encode(errors="ignore").decode() != tree)
+    ):
+        rule = "give text without NUL and half characters"
+    if rule:
+        raise ValueError(f"{source}: {key} is {quoted(tree)}: {rule}")
 
 
 def _without_retired(tree: Any, section: type[BaseModel], path: tuple[str, ...], problems: list) -> Any:

@@ -12,6 +12,7 @@ it takes a tensor, or the NoiseCounter to draw it from in the kernel.
     LatentPosterior(mean, logvar, noise, scale)  latents to be sampled in the same pass
     denoising_loss(output, target, sample_weights=…, frame_weights=…) -> (B,); differentiable in output
     reverse_step(z, output, StepCoefficients(…)) -> ReverseStep(z, x0); every sampler's step
+    CoefficientTable(Levels(…), N).at(rows)      coefficients put on a device once, with which a call is one launch
     modulated_norm(x, shift, scale), gated_residual(x, gate, branch)    the network's adaLN, tokens (B, S, N, D)
     attention_inputs(qkv, …) -> q, k, v          their norm, rotation and layout, (B, N, 3·H·E) -> (B, H, N, E)
     register_op(name, reference=…, triton=…)     an op of another package, with the same choice of backend
@@ -33,19 +34,24 @@ from dydiff_kernels.modulation import gated_residual, modulated_norm
 from dydiff_kernels.noise import normal, uniform
 from dydiff_kernels.registry import Op, register_op
 from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
+from dydiff_kernels.tables import CoefficientTable, Gammas, Numbers, TableRows
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "CoefficientTable",
+    "Gammas",
     "HeadNorm",
     "LatentPosterior",
     "Levels",
     "NoiseCounter",
     "NoisedLatents",
+    "Numbers",
     "Op",
     "ReverseStep",
     "StepCoefficients",
     "Stream",
+    "TableRows",
     "add_noise",
     "attention_inputs",
     "available_backends",

@@ -54,7 +54,7 @@ def _argument_type(name: str, case: AotCase, storage: str) -> str:
     if not name.endswith("_ptr"):
         return "fp32" if name in case.floats else "i32"
     if name in case.scalars:
-        return "*i64" if name.endswith("_index_ptr") else "*fp32"
+        return "*i64" if name.endswith("_index_ptr") else "*fp64" if name == "gamma_bar_ptr" else "*fp32"
     return f"*{storage}" if name in case.reads or name in case.writes else "constexpr"
 
 

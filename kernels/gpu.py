@@ -14,9 +14,14 @@ import triton.language as tl
 
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.registry import Operands
+from dydiff_kernels.tables import TableRows
 
 MAX_BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
+
+
+TABLE = ("coefficients_ptr", "coefficients_index_ptr")
+"""Pointers of a table of coefficients and of the samples' rows in it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class AotCase:
         name: the row's name in the table.
         kernel: the jitted function.
         reads, writes: pointers to tensors that are present. Other arguments named ``*_ptr`` are None.
-        scalars: further pointers, to float32 numbers, or to int64 where they are named ``*_index_ptr``.
+        scalars: further pointers, to float32 numbers, to int64 where they are named ``*_index_ptr``, or to float64 for
+            ``gamma_bar_ptr``.
         constants: compile-time constants.
         floats: numbers that are float32; other numbers are int32.
     """
@@ -52,19 +58,20 @@ def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
 def launch(kernel: Any, operands: Operands) -> None:
     """Launches ``kernel`` over a shape (B, S, *rest).
 
-    An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table, the constant ``X`` where the kernel has
-    that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels use one offset for all tensors: other
-    strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED where they draw noise.
+    An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table (then with its samples' rows), the
+    constant ``X`` where the kernel has that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels
+    use one offset for all tensors: other strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED
+    where they draw noise.
     """
     like, names = operands.like, kernel.arg_names
     if not like.numel():
         return
     arguments: dict[str, Any] = {}
     for name, value in operands.others.items():
-        if f"{name}_index_ptr" in names:
+        if f"{name}_key0" in names:
             arguments |= _noise_arguments(value, like.device, name)
-        elif isinstance(value, list):
-            arguments[f"{name}_ptr"] = torch.stack(value, dim=1).to(like.device, torch.float32).contiguous()
+        elif f"{name}_row" in names:
+            arguments |= _table_arguments(value, like.device, name)
         elif f"{name}_ptr" in names:
             arguments[f"{name}_ptr"] = None if value is None else value.contiguous()
         else:
@@ -96,6 +103,30 @@ def program_block(R, BLOCK: tl.constexpr):
 def offset_in_sample(s, R, start):
     """Number of element ``start`` of frame ``s`` within its sample, int64; the noise is counted by it."""
     return s * tl.cast(R, tl.int64) + start
+
+
+@triton.jit
+def table_row(index_ptr, row, b):
+    """Number of the row of sample ``b``: by its entry in ``index_ptr``, else ``row``, else (-1) its own."""
+    if index_ptr is not None:
+        number = tl.load(index_ptr + b).to(tl.int64)
+    else:
+        number = tl.where(row >= 0, row, b).to(tl.int64)
+    return number
+
+
+def _table_arguments(value: TableRows | list[torch.Tensor] | None, device: torch.device, name: str) -> dict[str, Any]:
+    """Kernel arguments for rows of a table, or for columns (B,) of which one is made."""
+    table, index, row = None, None, -1
+    if isinstance(value, list):
+        table = torch.stack(value, dim=1).to(device, torch.float32).contiguous()
+    elif value is not None:
+        table, index = value.table.on(device), value.rows
+    if isinstance(index, int):
+        index, row = None, index
+    elif isinstance(index, torch.Tensor):
+        index = index.to(device)
+    return {f"{name}_ptr": table, f"{name}_index_ptr": index, f"{name}_row": row}
 
 
 def _as_int32(word: int) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dydiff_kernels.checks import Range, check_per_sample
@@ -38,6 +39,14 @@ class Levels(NamedTuple):
         """
         named = zip(self._fields, self, _RANGES, strict=True)
         return Levels(*(check_per_sample(op, f"levels.{name}", value, batch, within) for name, value, within in named))
+
+    def take(self, rows: Tensor) -> "Levels":
+        """Those of ``rows``, (B,) int64."""
+        return Levels(*(value.index_select(0, rows) for value in self))
+
+    def to(self, device: torch.device) -> "Levels":
+        """The same on a device."""
+        return Levels(*(value.to(device) for value in self))
 
     def columns(self) -> list[Tensor]:
         """Columns of the kernels' table, (B,) float64: a, s, p, q, then √γ̄ and √(1-γ̄) of A and of B."""

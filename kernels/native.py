@@ -9,6 +9,7 @@ import torch
 from dydiff_kernels import backends
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.registry import Operands
+from dydiff_kernels.tables import TableRows
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
 
@@ -52,8 +53,8 @@ def shape(batch: int, frames: int, inner: int) -> object:
 def run(kernel: str, operands: Operands) -> None:
     """Calls a kernel of the extension with torch's number of threads; what it writes must have dense frames.
 
-    Its struct has a member for each operand. Numbers may be pointers; a list of columns (B,) becomes the rows of a
-    float32 table; what `token_view` has made is taken as it is; None stays absent.
+    Its struct has a member for each operand. Numbers may be pointers; rows of a table, or a list of columns (B,),
+    become a float32 table; what `token_view` has made is taken as it is; None stays absent.
     """
     module = backends.cpp_module()
     assert module is not None, "a C++ kernel has been chosen"
@@ -70,6 +71,9 @@ def run(kernel: str, operands: Operands) -> None:
         elif isinstance(value, torch.Tensor):
             in_use.append(dense_frames(value))
             value = module.FrameView(in_use[-1].data_ptr(), _DTYPE_CODES[value.dtype], *in_use[-1].stride()[:2])
+        elif isinstance(value, TableRows):
+            in_use.append(value.packed(like.shape[0]))
+            value = in_use[-1].data_ptr()
         elif isinstance(value, list):
             in_use.append(torch.stack(value, dim=1).to("cpu", torch.float32).contiguous())
             value = in_use[-1].data_ptr()

@@ -50,6 +50,12 @@ def test_what_the_system_refuses_is_one_line_with_path_reason_and_advice(tmp_pat
     assert advice in user_message(OSError(code, os.strerror(code))) or code == errno.ENOSPC
 
 
+def test_what_libraries_pass_on_of_the_system_is_a_line():
+    error = RuntimeError("[enforce fail at gloo/transport/tcp/device.cc:186] rv != -1. Too many open files")
+    assert user_message(error).endswith("Too many open files; " + errors._ADVICE[errno.EMFILE])
+    assert user_message(RuntimeError("shapes don't match")) is None
+
+
 def test_every_advice_is_for_an_error_of_the_system():
     for code in errors._ADVICE:
         message = user_message(OSError(code, os.strerror(code), "x"))

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-SHARDS = "shards turbulence --out shards --train 2 --valid 0 --test 1 --resolution 16 --num-frames 7 --processes 2"
+SHARDS = "shards turbulence --out shards --train 2 --valid 0 --test 1 --resolution 32 --num-frames 5 --processes 2"
 
 
 def run(*command, cwd: Path) -> str:

@@ -24,6 +24,7 @@ from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
+from dydiff_dist.forecasting.inflation import fit_inflation, write_inflation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.ranks.rendezvous import start_process_group
@@ -61,6 +62,10 @@ def main() -> int:
         torch.distributed.destroy_process_group()
     if world.is_main:
         report(verification, evaluation, out, pictures)
+        if arguments.calibrate:
+            inflation = fit_inflation(verification, evaluation)
+            factors = ", ".join(f"+{lead}: {factor:.3f}" for lead, factor in enumerate(inflation.factors, start=1))
+            print(f"{write_inflation(inflation, arguments.calibrate)}: members from their mean, times {factors}")
     return 1 if evaluation.errors else 0
 
 
@@ -129,6 +134,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     scores.add_argument("--fvd-sha256", metavar="HEX", help="what that file must be; else it is not loaded")
     scores.add_argument("--fvd-forecast-only", action="store_true", help="FVD of clips without the given frames")
+    parser.add_argument(
+        "--calibrate",
+        metavar="MODEL",
+        help="fit the spread of forecasts of validation cases to their error, for tools/forecast.py --calibrated",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
 

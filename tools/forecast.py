@@ -39,6 +39,7 @@ def main() -> int:
         sampling=chosen_sampling(arguments),
         precision=arguments.precision,
         file_format=arguments.format,
+        calibrated=arguments.calibrated,
         device=world.device,
         batch=arguments.batch,
         rank=world.rank,
@@ -51,6 +52,8 @@ def main() -> int:
             f"{run.num_cases} cases x {run.num_members} members, {sampling.sampler} in {sampling.num_steps} steps, on "
             f"{forecaster.device}{reused}"
         )
+        if sampling.caution:
+            print(f"warning: {sampling.caution}", file=sys.stderr)
     with CaseProgress("forecast", len(run.missing), run.num_members, enabled=world.is_main) as progress:
         run.run(progress.advance)
     for suffix, num_cases in (("gif", arguments.gif), ("mp4", arguments.mp4)):
@@ -97,12 +100,17 @@ def parse_arguments() -> argparse.Namespace:
     sampling.add_argument("--sampler", choices=tuple(SAMPLERS))
     sampling.add_argument("--steps", type=int, metavar="K", help="steps, each one pass through the network (heun: two)")
     sampling.add_argument("--spacing", choices=get_args(Spacing))
-    sampling.add_argument("--eta", type=float, help="stochasticity of ddim, 0..1")
+    sampling.add_argument("--eta", type=float, help="stochasticity of ddim: 0 none, 1 ancestral")
     sampling.add_argument("--guidance", type=float, metavar="W", help="weight of classifier-free guidance; 1 is none")
     sampling.add_argument(
         "--random-shifts",
         action=argparse.BooleanOptionalAction,
         help="periodic fields from another origin in each step (where trained so)",
+    )
+    sampling.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="with the spread that tools/evaluate.py --calibrate fitted to the model",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1 … (a GPU if there is one)")

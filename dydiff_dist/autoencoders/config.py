@@ -20,11 +20,11 @@ class AutoencoderConfig(StrictConfig):
 class AutoencoderModelConfig(StrictConfig):
     """A frame-wise convolutional autoencoder, diffusers' AutoencoderKL. Its latents are smaller by 2^(levels - 1)."""
 
-    latent_channels: PositiveInt
+    latent_channels: int = Field(gt=0, le=2**16)
     """Channels of the latents."""
-    channels: tuple[PositiveInt, ...] = (128, 256, 512)
+    channels: tuple[Annotated[int, Field(gt=0, le=2**16)], ...] = Field(default=(128, 256, 512), max_length=16)
     """Width of each level, finest first; height and width halve from one level to the next."""
-    layers_per_block: PositiveInt = 2
+    layers_per_block: int = Field(default=2, gt=0, le=100)
     """Residual blocks per level of the encoder; the decoder has one more."""
     norm_groups: PositiveInt = 32
     """Groups of the group normalisation; must divide every width."""
@@ -66,9 +66,9 @@ class DiscriminatorConfig(StrictConfig):
     """Step from which it is trained; before it the autoencoder learns from the reconstruction alone."""
     weight: NonNegativeFloat = 0.1
     """Factor of its share in the autoencoder's loss."""
-    width: PositiveInt = 64
+    width: int = Field(default=64, gt=0, le=2**16)
     """Channels of its first layer."""
-    depth: PositiveInt = 3
+    depth: int = Field(default=3, gt=0, le=16)
     """Layers that halve the frame."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Its learning rate; None takes training.learning_rate."""

@@ -66,6 +66,7 @@ class EncodeSource(Source[EncodeSourceConfig]):
     """
 
     name = "latents"
+    refuses_other_inputs = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """A model for forecasting from any checkpoint of a run, one parameter at a time."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,12 @@ from dydiff_dist.engine.state import AVERAGED, WEIGHTS
 from dydiff_dist.files import TensorSpec
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES, stream_model
 
+logger = logging.getLogger(__name__)
+
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint of a run after ``step`` steps, the newest whole one if None; all of it is read and verified.
+    """The checkpoint of a run after ``step`` steps, the newest whole one if None; all of it is read and verified. Newer
+    ones that are damaged are named in the log.
 
     Args:
         run: a run's folder, its ``checkpoints/``, or a checkpoint itself.
@@ -34,10 +38,12 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
         present = ", ".join(path.name for path in checkpoint_folder.list_checkpoints(folder)) or "none"
         wanted = "no checkpoint" if step is None else f"no checkpoint after step {step}"
         raise FileNotFoundError(f"{wanted} in {str(run)!r}; those there: {present}")
-    damage = []
+    damage: list[str] = []
     for path in reversed(found):
         damaged = checkpoint_folder.damaged_files(path)
         if not damaged:
+            if damage:
+                logger.warning("damaged: %s; going back to %s", "; ".join(damage), path)
             return path
         damage.append(f"{path.name}: {', '.join(damaged)}")
     raise ValueError(f"no whole checkpoint in {str(run)!r} ({'; '.join(damage)}); give another --step, or another copy")

@@ -86,13 +86,20 @@ class CheckpointStore:
         self._writing: BackgroundWrite | None = None
         self._lock: IO[str] | None = self._on_main(self._open_folder, f"output_dir {folder.parent} can't be written")
 
-    def save(self, position: RunPosition, config: dict[str, Any], exported: dict[str, Any] | None = None) -> SaveReport:
+    def save(
+        self,
+        position: RunPosition,
+        config: dict[str, Any],
+        exported: dict[str, Any] | None = None,
+        data_sha256: str | None = None,
+    ) -> SaveReport:
         """Begins to write the state at ``position``; with ``asynchronous`` off, also waits until it is written.
 
         Args:
             position: the same on every rank.
             config: the run's, as JSON types.
             exported: what the description of a model exported from this checkpoint says, as JSON types.
+            data_sha256: of the data that the run is trained on.
 
         Raises:
             ValueError: this save or the one before failed; older checkpoints are untouched.
@@ -107,6 +114,7 @@ class CheckpointStore:
             "position": asdict(position),
             "config": config,
             "exported": exported,
+            "data_sha256": data_sha256,
             "numbers": {name: state.engine.numbers() for name, state in self.states.items()},
         }
         layout = {name: state.layout() for name, state in self.states.items()}
@@ -155,13 +163,14 @@ class CheckpointStore:
         if self._writing is not None:
             self._writing.wait_at_most(min(longest_sec, _LONGEST_SHARE_SEC), _LONGEST_FINISH_SEC)
 
-    def load_latest(self, check_config: Callable[[dict[str, Any]], None]) -> RunPosition:
+    def load_latest(self, check_config: Callable[[dict[str, Any], str | None], None]) -> RunPosition:
         """Loads the newest whole checkpoint, of whatever number of ranks and ZeRO stage; returns its position.
 
         Damaged ones that are newer are named in the log and renamed to ``damaged_step_…``, out of the way.
 
         Args:
-            check_config: called with the checkpoint's configuration before anything is loaded; raises to refuse it.
+            check_config: called with the checkpoint's configuration and the SHA-256 of its data before anything is
+                loaded; raises to refuse it.
 
         Raises:
             ValueError: ``check_config`` refuses it, or there are checkpoints and all are damaged.
@@ -250,7 +259,7 @@ class CheckpointStore:
                 folder.rename(hidden)  # so that half a deletion is never taken for damage
                 shutil.rmtree(hidden)
 
-    def _damage(self, folder: Path, check_config: Callable[[dict], None]) -> str:
+    def _damage(self, folder: Path, check_config: Callable[[dict, str | None], None]) -> str:
         """What is damaged in a checkpoint, "" if nothing; the ranks share the reading and agree."""
         facts, damage = {}, ""
         try:
@@ -260,7 +269,7 @@ class CheckpointStore:
         damage = next(filter(None, gather_objects(damage)), "")
         if damage:
             return damage
-        check_config(facts["config"])
+        check_config(facts["config"], facts.get("data_sha256"))
         found = checkpoint_folder.damaged_files(folder, self.world.rank, self.world.world_size)
         return ", ".join(name for names in gather_objects(found) for name in names)
 
@@ -288,7 +297,7 @@ class CheckpointStore:
                 numbers=reader.facts["numbers"][name],
             )
         barrier()  # nobody deletes what another still reads
-        return RunPosition(**reader.facts["position"])
+        return RunPosition.of(reader.facts)
 
 
 def _share(

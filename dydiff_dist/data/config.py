@@ -58,9 +58,9 @@ class DataConfig(StrictConfig):
     """With ``skip``: share of damaged samples above which the run stops all the same."""
     remote: RemoteConfig = RemoteConfig()
     """How shards behind a URL are read; folders of this machine need nothing of it."""
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Processes per rank that read ahead; 0 reads in the trainer's own process."""
-    prefetch_batches: Annotated[int, Field(ge=1)] = 4
+    prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     """Micro-batches each worker holds ready."""
     shuffle_window_bytes: Annotated[int, Field(ge=0)] = 2**30
     """Shards are shuffled over the whole epoch, samples within windows of shards up to this size; 0 keeps file

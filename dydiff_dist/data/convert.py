@@ -11,20 +11,20 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dydiff_dist.data.inputs import describe_aside, input_state, printable
-from dydiff_dist.data.manifest import MANIFEST_NAME, Manifest, read_document
+from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.members import PLAIN, EncodingConfig
 from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, json_hash, write_shard_of
-from dydiff_dist.data.shard_writer import index_path
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source
 from dydiff_dist.data.split_manifests import Records, agreed_sample, write_manifests
+from dydiff_dist.data.standing import leftovers, prepare_folder, remove, standing_records
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
-from dydiff_dist.files import file_sha256, hold_lock, remove_partials
+from dydiff_dist.files import hold_lock
 
 MIN_ITEMS_TO_JUDGE = 20
 """Items seen before the rate of bad ones may stop a conversion that goes on."""
@@ -170,13 +170,8 @@ def convert(
         OSError: ``out`` can't be written.
     """
     number, count = part
-    if not 0 <= number < count:
-        raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
-    if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
-        raise ValueError(f"--max-bad-rate is {max_bad_rate}; give a share from 0 to 1")
+    _check_options(number, count, max_bad_rate)
     tasks = tasks or source.plan()
-    if not tasks:
-        raise ValueError(f"source {source.name!r} planned no shard; is there anything to convert?")
     jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
     for item in _aside(jobs[number::count], BadItem):
         on_bad_item(item)
@@ -189,25 +184,34 @@ def convert(
 
 def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> ConversionReport:
     """Writes a part's shards, and the manifests if those of all parts stand then."""
-    leftovers = _leftovers(run.out, jobs)
+    stale = leftovers(run.out, jobs)
     records, rewritten = run.write_missing(own_jobs)
-    finished = _standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
+    finished = standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
     report = ConversionReport.of_records(records, run.num_reused, len(jobs) - len(finished), rewritten)
     if len(finished) == len(jobs):
         _check_bad_rate(finished, run.max_bad_rate, at_end=True)
         # parts that end at the same time write the manifests one after the other
         with hold_lock(run.out / ".lock-manifests"):
-            _remove(leftovers)
+            remove(stale)
             first, ordered = jobs[0], {job: finished[job] for job in jobs}
             found = write_manifests(first.source, run.out, first.encoding, ordered)
             report.manifests, report.missing_splits, report.remarks = found
     return report
 
 
+def _check_options(number: int, count: int, max_bad_rate: float | None) -> None:
+    if not 0 <= number < count:
+        raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
+    if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
+        raise ValueError(f"--max-bad-rate is {max_bad_rate}; give a share from 0 to 1")
+
+
 def _jobs(
     source: Source[Any], tasks: list[ShardTask], out: Path, encoding: EncodingConfig, like: FirstSample | None
 ) -> list[ShardJob]:
     """A job per task, with what identifies its inputs as they are now."""
+    if not tasks:
+        raise ValueError(f"source {source.name!r} planned no shard; is there anything to convert?")
     states: dict[Path, list[str | int]] = {}
     schema = None if like is None else like.schema.model_dump(mode="json")
     jobs = []
@@ -234,19 +238,17 @@ class _Run:
     def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, Counter[str]]:
         """Writes the shards that do not stand yet; the records of all in the plan's order, and why some that stood are
         written anew."""
-        records, rewritten = _standing_records(jobs, self.num_processes)
+        records, rewritten = standing_records(jobs, self.num_processes, self._tell)
         self.num_reused = len(records)
         missing = [job for job in jobs if job not in records]
         _check_disk(self.out, sum(job.task.estimated_bytes for job in missing))
-        for job, record in records.items():
-            self._tell(job, record, reused=True)
         for job in missing:
-            _prepare_folder(job)
+            prepare_folder(job)
         if missing and (self.num_processes <= 1 or len(missing) == 1) and self.cluster is None:
             missing[0].source.expect([job.task for job in missing])
         for job, record in self._written(missing):
             records[job] = record
-            self._tell(job, record, reused=False)
+            self._tell(job, record)
             _check_bad_rate(records, self.max_bad_rate)
         return {job: records[job] for job in jobs}, rewritten
 
@@ -262,101 +264,10 @@ class _Run:
                 "--processes if memory was short; with 1 the shard after the last one written has the cause"
             ) from None
 
-    def _tell(self, job: ShardJob, record: ShardRecord, reused: bool) -> None:
+    def _tell(self, job: ShardJob, record: ShardRecord, reused: bool = False) -> None:
         for item in record.bad_items:
             self.on_bad_item(BadItem(*item))
         self.on_shard(job.task, record.entry.num_samples, reused)
-
-
-def _standing_records(jobs: list[ShardJob], num_threads: int) -> tuple[Records, Counter[str]]:
-    """Records of shards that stand as they were written, from the inputs as they are now; and why others do not.
-
-    Args:
-        jobs: the shards.
-        num_threads: that read the shards to verify their checksums; 0 looks at their sizes alone.
-
-    Raises:
-        ValueError: a shard was made with other options.
-    """
-    records: Records = {}
-    rewritten: Counter[str] = Counter()
-    for job in jobs:
-        if not job.record_path.exists():
-            continue
-        try:
-            record = read_document(job.record_path, ShardRecord)
-        except ValueError:
-            rewritten["their records were damaged"] += 1
-            continue
-        if record.fingerprint != (job.fingerprint if record.inputs else job.earlier_fingerprint):
-            if not record.entry.num_samples:
-                continue  # nothing came of it, so there is nothing to keep apart
-            raise ValueError(_other_options(job.out))
-        if record.inputs == job.inputs:
-            records[job] = record
-        else:
-            rewritten["their inputs changed" if record.inputs else "an earlier version wrote them"] += 1
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        stand = list(pool.map(lambda job: _stands(job, records[job], num_threads > 0), records))
-    damaged = [job for job, is_whole in zip(records, stand, strict=True) if not is_whole]
-    for job in damaged:
-        del records[job]
-    if damaged:
-        rewritten["they were missing, cut off or altered"] = len(damaged)
-    return records, rewritten
-
-
-def _stands(job: ShardJob, record: ShardRecord, verify: bool) -> bool:
-    """Whether a shard and its index are there as they were written."""
-    entry, index = record.entry, index_path(job.tar_path)
-    if not entry.num_samples:
-        return not job.tar_path.exists()
-    if not job.tar_path.exists() or job.tar_path.stat().st_size != entry.bytes or not index.exists():
-        return False
-    return not verify or (file_sha256(index) == entry.index_sha256 and file_sha256(job.tar_path) == entry.sha256)
-
-
-def _leftovers(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
-    """Shards in ``out`` that an earlier conversion with these options wrote and the plan no longer has.
-
-    Raises:
-        ValueError: one was made with other options.
-    """
-    planned = {job.record_path for job in jobs}
-    leftovers = []
-    for path in sorted(out.glob("*/.records/*.json")):
-        if path in planned:
-            continue
-        task = ShardTask(path.parts[-3], f"{path.stem}.tar", (), 0)
-        job = ShardJob(jobs[0].source, task, out, jobs[0].encoding)
-        try:
-            record = read_document(path, ShardRecord)
-        except ValueError:
-            continue
-        if not record.inputs:  # of an earlier version, which did not say of which options
-            continue
-        if record.entry.num_samples and record.fingerprint != job.fingerprint:
-            raise ValueError(_other_options(out))
-        leftovers.append(job)
-    return leftovers
-
-
-def _remove(leftovers: list[ShardJob]) -> None:
-    for job in leftovers:
-        for path in (job.tar_path.with_name(MANIFEST_NAME), job.tar_path, index_path(job.tar_path), job.record_path):
-            path.unlink(missing_ok=True)
-
-
-def _other_options(out: Path) -> str:
-    return f"{out} holds shards made with other options; give another --out, or remove that folder first"
-
-
-def _prepare_folder(job: ShardJob) -> None:
-    """Makes the folder of a shard and removes what a killed conversion left of it half-written."""
-    job.record_path.parent.mkdir(parents=True, exist_ok=True)
-    job.tar_path.with_name(MANIFEST_NAME).unlink(missing_ok=True)
-    for path in (job.tar_path, index_path(job.tar_path), job.record_path):
-        remove_partials(path)
 
 
 def _check_disk(out: Path, needed_bytes: int) -> None:

@@ -101,7 +101,9 @@ def audit(shards: ShardSet, world_size: int, num_workers: int, epoch: int = 0, s
     counts: Counter[str] = Counter()
     steps = []
     for rank in range(world_size):
-        stream = TrainStream(shards, config, seed, world_size, 1, rank, world_size, start_step=first_step)
+        stream = TrainStream(
+            shards, config, seed, world_size, 1, rank, world_size, start_position=first_step * world_size
+        )
         batches = list(_take(stream, last_step - first_step))
         steps.append(len(batches))
         for key, position in batches:

@@ -15,7 +15,7 @@ from dydiff_dist.data.batch_reader import BatchReader
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.workers import begin_reader
+from dydiff_dist.data.workers import begin_process, signals_left_to_this_process
 
 Batch = dict[str, Any]
 Flat = TypeVar("Flat", np.ndarray, Tensor)
@@ -113,19 +113,21 @@ def read_ahead(
         collate_fn=_unchanged,
         prefetch_factor=config.prefetch_batches if workers else None,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=begin_reader if workers else None,
+        worker_init_fn=begin_process if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    for read in _name_dead_workers(loader):
+    with signals_left_to_this_process():
+        reads = iter(loader)  # starts the workers
+    for read in _name_dead_workers(reads):
         if isinstance(read, DamagedSampleError):
             raise read
         yield {**layout.split(read.open()), "sample_index": torch.tensor(read.positions), "key": read.keys}, read.damage
 
 
-def _name_dead_workers(loader: DataLoader) -> Iterator[ReadBatch | DamagedSampleError]:
+def _name_dead_workers(reads: Iterator[ReadBatch | DamagedSampleError]) -> Iterator[ReadBatch | DamagedSampleError]:
     """What the loader gives; a worker that was killed is one line."""
     try:
-        yield from loader
+        yield from reads
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise  # a worker's own error, which has its traceback in the text

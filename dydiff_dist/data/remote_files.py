@@ -204,7 +204,7 @@ class FsspecFiles:
 
     def size(self, name: str) -> int:
         path = f"{self.root}/{plain_name(name)}"
-        return int(self._in_time(0, lambda: self.system.size(path)))
+        return self._in_time(0, lambda: int(self.system.size(path)))
 
     def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
         for start in range(offset, offset + size, FSSPEC_PIECE_BYTES):

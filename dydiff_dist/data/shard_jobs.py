@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,18 +84,18 @@ class ShardJob:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies source, options, the shard's name, and any encoding but the plain: with the inputs they decide the
-        content."""
-        return self._hash([])
+        """Identifies source, options but for defaults, the shard's name, and any encoding but the plain: with the
+        inputs they decide the content."""
+        items = [self.task.items] if self.source.refuses_other_inputs else []
+        return self._hash(self.source.config.model_dump(mode="json", exclude_defaults=True), *items)
 
     @cached_property
     def earlier_fingerprint(self) -> str:
         """As an earlier version made it, which knew of the inputs no more than the plan's items."""
-        return self._hash([self.task.items])
+        return self._hash(self.source.config.model_dump(mode="json"), self.task.items)
 
-    def _hash(self, items: list[Any]) -> str:
-        options = self.source.config.model_dump(mode="json")
-        content = [self.source.name, options, self.task.split, self.task.name, *items]
+    def _hash(self, options: dict[str, Any], *more: Any) -> str:
+        content = [self.source.name, options, self.task.split, self.task.name, *more]
         if self.encoding != PLAIN:
             content.append(self.encoding.model_dump(mode="json"))
         return json_hash(content)
@@ -107,29 +107,35 @@ def json_hash(content: Any) -> str:
 
 
 def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | None:
-    """What the samples of ``tasks`` are like, by the first ones of the first ``NUM_LOOKED_AT`` inputs that can be read:
-    what most of them are, as the very first may be the odd one. None where there is none, or where the source does not
-    read its inputs one by one, so that a look would cost a shard."""
+    """What the samples of ``tasks`` are like, by the first sample of a first, a middle and a last input, each of other
+    files: what most of them are, as one may be the odd one. Where such an input can't be read, those of the first shard
+    take its place. None where there is none, or where the source does not read its inputs one by one, so that a look
+    would cost a shard."""
     if not tasks or not _reads_items(source):
         return None
-    found: dict[str, FrameSchema] = {}
-    for item in tasks[0].items:
-        with closing(reading(source.item_name(item), source.read_item(item))) as results:
+    items = [item for task in tasks for item in task.items]
+    found: dict[str, FirstSample] = {}
+    for item in (items[0], items[len(items) // 2], items[-1], *tasks[0].items):
+        name = source.item_name(item)
+        files = str(list(source.input_files(replace(tasks[0], items=(item,)))) or name)
+        if files in found:
+            continue
+        with closing(reading(name, source.read_item(item))) as results:
             checked = (_checked(source, result) for result in results if isinstance(result, Sample))
             schema = next((schema for schema in checked if isinstance(schema, FrameSchema)), None)
         if schema is not None:
-            found[source.item_name(item)] = schema
+            found[files] = FirstSample(name, schema)
         if len(found) == NUM_LOOKED_AT:
             break
-    (usual, _), *_ = Counter(found.values()).most_common(1) or [(None, 0)]
-    return next((FirstSample(name, schema) for name, schema in found.items() if schema == usual), None)
+    schemas = [first.schema for first in found.values()]
+    return max(found.values(), key=lambda first: schemas.count(first.schema), default=None)
 
 
 def differences(found: FrameSchema, expected: FrameSchema) -> list[str]:
     """What differs between two schemas, a few words per field."""
     names = FrameSchema.model_fields
     pairs = ((name, getattr(found, name), getattr(expected, name)) for name in names)
-    return [f"{name} {one}, not {other}" for name, one, other in pairs if one != other]
+    return [f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other]
 
 
 def write_shard_of(job: ShardJob) -> ShardRecord:

@@ -73,6 +73,9 @@ class Source(ABC, Generic[Config]):
     """As on the command line and in manifests; ``register_source`` sets it."""
     unlike_hint: str = "convert them to one kind first"
     """What to do where the samples of two splits differ."""
+    refuses_other_inputs: bool = False
+    """Whether other items in a shard's task are refused in a standing folder, as other options are, for a source whose
+    options don't say what it reads. Else such a shard is written anew."""
     config: Config
     """The options. With the items of a task they decide the bytes of its shard."""
 

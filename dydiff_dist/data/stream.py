@@ -2,8 +2,8 @@
 
 Training reads an endless global order (``order.py``). Global batch k holds positions k·G … (k + 1)·G − 1, where G is
 the global batch size; rank r of W takes the r-th of W equal parts of it, in micro-batches. So the only state is the
-number of global batches done, every rank makes equal steps, and the last, partial batch of an epoch is filled from the
-next epoch.
+number of samples done, every rank makes equal steps, and the last, partial batch of an epoch is filled from the next
+epoch. A run whose global batch changes goes on behind the last sample that it has seen.
 
     positions (sampler) -> samples (worker processes: read, check, cut, augment) -> micro-batches
 """
@@ -42,7 +42,7 @@ class TrainStream:
         micro_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        start_step: int = 0,
+        start_position: int = 0,
     ):
         """
         Args:
@@ -53,7 +53,7 @@ class TrainStream:
             micro_batch_size: samples of one batch of one rank.
             rank: this process among ``world_size``.
             world_size: ranks that read different samples.
-            start_step: global batches already trained on.
+            start_position: samples of the global order already trained on.
 
         Raises:
             ValueError: sizes that do not divide, or options that the shards do not allow.
@@ -69,11 +69,11 @@ class TrainStream:
         """Damaged samples this rank met so far."""
         self._num_samples = 0
         self._micro_batch_size = micro_batch_size
-        self._positions = partial(rank_positions, global_batch_size, micro_batch_size, rank, world_size, start_step)
+        self._positions = partial(rank_positions, global_batch_size, micro_batch_size, rank, world_size, start_position)
         self._reader = BatchReader(shards, config, seed)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Micro-batches from ``start_step`` on, without end."""
+        """Micro-batches from ``start_position`` on, without end."""
         for batch, damage in read_ahead(self._reader, self._positions(), self._micro_batch_size, self.config):
             self._count(len(batch["key"]), damage)
             yield batch
@@ -97,17 +97,17 @@ class TrainStream:
 
 
 def rank_positions(
-    global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, start_step: int
+    global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, start_position: int
 ) -> Iterator[list[int]]:
-    """The positions of each micro-batch of one rank, from global batch ``start_step`` on, without end.
+    """The positions of each micro-batch of one rank, without end; the first global batch begins at ``start_position``.
 
     Example:
-        >>> batches = rank_positions(8, 2, rank=1, world_size=2, start_step=0)
+        >>> batches = rank_positions(8, 2, rank=1, world_size=2, start_position=0)
         >>> [next(batches) for _ in range(3)]
         [[4, 5], [6, 7], [12, 13]]
     """
     per_rank = global_batch_size // world_size
-    for step in itertools.count(start_step):
-        first = step * global_batch_size + rank * per_rank
+    for first_of_all in itertools.count(start_position, global_batch_size):
+        first = first_of_all + rank * per_rank
         for start in range(first, first + per_rank, micro_batch_size):
             yield list(range(start, start + micro_batch_size))

@@ -7,7 +7,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -115,8 +115,12 @@ def parse_integer(cell: str) -> int:
     return int(number)
 
 
-def parse_time(text: str) -> datetime:
+def parse_time(text: str, day_first: bool | None = None) -> datetime:
     """A time in UTC without its zone: ISO 8601 with or without a zone, 2019/6/1 0:00 or 1.6.2019 00:00.
+
+    Args:
+        text: the time.
+        day_first: whether 1/6/2019 is in June; None refuses such dates.
 
     Raises:
         ValueError: no time, or one that may be read in two ways.
@@ -125,8 +129,17 @@ def parse_time(text: str) -> datetime:
         >>> parse_time("2019-01-01 01:00+02:00"), parse_time("26.8.2010 5:25")
         (datetime.datetime(2018, 12, 31, 23, 0), datetime.datetime(2010, 8, 26, 5, 25))
     """
-    text = text.strip()
-    return _iso_time(text) if not (match := _DATE.fullmatch(text)) or "-" in text else _time_of(match, day_first=None)
+    match = _DATE.fullmatch(text.strip())
+    return _iso_time(text.strip()) if match is None or match[2] == "-" else _time_of(match, day_first)
+
+
+def days_come_first(cells: Iterable[str]) -> bool | None:
+    """Whether days stand before months in a column of dates with slashes; None where no day above 12 shows it."""
+    matches = [match for cell in cells if (match := _DATE.fullmatch(cell.strip()))]
+    slashed = [match for match in matches if match[2] == "/" and len(match[1]) < 3]
+    if any(int(match[1]) > 12 for match in slashed):
+        return True
+    return False if any(int(match[3]) > 12 for match in slashed) else None
 
 
 def parse_times(cells: Sequence[str]) -> list[datetime]:
@@ -136,17 +149,8 @@ def parse_times(cells: Sequence[str]) -> list[datetime]:
     Raises:
         ValueError: the first one that is no time, or two-fold in meaning.
     """
-    matches = [_DATE.fullmatch(cell.strip()) for cell in cells]
-    slashed = [match for match in matches if match and match[2] == "/" and len(match[1]) < 3]
-    day_first = None
-    if any(int(match[1]) > 12 for match in slashed):
-        day_first = True
-    elif any(int(match[3]) > 12 for match in slashed):
-        day_first = False
-    return [
-        _time_of(match, day_first) if match and match[2] == "/" else parse_time(cell)
-        for cell, match in zip(cells, matches, strict=True)
-    ]
+    day_first = days_come_first(cells)
+    return [parse_time(cell, day_first) for cell in cells]
 
 
 def _iso_time(text: str) -> datetime:

@@ -2,20 +2,24 @@
 
 A record is: length (8 bytes), masked CRC-32C of the length (4), the message, masked CRC-32C of the message (4).
 Checksums are tensorboard's, messages are parsed by protobuf, which comes with it. Its own reader of records takes them
-from the first to the last; here a record is read by its place, so that any process can read any part of a file.
+from the first to the last; here a record is read by its place, so that any process can read any part of a file. A file
+that is compressed with gzip as a whole is unpacked in memory, and places are those in the unpacked one.
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+from dydiff_dist.data.tables import is_gzip, read_unpacked
 
 FeatureValue = list[bytes] | np.ndarray
 """Byte strings, or a float32 or int64 array."""
@@ -51,12 +55,12 @@ def iterate_records(path: Path) -> Iterator[Record]:
     """The records of a file in order, from their lengths alone, up to the first that is damaged.
 
     Raises:
-        ValueError: a damaged record, by number and place.
+        ValueError: a damaged record, by number and place, or a damaged gzip file.
     """
     number = 0
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        position = 0
+    with _opened(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        position = file.seek(0)
         while position < size:
             header = file.read(12)
             if len(header) < 12 or masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
@@ -76,13 +80,26 @@ def read_example(path: Path, record: Record) -> dict[str, FeatureValue]:
     Raises:
         ValueError: its checksum is wrong, or it is no tf.train.Example.
     """
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         file.seek(record.offset)
         message = file.read(record.size)
         checksum = file.read(4)
     if len(checksum) < 4 or masked_crc32c(message) != struct.unpack("<I", checksum)[0]:
         raise ValueError(f"the record at byte {record.offset} is damaged: its CRC-32C is wrong")
     return parse_example(message)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, without gzip's compression."""
+    if not is_gzip(path):
+        return open(path, "rb")
+    return io.BytesIO(_unpacked(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _unpacked(path: Path, _: int) -> bytes:
+    """The last packed file that was asked for; its records are read in turn."""
+    return read_unpacked(path)
 
 
 def parse_example(message: bytes) -> dict[str, FeatureValue]:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -93,12 +94,16 @@ def begin_process(*_: object) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def begin_reader(*_: object) -> None:
-    """As `begin_process`, for what reads ahead for a training: signals that ask it to stop, which schedulers and
-    terminals send to all of its processes, are left to it too, as it needs its data until the step is done."""
-    begin_process()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def signals_left_to_this_process() -> Iterator[None]:
+    """Processes that are started in the block never hear the signals that ask a training to stop: schedulers and
+    terminals send them to all of its processes, and it needs its data, and multiprocessing's helpers, until its step is
+    done. They end with it all the same. This process hears what comes meanwhile at the end of the block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -5,6 +5,7 @@ Letters: B batch, S frames, N timesteps.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from dydiff_dist.diffusion.dynamics import frame_mix, frame_unmix, unmix_gain
 from dydiff_dist.diffusion.names import LossFrames
 from dydiff_dist.diffusion.table import ProcessTable
-from dydiff_kernels import Backend, denoising_loss
+from dydiff_kernels import Backend, CoefficientTable, Gammas, Numbers, denoising_loss
 
 if TYPE_CHECKING:
     from dydiff_dist.diffusion.config import DiffusionConfig
@@ -49,6 +50,15 @@ class Objective:
                 f"{self.gamma.min().item():.1e}; use loss_space 'mixed', prediction 'x0', gamma_ratio <= 0.99"
             )
 
+    @cached_property
+    def _gamma_table(self) -> CoefficientTable[Gammas]:
+        assert self.gamma is not None
+        return CoefficientTable(Gammas(self.gamma), len(self.gamma))
+
+    @cached_property
+    def _weight_table(self) -> CoefficientTable[Numbers] | None:
+        return None if self.weights is None else CoefficientTable(Numbers(self.weights), len(self.weights))
+
     def __call__(
         self, output: Tensor, target: Tensor, timesteps: Tensor, *, num_history_frames: int, backend: Backend
     ) -> Tensor:
@@ -59,15 +69,15 @@ class Objective:
                 f"num_history_frames is {first}; a loss on future frames of a sequence of {target.shape[1]} needs it "
                 f"in 0..{target.shape[1] - 1}"
             )
+        error = None
         if self.change is not None and self.gamma is not None:
             compute = torch.float64 if target.dtype == torch.float64 else torch.float32
-            gamma = self.gamma.to(target.device)[timesteps]
-            output = self.change(output.to(compute) - target.to(compute), gamma, backend=backend)
-            target = torch.zeros((), dtype=compute, device=target.device).expand_as(output)
+            gamma = self._gamma_table.at(timesteps)
+            error = self.change(output.to(compute) - target.to(compute), gamma, backend=backend)
         return denoising_loss(
-            output,
-            target,
-            sample_weights=None if self.weights is None else self.weights.to(target.device)[timesteps],
+            output if error is None else error,
+            target if error is None else None,
+            sample_weights=None if self._weight_table is None else self._weight_table.at(timesteps),
             frame_weights=(torch.arange(target.shape[1]) >= first).double() if first else None,
             backend=backend,
         )

@@ -8,7 +8,8 @@ float32, bfloat16 or float16, calculated in float32; float64 is calculated in fl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,20 @@ from torch import Tensor
 import dydiff_kernels as kernels
 from dydiff_dist.diffusion.dynamics import along_frames
 from dydiff_dist.diffusion.objective import Objective
-from dydiff_dist.diffusion.samplers import StepWeights
+from dydiff_dist.diffusion.samplers import Step, StepWeights
 from dydiff_dist.diffusion.table import ProcessTable
 from dydiff_dist.diffusion.workspace import Workspace
-from dydiff_kernels import Backend, LatentPosterior, Levels, NoiseCounter, NoisedLatents, ReverseStep, StepCoefficients
+from dydiff_kernels import (
+    Backend,
+    CoefficientTable,
+    LatentPosterior,
+    Levels,
+    NoiseCounter,
+    NoisedLatents,
+    ReverseStep,
+    StepCoefficients,
+    TableRows,
+)
 
 Noise = Tensor | NoiseCounter
 """White noise like the frames, or the counter that names it."""
@@ -83,7 +94,7 @@ class DiffusionProcess:
         workspace = workspace or Workspace()
         result = kernels.add_noise(
             latents,
-            self.levels(timesteps, x),
+            self._rows_of(timesteps, x),
             noise,
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
@@ -99,9 +110,9 @@ class DiffusionProcess:
         """What the network is shown for z (B, S, *rest) at ``timesteps`` (B,): z, or z over its standard deviation."""
         if self.table.input_std is None:
             return z
-        std = self.table.input_std.to(z.device)[timesteps.to(z.device)]
         compute = torch.float64 if z.dtype == torch.float64 else torch.float32
-        return (z.to(compute) / std.to(compute).view(-1, *[1] * (z.ndim - 1))).to(z.dtype)
+        std = self._input_std(z.device, compute)[timesteps.to(z.device)]
+        return (z.to(compute) / std.view(-1, *[1] * (z.ndim - 1))).to(z.dtype)
 
     def loss(
         self, model_output: Tensor, target: Tensor, timesteps: Tensor, *, num_history_frames: int = 0
@@ -129,6 +140,26 @@ class DiffusionProcess:
             backend=self.backend,
         )
         return per_sample.mean(), per_sample
+
+    def prepared(
+        self, steps: Sequence[Step], batch: int, device: torch.device
+    ) -> tuple[CoefficientTable[StepCoefficients], Tensor]:
+        """A sampler's K steps as a table of K rows, for `run_step`, and their timesteps, (K, B) int64 on ``device``.
+
+        Put there once: a later run of the same steps gets the same tensors, so its recording may read them.
+        """
+        key = (tuple(steps), batch, device)
+        if key not in self._prepared:
+            pairs = [(step.now.timestep, step.after.timestep) for step in steps]
+            now, after = (self.table.at(torch.tensor(timesteps)) for timesteps in zip(*pairs, strict=True))
+            table = CoefficientTable(self._coefficients(now, after, [step.weights for step in steps]), len(steps))
+            timesteps = torch.tensor([[timestep] * batch for timestep, _ in pairs]).to(device)
+            self._prepared[key] = table, timesteps
+        return self._prepared[key]
+
+    @cached_property
+    def _prepared(self) -> dict[tuple[object, ...], tuple[CoefficientTable[StepCoefficients], Tensor]]:
+        return {}
 
     def step(
         self,
@@ -165,24 +196,44 @@ class DiffusionProcess:
         Raises:
             ValueError: shapes or dtypes that don't fit.
         """
-        x0_prev, previous_weight = _combined(previous, weights.previous)
+        coefficients = self._coefficients(now, after, [weights] * len(z))
+        options: dict[str, Any] = dict(noise=noise, history=history, return_x0=return_x0, out=out)
+        return self.run_step(z, output, coefficients, weights, previous=previous, **options)
+
+    def run_step(
+        self,
+        z: Tensor,
+        output: Tensor,
+        coefficients: StepCoefficients | TableRows[StepCoefficients],
+        weights: StepWeights,
+        *,
+        previous: Sequence[Tensor] = (),
+        noise: Noise | None = None,
+        history: Tensor | None = None,
+        return_x0: bool = True,
+        out: ReverseStep | None = None,
+    ) -> ReverseStep:
+        """As `step`, with the step's coefficients, from `prepared`, in place of the levels that they follow from."""
         return kernels.reverse_step(
             z,
             output,
-            self._coefficients(now, after, weights, previous_weight),
+            coefficients,
             mixes_output=self.table.mixes_target,
             noise=noise if weights.sigma else None,
             history=history,
-            x0_prev=x0_prev,
+            x0_prev=_combined(previous, weights.previous),
             return_x0=return_x0,
             out=out,
             backend=self.backend,
         )
 
-    def _coefficients(
-        self, now: Levels, after: Levels, weights: StepWeights, previous_weight: float
-    ) -> StepCoefficients:
-        """A step as the kernels take it: x̂ = A⁻¹ (p z - s out)/Δ, and the noise that is kept as a share of s ε̂."""
+    def _coefficients(self, now: Levels, after: Levels, weights: Sequence[StepWeights]) -> StepCoefficients:
+        """Steps as the kernels take them: x̂ = A⁻¹ (p z - s out)/Δ, and the noise that is kept as a share of s ε̂."""
+        numbers_of_steps = [(w.clean, _combined_weight(w.previous), w.noise, w.sigma) for w in weights]
+        clean, previous, kept, sigma = (
+            torch.tensor(numbers, dtype=torch.float64, device=now.signal.device)
+            for numbers in zip(*numbers_of_steps, strict=True)
+        )
         determinant = now.signal * now.target_noise - now.noise * now.target_signal
         own_noise_operator = not self.table.shares_operator
         return StepCoefficients(
@@ -193,10 +244,10 @@ class DiffusionProcess:
             from_z=now.target_noise / determinant,
             from_output=-now.noise / determinant,
             signal=now.signal,
-            clean=torch.full_like(now.signal, weights.clean),
-            previous=torch.full_like(now.signal, previous_weight),
-            kept_noise=torch.full_like(now.noise, weights.noise) / now.noise,
-            sigma=torch.full_like(now.signal, weights.sigma),
+            clean=clean,
+            previous=previous,
+            kept_noise=kept / now.noise,
+            sigma=sigma,
         )
 
     def relative(self, x: Tensor) -> Tensor:
@@ -216,6 +267,29 @@ class DiffusionProcess:
         """
         self._check_timesteps(timesteps, z)
         return self.table.at(timesteps.to(z.device))
+
+    @cached_property
+    def _level_table(self) -> CoefficientTable[Levels]:
+        """The process' table as the kernels' one: a row for each timestep."""
+        columns = (getattr(self.table, name) for name in Levels._fields)
+        return CoefficientTable(Levels(*columns), self.num_timesteps)
+
+    def _rows_of(self, timesteps: Tensor, x: Tensor) -> TableRows[Levels]:
+        """As `levels`, with nothing calculated and nothing sent."""
+        self._check_timesteps(timesteps, x)
+        return self._level_table.at(timesteps.to(x.device))
+
+    def _input_std(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The table's input_std, put on a device once."""
+        key = (device, dtype)
+        if key not in self._stds:
+            assert self.table.input_std is not None
+            self._stds[key] = self.table.input_std.to(device, dtype)
+        return self._stds[key]
+
+    @cached_property
+    def _stds(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
     def _check_timesteps(self, timesteps: Tensor, z: Tensor) -> None:
         if not isinstance(timesteps, Tensor) or timesteps.dtype not in (torch.int64, torch.int32):
@@ -243,15 +317,20 @@ def _drawn(latents: Tensor | LatentPosterior) -> Tensor:
     return latents.scale * (mean + (0.5 * latents.logvar).exp() * noise)
 
 
-def _combined(previous: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor | None, float]:
-    """Earlier x̂ as the one tensor that a kernel reads, and its weight."""
+def _combined_weight(weights: Sequence[float]) -> float:
+    """Of the one tensor that `_combined` makes."""
+    return weights[0] if len(weights) == 1 else float(len(weights) > 0)
+
+
+def _combined(previous: Sequence[Tensor], weights: Sequence[float]) -> Tensor | None:
+    """Earlier x̂ as the one tensor that a kernel reads."""
     if len(previous) != len(weights):
         raise ValueError(f"previous holds {len(previous)} estimates; the weights are for {len(weights)}, give as many")
     if not weights:
-        return None, 0.0
+        return None
     if len(weights) == 1:
-        return previous[0], weights[0]
+        return previous[0]
     total = torch.zeros_like(previous[0], dtype=torch.promote_types(previous[0].dtype, torch.float32))
     for weight, x0 in zip(weights, previous, strict=True):
         total.add_(x0, alpha=weight)
-    return total, 1.0
+    return total

@@ -121,45 +121,30 @@ def sample(
     check_accuracy(start.dtype)
     memory = max((len(step.weights.previous) for step in steps), default=0)
     z, estimates, workspace = start, deque[Tensor](maxlen=memory), Workspace()
-    for index, step in enumerate(steps):
-        now = torch.full(start.shape[:1], step.now.timestep, device=start.device)
+    history = None if history is None else history.contiguous()
+    coefficients, timesteps_KB = process.prepared(steps, len(start), start.device)
+    for index, (step, now) in enumerate(zip(steps, timesteps_KB, strict=True)):
         output = denoise(process.model_input(z, now), now)
         if index == 0 and output.dtype != start.dtype:
             check_accuracy(output.dtype)
         # in memory of the step before, and of the x̂ which this step is the last to read
         made = {"z": True, f"x0_{index % max(memory, 1)}": memory > 0}
         fresh = _noise_of(noise, index) if step.weights.sigma else None
-        result = _advance(process, z, output, step, estimates, fresh, history, workspace.take_all(ReverseStep, made, z))
+        result = process.run_step(
+            z,
+            output,
+            coefficients.at(index),
+            step.weights,
+            previous=list(estimates)[: len(step.weights.previous)],
+            noise=fresh,
+            history=history,
+            return_x0=memory > 0,
+            out=workspace.take_all(ReverseStep, made, z),
+        )
         z, x0 = workspace.keep_all(result, made)
         if x0 is not None:
             estimates.appendleft(x0)
     return process.absolute(z)
-
-
-def _advance(
-    process: DiffusionProcess,
-    z: Tensor,
-    output: Tensor,
-    step: Step,
-    estimates: deque[Tensor],
-    noise: Noise | None,
-    history: Tensor | None,
-    out: ReverseStep | None,
-) -> ReverseStep:
-    """One step of the loop, with the last x̂ in ``estimates``; x̂ is wanted where they are kept."""
-    now, after = (process.table.at(torch.full(z.shape[:1], level.timestep)) for level in (step.now, step.after))
-    return process.step(
-        z,
-        output,
-        now,
-        after,
-        step.weights,
-        previous=list(estimates)[: len(step.weights.previous)],
-        noise=noise,
-        history=history,
-        return_x0=estimates.maxlen != 0,
-        out=out,
-    )
 
 
 def guided(denoise_conditional: Denoise, denoise_unconditional: Denoise, weight: float) -> Denoise:

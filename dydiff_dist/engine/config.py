@@ -12,8 +12,8 @@ class OptimizationConfig(StrictConfig):
 
     retired = {"more_ema_decays": []}
 
-    steps: PositiveInt
-    """Optimizer updates of the whole run."""
+    steps: int = Field(gt=0, lt=2**32 - 2)
+    """Optimizer updates of the whole run; a step is a word of 32 bits in the counter of all noise."""
     global_batch_size: PositiveInt
     """Samples per step over all ranks; constant whatever the number of ranks."""
     micro_batch_per_gpu: PositiveInt

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.evaluation.calibration import Climate, Rule, calibration_suite
 from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
@@ -40,7 +41,7 @@ VIDEO_PRESETS = {
 }
 """Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
-SUITES = ("ensemble", "spectrum", "flow", "rain", "image", "series")
+SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series")
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
 IMAGE_RANGE = 255.0
 """Largest value of pictures, whose least is 0."""
@@ -60,6 +61,8 @@ class ForecastKind:
     """M."""
     periodic: bool
     """Whether frames wrap around."""
+    climate: Climate | None = None
+    """Mean and deviation of the data, where they have the forecasts' units."""
 
     @property
     def is_series(self) -> bool:
@@ -76,6 +79,7 @@ class ForecastKind:
         num_channels, size = self.shape[1], min(self.shape[2:])
         fits = {
             "ensemble": True,
+            "calibration": self.num_members > 1,
             "spectrum": not self.is_series,
             "flow": self.schema.vector_channels is not None,
             "rain": num_channels == 1 and looks_like_rain(self.schema.channels, self.schema.units),
@@ -119,6 +123,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     }
     make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
+        "calibration": lambda: calibration_suite(kind.climate, *_events(wanted, protocol)),
         "spectrum": lambda: spectrum_suite(kind.periodic),
         "flow": lambda: flow_suite(*(vector or (0, 1)), kind.periodic),
         "rain": lambda: rain_suite(protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]),
@@ -133,6 +138,14 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     if "image" in wanted:
         kind.check_images("image scores")
     return [make[name]() for name in wanted]
+
+
+def _events(wanted: Sequence[str], protocol: RainProtocol | VideoProtocol) -> tuple[tuple[float, ...], Rule]:
+    """(thresholds, rule) of events whose probabilities are judged: those of rain scores."""
+    if "rain" not in wanted:
+        return (), ">="
+    rain = protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]
+    return rain.thresholds, rain.rule
 
 
 def find_preset(name: str) -> RainProtocol | VideoProtocol:

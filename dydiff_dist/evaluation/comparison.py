@@ -5,11 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from dydiff_dist.evaluation.evaluate import FORECAST
+from dydiff_dist.evaluation.resampling import (
+    FEW_GROUPS,
+    distance_difference_interval_95,
+    group_cases,
+    interval_95,
+)
 from dydiff_dist.evaluation.score_files import ScoredRun
 from dydiff_dist.evaluation.score_tables import aligned
-from dydiff_dist.evaluation.table import interval_95
 
-_NOT_PROTOCOL = ("model", "weights_sha256", "shards", "seed", "precision", "sampling", "intervals")
+_NOT_PROTOCOL = frozenset(
+    "model weights_sha256 shards seed precision sampling caution calibration intervals num_independent".split()
+)
 """What a comparison is between, where things lie, or what follows from the rest."""
 _MOST_OBJECTIONS = 6
 """Lines of them on a terminal; the page shows all."""
@@ -28,7 +35,8 @@ class PairedScore:
     upper: float
     """95 % interval of the difference over resampled cases, the same for both runs in each draw."""
     is_significant: bool
-    """Whether the interval leaves out 0. It speaks of other cases of this kind, not of training again."""
+    """Whether the interval leaves out 0 and enough is independent to say so. It speaks of other cases of this kind,
+    not of training again."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Comparison:
     """Why their numbers don't compare, one line each; empty if they do."""
     intervals: str = ""
     """What was resampled."""
+    caution: str = ""
+    """Why nothing can be said of other cases, if so."""
 
 
 def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
@@ -62,13 +72,32 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
         objections.append(f"no intervals: {one['protocol']['intervals']}")
     if objections:
         return Comparison(first.label, second.label, (), tuple(objections))
+    independent = num_independent(one)
+    caution = ""
+    if independent < FEW_GROUPS:
+        caution = f"nothing can be said of other cases: only {independent} are independent, {FEW_GROUPS} are needed"
     scores = []
     for name in (name for name in draws if name in other_draws):
-        before, after = (summary["scores"][FORECAST].get(name, {}).get("overall") for summary in (one, other))
-        lower, upper = interval_95(other_draws[name] - draws[name]).tolist()
-        if None not in (before, after) and np.isfinite([lower, upper]).all():
-            scores.append(PairedScore(name, before, after, after - before, lower, upper, lower > 0 or upper < 0))
-    return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"])
+        found, other_found = (summary["scores"][FORECAST].get(name, {}) for summary in (one, other))
+        before, after = found.get("overall"), other_found.get("overall")
+        if before is None or after is None:
+            continue
+        if found.get("is_distance"):
+            lower, upper = distance_difference_interval_95(before, after, draws[name], other_draws[name])
+        else:
+            lower, upper = interval_95(other_draws[name] - draws[name]).tolist()
+        if np.isfinite([lower, upper]).all():
+            is_significant = not caution and (lower > 0 or upper < 0)
+            scores.append(PairedScore(name, before, after, after - before, lower, upper, is_significant))
+    return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"], caution)
+
+
+def num_independent(summary: dict) -> int:
+    """Groups of cases that intervals are over, counted by the keys where an earlier version left no number."""
+    protocol = summary["protocol"]
+    if "num_independent" in protocol:
+        return protocol["num_independent"]
+    return int(group_cases(list(summary["cases"].values()), protocol.get("independent", "case")).max()) + 1
 
 
 def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[str]:
@@ -105,7 +134,8 @@ def format_comparison(comparison: Comparison) -> str:
         interval = f"[{score.lower:+.3g}, {score.upper:+.3g}]"
         mark = "significant" if score.is_significant else ""
         rows.append([score.score, *numbers, f"{score.difference:+.3g}", interval, mark])
-    return f"{aligned(rows)}\nintervals: {comparison.intervals}"
+    lines = [aligned(rows), f"intervals: {comparison.intervals}", comparison.caution]
+    return "\n".join(line for line in lines if line)
 
 
 def _cases_differ(one: dict, other: dict) -> str:

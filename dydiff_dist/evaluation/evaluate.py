@@ -10,7 +10,14 @@ from dydiff_dist.data.manifest import Bounds
 from dydiff_dist.evaluation.baselines import Baseline, Persistence
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.fvd import Fvd, frechet_distance
-from dydiff_dist.evaluation.resampling import Independent, choose_independent, describe_resampling, group_cases
+from dydiff_dist.evaluation.resampling import (
+    Independent,
+    choose_independent,
+    describe_resampling,
+    distance_interval_95,
+    group_cases,
+    interval_95,
+)
 from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
@@ -23,6 +30,15 @@ _COMMON_PROTOCOL = {
     "aggregation": "mean over channels and pixels of a case, then over cases, in exact float64 sums",
 }
 """What the numbers mean, whatever the data."""
+
+
+class Intervals(NamedTuple):
+    """95 % intervals of a score."""
+
+    by_lead: np.ndarray
+    """(2, S)."""
+    overall: np.ndarray
+    """(2,)."""
 
 
 class Draws(NamedTuple):
@@ -108,12 +124,28 @@ class Evaluation:
             self._drawn[forecaster] = Draws(*({k: v for k, v in terms.items() if k in names} for terms in found))
         return self._drawn[forecaster]
 
-    def resampling(self) -> dict[str, str]:
+    def intervals(self, forecaster: str, score: str) -> Intervals:
+        """The intervals of one score: percentiles of the draws, or of a distance the basic ones of its square."""
+        draws = self.draws(forecaster)
+        found = draws.by_lead[score], draws.overall[score]
+        if not self.is_distance(score):
+            return Intervals(*map(interval_95, found))
+        values = self.by_lead(forecaster)[score], self.overall(forecaster)[score]
+        return Intervals(*map(distance_interval_95, values, found))
+
+    def is_distance(self, score: str) -> bool:
+        """Whether a score is a distance from perfect, which resampling enlarges."""
+        return any(score in suite.distances for suite in self.suites)
+
+    def resampling(self) -> dict[str, Any]:
         """What intervals are over, for the record."""
         groups, independent = self._groups()
         what = describe_resampling(groups, independent)
         text = f"95 %, percentile bootstrap over {what}, {BOOTSTRAP_DRAWS} draws, the same for every score and run"
-        return {"independent": independent, "intervals": text}
+        distances = [score for score in self.scores if self.is_distance(score)]
+        if distances:
+            text += f"; basic bootstrap of the square for {' and '.join(distances)}"
+        return {"independent": independent, "num_independent": len(np.unique(groups)), "intervals": text}
 
     def merge(self, others: Sequence["Evaluation"]) -> "Evaluation":
         """This evaluation with the cases of others, made alike of other cases (by other processes, say).
@@ -149,7 +181,13 @@ class Evaluation:
 
 def _derived(suites: Sequence[Suite], means: Terms) -> Terms:
     """Scores and profiles of terms with any axes before that of the lead times."""
-    return {name: values for suite in suites for name, values in suite.derive(means).items()}
+    return {name: values for suite in suites for name, values in _of_suite(suite, means).items()}
+
+
+def _of_suite(suite: Suite, means: Terms) -> Terms:
+    """What a suite derives, without whatever else of the terms it hands through."""
+    derived = suite.derive(means)
+    return {name: derived[name] for name in (*suite.scores, *suite.profiles)}
 
 
 def _over_leads(suites: Sequence[Suite], means: Terms, lead_axis: int) -> Terms:
@@ -158,10 +196,9 @@ def _over_leads(suites: Sequence[Suite], means: Terms, lead_axis: int) -> Terms:
     result: Terms = {}
     for suite in suites:
         if suite.overall == "pooled":
-            derived = suite.derive(pooled)
-            result |= {name: values.squeeze(lead_axis) for name, values in derived.items()}
+            result |= {name: values.squeeze(lead_axis) for name, values in _of_suite(suite, pooled).items()}
         else:
-            result |= {name: values.mean(axis=lead_axis) for name, values in suite.derive(means).items()}
+            result |= {name: values.mean(axis=lead_axis) for name, values in _of_suite(suite, means).items()}
     return result
 
 

@@ -88,7 +88,8 @@ def spectrum_suite(periodic: bool) -> Suite:
         measure,
         derive,
         ("log_spectral_distance_db",),
-        ("spectrum_members", "spectrum_mean", "spectrum_truth"),
+        distances=("log_spectral_distance_db",),
+        profiles=("spectrum_members", "spectrum_mean", "spectrum_truth"),
         protocol={
             "spectrum": "half the power in shells round(|k|), summed over channels, averaged over members and cases",
             "taper": "none (periodic)" if periodic else "Hann",

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import BACKGROUND, ERROR_COLORMAP, FAINT_INK, FORECASTERS, INK, OURS, FieldStyle
 from dydiff_dist.evaluation.evaluate import Evaluation
-from dydiff_dist.evaluation.table import interval_95
 from dydiff_dist.files import write_bytes
 
 MAX_COLUMNS = 6
@@ -177,7 +176,7 @@ def score_figure(evaluation: Evaluation, scores: tuple[str, ...] = ("crps", "mse
         for name in evaluation.tables:
             label, _, color, line, width = FORECASTERS[name]
             by_lead = evaluation.by_lead(name)[score]
-            lower, upper = interval_95(evaluation.draws(name).by_lead[score])
+            lower, upper = evaluation.intervals(name, score).by_lead
             leads = np.arange(1, len(by_lead) + 1)
             axis.fill_between(leads, lower, upper, color=color, alpha=0.16, linewidth=0)
             axis.plot(leads, by_lead, line, color=color, linewidth=width, label=label)

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dydiff_dist.evaluation.calibration import calibration_suite, describe_calibration
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle
-from dydiff_dist.evaluation.comparison import compare, protocol_differences
+from dydiff_dist.evaluation.comparison import compare, num_independent, protocol_differences
 from dydiff_dist.evaluation.evaluate import FORECAST
 from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.figures import channel_name
+from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun, write_shown_cases
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import base_suite, ensemble_suite
@@ -101,6 +103,7 @@ def write_report(runs: list[ScoredRun], path: str | Path, title: str = "Forecast
         "groups": _groups(summaries),
         "comparisons": [asdict(compare(runs[0], run)) for run in runs[1:]],
         "warnings": _warnings(labels, summaries),
+        "calibration": [_calibration(summary) for summary in summaries],
     }
     page = files("dydiff_dist.evaluation") / "report_page"
     text = (page / "page.html").read_text()
@@ -161,6 +164,10 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
     present = {name for summary in summaries for name in summary["scores"][FORECAST]}
     known = {
         "Ensemble": (*base_suite().scores, *ensemble_suite().scores),
+        "Calibration": (
+            *calibration_suite().scores,
+            *(name for name in summaries[0]["scores"][FORECAST] if name.startswith("brier_")),
+        ),
         "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
         "Images": (*image_suite(255.0).scores, "lpips", "lpips_best_member", "fvd"),
         "Series": series_suite().scores,
@@ -169,6 +176,12 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
     named = {name for names in groups.values() for name in names}
     groups["Rain"] = [name for name in summaries[0]["scores"][FORECAST] if name not in named]
     return {title: names for title, names in groups.items() if names}
+
+
+def _calibration(summary: dict) -> str:
+    """What its coverage says of a run, in a sentence; empty where it was not scored."""
+    scores, protocol = summary["scores"][FORECAST], summary["protocol"]
+    return describe_calibration(scores, protocol["num_members"], num_independent(summary), FEW_GROUPS)
 
 
 def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:

@@ -71,6 +71,7 @@ RAIN_PRESETS = {
         lead_times="averaged",
     ),
 }
+RAIN_PRESETS["nowcastdit"] = RAIN_PRESETS["diffcast"].model_copy(update={"name": "nowcastdit"})
 """Protocols of published numbers; docs/evaluation.md says where each comes from and what of it is certain."""
 
 

@@ -12,7 +12,6 @@ from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 from dydiff_dist.arrays import read_npz
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
-from dydiff_dist.evaluation.table import interval_95
 from dydiff_dist.files import PlainName, atomic_file, parse_json, parse_sealed, read_document_bytes, seal, write_json
 from dydiff_dist.quoting import shortened
 
@@ -206,16 +205,18 @@ def _write_case_scores(evaluation: Evaluation, path: Path) -> None:
 
 
 def _scores_of(evaluation: Evaluation, name: str) -> dict:
-    by_lead, overall, draws = evaluation.by_lead(name), evaluation.overall(name), evaluation.draws(name)
-    scores: dict[str, dict] = {
-        score: {
+    by_lead, overall = evaluation.by_lead(name), evaluation.overall(name)
+    scores: dict[str, dict] = {}
+    for score in evaluation.scores:
+        intervals = evaluation.intervals(name, score)
+        scores[score] = {
             "overall": float(overall[score]),
-            "overall_interval_95": interval_95(draws.overall[score]).tolist(),
+            "overall_interval_95": intervals.overall.tolist(),
             "by_lead": by_lead[score].tolist(),
-            "interval_95": interval_95(draws.by_lead[score]).tolist(),
+            "interval_95": intervals.by_lead.tolist(),
         }
-        for score in evaluation.scores
-    }
+        if evaluation.is_distance(score):
+            scores[score]["is_distance"] = True
     if evaluation.clips:
         num_real, num_forecast = len(evaluation.features(TRUTH)), len(evaluation.features(name))
         scores[FVD] = {"overall": evaluation.fvd(name), "num_real": num_real, "num_forecast": num_forecast}

@@ -68,11 +68,11 @@ def ensemble_variance(members_MSCHW: Array) -> Array:
     return _over_pixels(members_MSCHW.var(axis=0, dtype=np.float64, ddof=1))
 
 
-def rank_counts(members_MSCHW: Array, truth_SCHW: Array) -> Array:
+def rank_counts(members_MSCHW: Array, truth_SCHW: Array, where: Array | None = None) -> Array:
     """How often the truth has r members below it, (S, M + 1) float64 counts; ties are shared among their ranks.
 
     Flat for an ensemble from which the truth can't be told apart (Hamill 2001). Sharing ties in equal parts keeps zero
-    rain, where everything ties, from piling up at one end.
+    rain, where everything ties, from piling up at one end. ``where`` (S, C, H, W) bool says which pixels count.
     """
     num_members, num_leads = members_MSCHW.shape[:2]
     below = (members_MSCHW < truth_SCHW).sum(axis=0).reshape(num_leads, -1)
@@ -80,6 +80,8 @@ def rank_counts(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     counts = np.zeros((num_leads, num_members + 1))
     for lead in range(num_leads):
         share = 1.0 / (ties[lead] + 1)
+        if where is not None:
+            share = share * where[lead].ravel()
         edges = np.bincount(below[lead], share, num_members + 2)
         edges -= np.bincount(below[lead] + ties[lead] + 1, share, num_members + 2)
         counts[lead] = np.cumsum(edges)[:-1]

@@ -33,6 +33,8 @@ class Suite:
     derive: Derive
     scores: tuple[str, ...]
     """Names of the scores, each one number per lead time."""
+    distances: tuple[str, ...] = ()
+    """The scores among them that are distances from perfect, whose intervals need care (``resampling.py``)."""
     profiles: tuple[str, ...] = ()
     """Names of the profiles, each K numbers per lead time."""
     overall: Literal["pooled", "averaged"] = "pooled"
@@ -105,7 +107,13 @@ def ensemble_suite(pools: tuple[int, ...] = (2, 4, 8, 16), max_members_energy: i
         "pooled_crps": "ensemble CRPS of members and truth pooled in whole blocks of pixels",
     }
     return Suite(
-        "ensemble", measure, derive, ("energy_score", "rank_deviation", *names), ("rank_histogram",), protocol=protocol
+        "ensemble",
+        measure,
+        derive,
+        ("energy_score", "rank_deviation", *names),
+        distances=("rank_deviation",),
+        profiles=("rank_histogram",),
+        protocol=protocol,
     )
 
 

@@ -83,17 +83,3 @@ def exact_sum(values: np.ndarray) -> np.ndarray:
 def exact_mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis from the exact sum."""
     return exact_sum(values) / len(values)
-
-
-def interval_95(draws: np.ndarray) -> np.ndarray:
-    """(2, …): the 2.5 % and 97.5 % quantiles of draws (1000, …).
-
-    Example:
-        >>> table = ScoreTable()
-        >>> for case, score in enumerate([1.0, 2.0, 3.0, 4.0]):
-        ...     table.add(case, {"crps": np.array([score])})
-        >>> means = table.bootstrap_means(groups=np.arange(4))["crps"]  # each case by itself
-        >>> table.overall("crps"), interval_95(means).ravel().tolist()
-        (2.5, [1.5, 3.5])
-    """
-    return np.quantile(draws, (0.025, 0.975), axis=0)

@@ -42,6 +42,16 @@ class SamplingConfig(StrictConfig):
         find_sampler(self.sampler, self.eta)
         return self
 
+    @property
+    def caution(self) -> str:
+        """What must be known of forecasts drawn like this; empty where there is nothing."""
+        if self.eta <= 1:
+            return ""
+        return (
+            f"eta {self.eta:g} is above 1, ancestral sampling: steps add more noise than the process has, and where "
+            "that exceeds what is left of it their marginal is not exact"
+        )
+
     def check(self, table: ProcessTable, num_frames: int | None = None) -> None:
         """Refuses what a process can't do, before anything is trained or forecast.
 

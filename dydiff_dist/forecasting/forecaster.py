@@ -7,6 +7,7 @@ frames and their channels and pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.diffusion import DiffusionProcess, guided, rollout, sample, start_noise, timestep_grid
+from dydiff_dist.diffusion.replay import Replay
 from dydiff_dist.diffusion.sampling import Denoise, plan_steps
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.frame_space import FrameSpace
@@ -195,33 +197,64 @@ class Forecaster:
     ) -> Tensor:
         """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
         sampling, diffusion = self.sampling, self.diffusion
-        grid = timestep_grid(diffusion.table, sampling.num_steps, sampling.spacing)
-        num_steps = len(plan_steps(diffusion.table, grid, sampler=sampling.sampler, eta=sampling.eta))
+        steps = plan_steps(diffusion.table, self._grid, sampler=sampling.sampler, eta=sampling.eta)
 
         def counter(step: int, stream: Stream) -> NoiseCounter:
             return NoiseCounter(seed, sample_index, step, stream)
 
         shape = (history.shape[0], self.num_frames, *history.shape[2:])
-        start = start_noise(diffusion, shape, grid[0], counter(window, Stream.SAMPLER_START), device=self.device)
+        named = counter(window, Stream.SAMPLER_START)
+        start = start_noise(diffusion, shape, self._grid[0], named, device=self.device)
+        dropped = None
+        if sampling.guidance_weight != 1:
+            dropout = counter(window, Stream.CONDITIONING_DROPOUT)
+            dropped = normal(dropout, history.shape, device=self.device)
         view = None
         if self.knows_shifts and sampling.random_shifts is not False:
             shifts = counter(window, Stream.SAMPLER_SHIFT)
-            view = MovingView.draw(shifts, grid, diffusion.num_timesteps, shape[-2], shape[-1], self.device)
+            view = MovingView.draw(shifts, self._grid, diffusion.num_timesteps, shape[-2], shape[-1], self.device)
+        if view is None and not any(step.weights.sigma for step in steps):
+            return self._recorded(start=start, history=history, actions=actions, dropped=dropped)
+        # shifts and the names of noise change from call to call, so there is nothing to record
+        noise = counter(window * len(steps), Stream.SAMPLER_ETA)
+        return self._run_sampler(start, history, actions, dropped, view, noise)
+
+    @cached_property
+    def _recorded(self) -> Replay:
+        """`_run_sampler`, which GPUs record where shapes come again."""
+        return Replay(self._run_sampler)
+
+    @cached_property
+    def _grid(self) -> list[int]:
+        """The sampler's timesteps, descending."""
+        return timestep_grid(self.diffusion.table, self.sampling.num_steps, self.sampling.spacing)
+
+    def _run_sampler(
+        self,
+        start: Tensor,
+        history: Tensor,
+        actions: Tensor | None = None,
+        dropped: Tensor | None = None,
+        view: MovingView | None = None,
+        noise: NoiseCounter | None = None,
+    ) -> Tensor:
+        """One window from what is random in it: where it starts, the history of the unconditional branch, shifts, η."""
         return sample(
-            diffusion,
-            self._denoise(history, actions, counter(window, Stream.CONDITIONING_DROPOUT), view),
+            self.diffusion,
+            self._denoise(history, actions, dropped, view),
             start=start,
-            timesteps=grid,
-            sampler=sampling.sampler,
-            eta=sampling.eta,
-            noise=counter(window * num_steps, Stream.SAMPLER_ETA),
-            history=history if sampling.clamp_history else None,
+            timesteps=self._grid,
+            sampler=self.sampling.sampler,
+            eta=self.sampling.eta,
+            noise=noise,
+            history=history if self.sampling.clamp_history else None,
         )
 
     def _denoise(
-        self, history: Tensor, actions: Tensor | None, dropout: NoiseCounter, view: MovingView | None
+        self, history: Tensor, actions: Tensor | None, dropped: Tensor | None, view: MovingView | None
     ) -> Denoise:
-        """The network with its conditions, guided where asked: the unconditional branch sees noise as history."""
+        """The network with its conditions, guided where asked: the unconditional branch sees noise, ``dropped``, as
+        history."""
         actions = None if actions is None else actions.to(self.dtype)
 
         def given(condition: Tensor) -> Denoise:
@@ -235,10 +268,9 @@ class Forecaster:
 
             return denoise
 
-        weight = self.sampling.guidance_weight
-        if weight == 1:
+        if dropped is None:
             return given(history)
-        return guided(given(history), given(normal(dropout, history.shape, device=self.device)), weight)
+        return guided(given(history), given(dropped), self.sampling.guidance_weight)
 
     def _run_network(self, z: Tensor, timesteps: Tensor, history: Tensor, actions: Tensor | None) -> Tensor:
         """The network's output as float32; history and actions come as ``dtype``, which it reads."""

@@ -11,6 +11,7 @@ from dydiff_dist.evaluation.animation import forecast_animation
 from dydiff_dist.forecasting.cases import Case, open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
+from dydiff_dist.forecasting.inflation import inflate, read_inflation
 from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore, Precision
 from dydiff_dist.strict_config import describe_error
 
@@ -32,6 +33,7 @@ class ForecastRun:
         sampling: fields of SamplingConfig that replace the model's own.
         precision: the network's storage.
         file_format: a file per case, or one zarr array of all.
+        calibrated: move members from their mean as was fitted to the model on validation cases (``inflation.py``).
         device: where the network runs; None takes a GPU if there is one.
         batch: members that pass through the network together.
         rank, world_size: this process among those that share the cases; each takes every world_size-th.
@@ -57,6 +59,7 @@ class ForecastRun:
         sampling: dict | None = None,
         precision: Precision = "fp32",
         file_format: FileFormat = "npz",
+        calibrated: bool = False,
         device: torch.device | str | None = None,
         batch: int = 32,
         rank: int = 0,
@@ -85,6 +88,7 @@ class ForecastRun:
             seed=seed,
             precision=precision,
             file_format=file_format,
+            inflation=read_inflation(model, weights_sha256, self.sampling).factors if calibrated else None,
         )
         dtype = _DTYPES[precision]
         self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
@@ -120,6 +124,8 @@ class ForecastRun:
             num_frames=request.num_leads,
         )
         for case, ensemble in zip(cases, members.numpy(), strict=True):
+            if request.inflation is not None:
+                ensemble = inflate(ensemble, request.inflation, request.frames)
             self.store.write(case.number, case.key, ensemble)
 
     def _forecastable(self, number: int) -> Case | None:

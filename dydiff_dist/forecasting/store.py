@@ -65,6 +65,8 @@ class ForecastRequest(StrictConfig):
     frames: FrameSchema
     """Channels, units and kind of the stored frames."""
     file_format: FileFormat = "npz"
+    inflation: tuple[float, ...] | None = None
+    """By how much members were moved from their mean, by lead time (``inflation.py``)."""
     num_cases: int | None = None
     """The most cases that were asked for, the first ones; None where an earlier version wrote it."""
 
@@ -203,13 +205,13 @@ class ZarrStore(ForecastStore):
         """
         super().__init__(folder, request, num_cases)
         self._array_folder = folder / ZARR_NAME
+        zarr = _import_zarr()
         with naming(self._array_folder):
-            group = _open_group(self._array_folder, "a" if num_cases else "r")
             try:
-                self._open_arrays(group, num_cases)
-            except OSError:
-                raise
+                self._open_arrays(zarr.open_group(self._array_folder, mode="a" if num_cases else "r"), num_cases)
             except Exception as error:  # zarr has no common error
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the system's
                 raise self._damage(self._array_folder, error) from None
 
     def _open_arrays(self, group: Any, num_cases: int) -> None:
@@ -225,9 +227,8 @@ class ZarrStore(ForecastStore):
         self._members = _array(group, "members", (num_cases, *shape), (1, *shape), axes, **members)
         self._key, self._complete = case_array("key", str, ""), case_array("complete", "bool", False)
         if num_cases:
-            _array(group, "lead_frames", shape[1:2], shape[1:2], axes[2:3], dtype="int64", fill_value=0)[:] = (
-                self.request.lead_frames
-            )
+            leads = _array(group, "lead_frames", shape[1:2], shape[1:2], axes[2:3], dtype="int64", fill_value=0)
+            leads[:] = self.request.lead_frames
         self._crc32 = None
         if num_cases or "crc32" in group:
             self._crc32 = case_array("crc32", "int64", _NO_CRC32)
@@ -309,15 +310,12 @@ def _array(
 _STORES: dict[str, type[ForecastStore]] = {"npz": NpzStore, "zarr": ZarrStore}
 
 
-def _open_group(path: Path, mode: Literal["r", "a"]) -> Any:
+def _import_zarr() -> Any:
     try:
         import zarr
     except ImportError:
         raise ValueError("zarr is not installed; pip install 'dydiff_dist[zarr]', or write with --format npz") from None
-    try:
-        return zarr.open_group(path, mode=mode)
-    except Exception as error:  # zarr has no common error
-        raise ValueError(f"{path} can't be opened ({type(error).__name__}: {first_line(error)})") from None
+    return zarr
 
 
 def _missing(path: Path) -> FileNotFoundError:

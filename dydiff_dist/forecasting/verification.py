@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dydiff_dist.evaluation import choice
 from dydiff_dist.evaluation.baselines import Baseline, Climatology
+from dydiff_dist.evaluation.calibration import Climate
 from dydiff_dist.evaluation.case import ForecastCase, UnreadableCase
 from dydiff_dist.evaluation.choice import IMAGE_RANGE, ForecastKind, VideoProtocol
 from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
@@ -106,12 +108,16 @@ class Verification:
         """What scores must know of the forecasts."""
         schema, data = self.reader.schema, self.reader.data
         height, width = data.crop_size or schema.shape[1:]
+        statistics, climate = self.reader.shards.manifest.statistics, None
+        if schema.sample_scaling == "none" and min(statistics.std) > 0:
+            climate = Climate(statistics.mean, statistics.std)
         return ForecastKind(
             schema=schema,
             shape=(data.num_future_frames, schema.shape[0], height, width),
             num_history_frames=data.num_history_frames,
             num_members=self.store.request.num_members,
             periodic="periodic_shift" in schema.allowed_augmentations and data.crop_size is None,
+            climate=climate,
         )
 
     def climatology(self, folder: str | Path, seed: int = 0, num_members: int | None = None) -> Climatology:
@@ -173,8 +179,8 @@ class Verification:
                 if on_case is not None:
                     on_case()
 
-        independent = independent or self.reader.shards.manifest.independent
         bounds = self.reader.schema.bounds
+        independent = independent or self.reader.shards.manifest.independent
         evaluation = evaluate(watched(), *baselines, suites=suites, fvd=fvd, independent=independent, bounds=bounds)
         if world_size > 1:
             evaluation = _gathered(evaluation)
@@ -241,7 +247,10 @@ class Verification:
 
     def _protocol(self) -> dict:
         request = self.store.request
-        return {
+        more: dict[str, Any] = {"caution": request.sampling.caution} if request.sampling.caution else {}
+        if request.inflation is not None:
+            more["calibration"] = {"inflation": list(request.inflation)}
+        return more | {
             "model": request.model,
             "weights_sha256": request.weights_sha256,
             "shards": str(self.reader.source),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,15 +45,15 @@ class VideoTransformerConfig(DenoiserConfig):
     network: Literal["video_transformer"] = "video_transformer"
     size: Literal["S", "B", "L", "XL"] | None = Field(default=None, exclude=True)
     """Stands for width, depth and num_heads; what is stored and printed is those numbers."""
-    width: PositiveInt
+    width: int = Field(gt=0, le=2**16)
     """Channels per token, D."""
-    depth: PositiveInt
+    depth: int = Field(gt=0, le=1000)
     """Number of blocks."""
-    num_heads: PositiveInt
+    num_heads: int = Field(gt=0, le=2**16)
     """Attention heads; width / num_heads must be a multiple of 4 (two rotary axes of cosine-sine pairs)."""
-    patch_size: PositiveInt
+    patch_size: int = Field(gt=0, le=2**16)
     """Edge of a token's square patch, in pixels of the frames that the network sees; must divide height and width."""
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=64)
     """Hidden width of the MLP over width."""
     attention: Literal["factorised", "full"] = "factorised"
     """factorised: over the tokens of a frame, then over the frames of a token; full: over all tokens of all frames."""

@@ -10,12 +10,12 @@ E of the embedded timestep, 4 times the width.
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,11 +31,11 @@ class UNetConfig(DenoiserConfig):
     """Configuration of `UNet`."""
 
     network: Literal["unet"] = "unet"
-    width: PositiveInt
+    width: int = Field(gt=0, le=2**16)
     """Channels of the finest level."""
-    channel_multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
+    channel_multipliers: tuple[Annotated[int, Field(gt=0, le=64)], ...] = Field(default=(1, 2, 4), max_length=16)
     """Channels of each level over width, finest first; height and width halve from one level to the next."""
-    num_blocks_per_level: PositiveInt = 2
+    num_blocks_per_level: int = Field(default=2, gt=0, le=100)
     """Residual blocks of each level, on the way down and again on the way up."""
     num_heads: PositiveInt = 4
     """Heads of the attention over time; channels of each level / num_heads must be even."""

@@ -20,7 +20,7 @@ from dydiff_dist.ranks.collectives import sample_group
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.latents import check_latent_data, open_frames
 from dydiff_dist.tasks.validation import NUM_LOSS_BINS, Validation
-from dydiff_dist.training.metrics import Work
+from dydiff_dist.training.metrics import SampleCost
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
@@ -75,10 +75,10 @@ class DiffusionTask(Task[RunConfig]):
             assert isinstance(network, SharesFrames), "its configuration's check refuses ranks that share frames"
             network.share_frames(sample_group(self.plan.world))
 
-    def work(self) -> Work:
+    def sample_cost(self) -> SampleCost:
         """Recomputed blocks and the autoencoder don't count."""
         model = self.config.model
-        return Work(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
+        return SampleCost(flops=model.training_flops(self.sizes), tokens=model.num_tokens(self.sizes))
 
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """As `Task.losses`: one, at timesteps drawn for each sample, which ``per_sample`` holds too, for `scalars`."""

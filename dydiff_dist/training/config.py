@@ -13,8 +13,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.quoting import quoted
 from dydiff_dist.ranks.config import FaultsConfig
-from dydiff_dist.strict_config import StrictConfig, describe_error
+from dydiff_dist.strict_config import TOO_DEEP, StrictConfig, check_values, describe_error
 
 
 class NonFiniteConfig(StrictConfig):
@@ -84,13 +85,19 @@ class BaseRunConfig(StrictConfig):
     """What every kind of training run has; each task adds its own sections."""
 
     fixed_sections: ClassVar[tuple[str, ...]] = ("data", "seed")
-    """Sections that a resumed run must have in common with its checkpoint."""
+    """Sections that a resumed run must have in common with its checkpoint, but for ``free_keys``."""
+    free_keys: ClassVar[tuple[str, ...]] = (
+        *("data.valid", "data.remote", "data.num_workers", "data.prefetch_batches"),
+        *("data.damaged_samples", "data.max_damaged_rate"),
+    )
+    """Keys and sections in them that change how data are had, not what is learned. ``data.train`` is one too where the
+    shards are the same."""
 
-    output_dir: str
+    output_dir: str = Field(min_length=1)
     """Folder of everything the run writes; relative to the working folder."""
     needs: RunNeeds | None = Field(default=None, exclude=True)
     """What the run was planned to need."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Key of all random numbers: initial weights, data order, timesteps, noise, forecasts."""
     data: DataConfig
     training: TrainingConfig
@@ -140,6 +147,12 @@ def load_config(path: str | Path, config_type: type[AnyRunConfig], overrides: Se
         tree = json.loads(path.read_text(), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not JSON: byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path}: {TOO_DEEP}") from None
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise ValueError(f"{path}: {str(error).partition(';')[0]}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}; a run configuration is an object of sections, {{…}}")
     for override in overrides:
@@ -159,9 +172,12 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
         ValueError: one line with source, key, value and rule.
     """
     try:
+        check_values(tree, source)
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: {TOO_DEEP}") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,7 +185,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in pairs:
         if key in tree:
-            raise ValueError(f"key {key!r} stands twice in the configuration; remove one")
+            raise ValueError(f"key {quoted(key)} stands twice in the configuration; remove one")
         tree[key] = value
     return tree
 
@@ -183,6 +199,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"override {key}: {str(error).partition(';')[0]}; give a simpler value") from None
     *sections, name = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

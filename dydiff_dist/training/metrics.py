@@ -18,7 +18,7 @@ _MATMUL_SIZE, _MATMUL_SEC = 1024, 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class SampleCost:
     """What one sample of training costs the network, by formula."""
 
     flops: float
@@ -55,12 +55,12 @@ class Meter:
 
     Args:
         samples_per_step: over all ranks.
-        work: of one sample; None where no formula is known.
+        cost: of one sample; None where no formula is known.
         peak: of one rank; None where it isn't known.
     """
 
-    def __init__(self, world: World, samples_per_step: int, work: Work | None, peak: Peak | None):
-        self.world, self.samples_per_step, self.work, self.peak = world, samples_per_step, work, peak
+    def __init__(self, world: World, samples_per_step: int, cost: SampleCost | None, peak: Peak | None):
+        self.world, self.samples_per_step, self.cost, self.peak = world, samples_per_step, cost, peak
         self.restart()
 
     def restart(self) -> None:
@@ -90,12 +90,12 @@ class Meter:
             "memory/resident_gib": float(resident.max()) / _GIB,
         }
         line = f"{samples_per_sec:.1f} samples/s"
-        if self.work is not None:
-            scalars["speed/tokens_per_sec"] = samples_per_sec * self.work.tokens
-            line += f", {_short(samples_per_sec * self.work.tokens)} tokens/s"
-        if self.work is not None and self.peak is not None:
+        if self.cost is not None:
+            scalars["speed/tokens_per_sec"] = samples_per_sec * self.cost.tokens
+            line += f", {_short(samples_per_sec * self.cost.tokens)} tokens/s"
+        if self.cost is not None and self.peak is not None:
             peak = self.peak.flops_per_sec * self.world.world_size
-            scalars["speed/mfu"] = samples_per_sec * self.work.flops / peak
+            scalars["speed/mfu"] = samples_per_sec * self.cost.flops / peak
             line += f", MFU {scalars['speed/mfu']:.1%}"
         line += f", waiting for data {scalars['speed/data_wait_fraction']:.0%}"
         if self.world.world_size > 1:

@@ -49,10 +49,12 @@ class NonFiniteGuard:
     Args:
         config: how many in a row are too many, and what to do then.
         folder: of the JSON files, made where needed.
+        world: the ranks.
+        global_batch_size: samples of a batch, by which batches are numbered.
     """
 
-    def __init__(self, config: NonFiniteConfig, folder: Path, world: World):
-        self.config, self.folder, self.world = config, folder, world
+    def __init__(self, config: NonFiniteConfig, folder: Path, world: World, global_batch_size: int):
+        self.config, self.folder, self.world, self.global_batch_size = config, folder, world, global_batch_size
         self.num_skipped, self._in_a_row, self._num_rollbacks = 0, 0, 0
 
     def is_bad(self, record: StepRecord, engines: Mapping[str, Engine]) -> bool:
@@ -80,7 +82,8 @@ class NonFiniteGuard:
         self.num_skipped += 1
         self._in_a_row += 1
         path = self._write(record, position)
-        line = f"batch {position.batches} after step {position.step}: loss or gradient not finite, skipped (see {path})"
+        number = self.batch_number(position)
+        line = f"batch {number} after step {position.step}: loss or gradient not finite, skipped (see {path})"
         if self._in_a_row < self.config.max_in_a_row:
             return "skip", line
         line = f"{self._in_a_row} batches in a row with a loss or gradient that is not finite, the last after step "
@@ -99,10 +102,18 @@ class NonFiniteGuard:
         self._in_a_row = 0
         return "rollback", line
 
-    def record_rollback(self, loaded: RunPosition, batches: int) -> None:
-        """Notes beside the bad batches where the data went on, for a start from the same checkpoint."""
+    def batch_number(self, position: RunPosition) -> int:
+        """Number of the global batch at a position."""
+        return position.samples // self.global_batch_size
+
+    def record_rollback(self, loaded: RunPosition, now: RunPosition) -> None:
+        """Notes beside the bad batches where the data go on, for a start from the same checkpoint."""
         if self.world.is_main:
-            note = {"checkpoint_step": loaded.step, "next_batch": batches}
+            note = {
+                "checkpoint_step": loaded.step,
+                "next_sample": now.samples,
+                "next_batch": self.batch_number(now),
+            }
             write_json(self._rollback_path, seal(note), indent=None)
 
     def after_rollback(self, loaded: RunPosition) -> RunPosition:
@@ -113,7 +124,8 @@ class NonFiniteGuard:
         note = parse_sealed(read_document_bytes(self._rollback_path), str(self._rollback_path), remedy)
         if note["checkpoint_step"] != loaded.step:
             return loaded
-        return replace(loaded, batches=max(loaded.batches, note["next_batch"]))
+        next_sample = note.get("next_sample", note["next_batch"] * self.global_batch_size)  # absent from older notes
+        return replace(loaded, samples=max(loaded.samples, next_sample))
 
     @property
     def _rollback_path(self) -> Path:
@@ -121,13 +133,13 @@ class NonFiniteGuard:
 
     def _write(self, record: StepRecord, position: RunPosition) -> Path:
         """Every rank's samples with their losses, in one file written by the main process."""
-        path = self.folder / f"batch_{position.batches:06d}.json"
+        path = self.folder / f"batch_{self.batch_number(position):06d}.json"
         finite = all(bool(part.loss.isfinite()) for part in record.parts)
         mine = {"rank": self.world.rank, "losses_finite": finite, "samples": _samples(record)}
         ranks = gather_objects(mine)
         if self.world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            report = {"after_step": position.step, "batch": position.batches, "ranks": ranks}
+            report = {"after_step": position.step, "batch": self.batch_number(position), "ranks": ranks}
             write_json(path, report, allow_nan=False)
         return path
 

@@ -1,5 +1,7 @@
 """What a run will be, checked before anything large is built: configuration, data, network, memory, ranks."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from dydiff_dist.data.augment import check_against_schema
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.expected import expected_shards
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import FrameSchema, document_bytes
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.config import accumulation_steps
 from dydiff_dist.engine.engines import ENGINES
@@ -59,11 +61,19 @@ class RunPlan(Generic[AnyRunConfig]):
             "frame_autocovariance": list(self.frame_autocovariance),
         }
 
-    def check_same_run(self, saved: dict[str, Any]) -> None:
+    @property
+    def data_sha256(self) -> str:
+        """Of the training shards' content, wherever they lie and whichever version wrote them: that of what their
+        manifest says."""
+        manifest = self.train_shards.manifest
+        return hashlib.sha256(document_bytes(manifest.model_copy(update={"tool_version": ""}))).hexdigest()
+
+    def check_same_run(self, saved: dict[str, Any], data_sha256: str | None = None) -> None:
         """Refuses to resume a checkpoint of another run.
 
         Args:
             saved: the configuration stored with the checkpoint.
+            data_sha256: of the data stored with it; None where it is not known, in checkpoints of older versions.
 
         Raises:
             ValueError: naming the first key that differs.
@@ -79,11 +89,20 @@ class RunPlan(Generic[AnyRunConfig]):
                 f"{self.config.output_dir} holds a run of another version ({error}); finish it with the version that "
                 "began it, or set output_dir to a new folder"
             ) from None
-        for section in fixed:
-            for key, before, now in _differences(old[section], present[section], section):
+        free = self.config.free_keys
+        if data_sha256 is not None:
+            if data_sha256 != self.data_sha256:
+                raise ValueError(
+                    f"{self.config.output_dir} holds a run on other data than data.train {self.config.data.train} has "
+                    "now; give the shards that it began with, or set output_dir to a new folder"
+                )
+            free = (*free, "data.train")
+        differing = [found for section in fixed for found in _differences(old[section], present[section], section)]
+        for key, before, now in differing:
+            if not any(f"{key}.".startswith(f"{free_key}.") for free_key in free):
                 raise ValueError(
                     f"{self.config.output_dir} holds a run with {key} = {before!r}, the configuration says {now!r}; "
-                    "set output_dir to a new folder, or delete the old one"
+                    "set it back, or set output_dir to a new folder"
                 )
 
 
@@ -99,6 +118,7 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
     Raises:
         ValueError, FileNotFoundError: one line with what is wrong and what to change.
     """
+    check_output_dir(config.output_dir)
     world = world.with_ranks_per_sample(config.ranks_per_sample)
     accumulation_steps(config.training, world.num_replicas)
     ENGINES[config.engine].check(config.training, config.engine_options, world.device.type)
@@ -114,6 +134,22 @@ def make_plan(config: AnyRunConfig, world: World, may_lack_data: bool = False) -
             valid = ShardSet.open(data.valid, remote=data.remote, use_actions=data.use_actions)
     check_against_schema(data, train.schema, str(train.folder))
     return RunPlan(config=config, world=world, train_shards=train, valid_shards=valid, data_is_absent=absent)
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Refuses a folder that can't be made or written, without making it.
+
+    Raises:
+        ValueError: naming what stands in the way.
+    """
+    folder = Path(output_dir).absolute()
+    place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not place.is_dir():
+        raise ValueError(f"output_dir is {output_dir!r}, but {place} is no folder; set output_dir to another path")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir is {output_dir!r}, but {place} may not be written to; set it to another path")
+    if len(os.fsencode(folder.name)) > 255:
+        raise ValueError("output_dir has a name of more than 255 bytes; set it to a shorter one")
 
 
 def check_validation_frames(valid: ShardSet, data: DataConfig, trained_on: FrameSchema) -> None:

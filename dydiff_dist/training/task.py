@@ -20,7 +20,7 @@ from dydiff_dist.data.expected import check_expectation
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.protocol import Engines
 from dydiff_dist.training.config import AnyRunConfig, BaseRunConfig
-from dydiff_dist.training.metrics import Work
+from dydiff_dist.training.metrics import SampleCost
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan, check_validation_frames
 
@@ -78,7 +78,7 @@ class Task(ABC, Generic[AnyRunConfig]):
     def join_ranks(self, networks: dict[str, nn.Module]) -> None:
         """Called once the ranks have met, before the engines are built: connects networks that ranks share."""
 
-    def work(self) -> Work | None:
+    def sample_cost(self) -> SampleCost | None:
         """What a sample costs the networks, for the log's utilisation; None where no formula is known."""
         return None
 

@@ -100,7 +100,9 @@ class Trainer:
             keep_every=training.keep_every_steps,
             asynchronous=training.async_checkpoints,
         )
-        self.guard = NonFiniteGuard(training.nonfinite, self.folder / "nonfinite", self.world)
+        self.guard = NonFiniteGuard(
+            training.nonfinite, self.folder / "nonfinite", self.world, training.global_batch_size
+        )
 
     def _open_log(self) -> None:
         """The log from the run's present position on; says what is worth knowing before the first step."""
@@ -110,9 +112,9 @@ class Trainer:
         self.log = RunLog(loggers, first_step=self.step, num_steps=training.steps, enabled=is_main)
         if self.step:
             self.log.say("all steps are complete" if self.step >= training.steps else f"resumed after step {self.step}")
-        peak, work = find_peak(self.world, training.precision), self.task.work()
-        self.meter = Meter(self.world, training.global_batch_size, work, peak)
-        if work is not None:
+        peak, cost = find_peak(self.world, training.precision), self.task.sample_cost()
+        self.meter = Meter(self.world, training.global_batch_size, cost, peak)
+        if cost is not None:
             text = f"{peak.flops_per_sec / 1e9:.4g} GFLOP/s, {peak.source}" if peak else "unknown, so no MFU"
             self.log.say(f"peak of a rank: {text}")
 
@@ -171,7 +173,8 @@ class Trainer:
         if self.step % training.log_every_steps == 0:
             self._log_step(record)
         validates = self.plan.valid_shards is not None and training.validate_every_steps > 0
-        if validates and self.step % training.validate_every_steps == 0 and not leaving:
+        due = self.step % max(1, training.validate_every_steps) == 0 or self.step == training.steps
+        if validates and due and not leaving:
             self.activity.enter("validating")
             self.task.validate(self.step, self.ema.gather(), self.log)
             self.meter.restart()
@@ -199,7 +202,7 @@ class Trainer:
         self.activity.enter("updating the weights")
         updated = all([self.engines[name].finish() for name in record.networks])
         self.guard.passed()
-        self.position = RunPosition(self.step + updated, self.position.batches + 1)
+        self.position = RunPosition(self.step + updated, self.position.samples + self.config.training.global_batch_size)
         self.activity.step = self.step
         if updated:
             self.ema.update(self.step)
@@ -210,7 +213,7 @@ class Trainer:
         for name in record.networks:
             self.engines[name].discard()
         action, line = self.guard.judge(record, self.position)
-        self.position = replace(self.position, batches=self.position.batches + 1)
+        self.position = replace(self.position, samples=self.position.samples + self.config.training.global_batch_size)
         self.log.say(line)
         if action == "rollback":
             self._roll_back()
@@ -219,14 +222,14 @@ class Trainer:
         """Back to the last checkpoint, on with the data that follow."""
         self.activity.enter("rolling back")
         self.checkpoints.wait()
-        batches = self.position.batches
         loaded = self.checkpoints.load_latest(self.plan.check_same_run)
         if loaded == RunPosition():
             raise SharedError("there is no checkpoint to roll back to; lower training.learning_rate")
-        self.guard.record_rollback(loaded, batches)
-        self.position = replace(loaded, batches=batches)
+        self.position = replace(loaded, samples=self.position.samples)
+        self.guard.record_rollback(loaded, self.position)
         self.log.rewind(self.step)
-        self.log.say(f"rolled back to step {self.step}; the data go on with batch {batches}")
+        number = self.guard.batch_number(self.position)
+        self.log.say(f"rolled back to step {self.step}; the data go on with batch {number}")
 
     def _log_step(self, record: StepRecord) -> None:
         """Reduces the step's values over ranks and writes line and scalars."""
@@ -255,7 +258,7 @@ class Trainer:
             micro_batch_size=self.config.training.micro_batch_per_gpu,
             rank=self.world.replica,
             world_size=self.world.num_replicas,
-            start_step=self.position.batches,
+            start_position=self.position.samples,
         )
 
     def _load(self) -> RunPosition:
@@ -279,7 +282,7 @@ class Trainer:
         """Begins a checkpoint; the one before is complete by then."""
         self.activity.enter("saving a checkpoint")
         config, exported = self.config.model_dump(mode="json"), self.task.exported_facts()
-        report = self.checkpoints.save(self.position, config, exported)
+        report = self.checkpoints.save(self.position, config, exported, self.plan.data_sha256)
         self.log.say(f"checkpoint: {report}")
         scalars = {"checkpoint/pause_sec": report.pause_sec, "checkpoint/bytes_per_rank": float(report.num_bytes)}
         self.log.scalars(self.step, scalars)

@@ -17,6 +17,7 @@ from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.levels import Levels
 from dydiff_kernels.outputs import run_into
 from dydiff_kernels.registry import Operands, register_op
+from dydiff_kernels.tables import TableRows, as_operand
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class NoisedLatents(NamedTuple):
 
 def add_noise(
     latents: Tensor | LatentPosterior,
-    levels: Levels,
+    levels: Levels | TableRows[Levels],
     noise: Tensor | NoiseCounter,
     *,
     mixes_target: bool = True,
@@ -60,7 +61,7 @@ def add_noise(
 
     Args:
         latents: x, (B, S, *rest), any strides; or the ``LatentPosterior`` to sample it from in the same pass.
-        levels: a, s, γ̄ of A and B, p and q, each (B,).
+        levels: a, s, γ̄ of A and B, p and q, each (B,); or rows of a table of them, with which a call is one launch.
         noise: ε, like ``latents``, or the ``NoiseCounter`` to draw it from in the kernel.
         mixes_target: False for the target p ε + q x, compared before mixing.
         with_target: False leaves the target out.
@@ -103,7 +104,7 @@ def operands(
     logvar: Tensor | None,
     posterior_noise: Tensor | NoiseCounter | None,
     scale: float,
-    levels: Levels,
+    levels: Levels | TableRows[Levels],
     noise: Tensor | NoiseCounter,
     mixes_target: bool,
     out: Sequence[Tensor | None],
@@ -111,7 +112,7 @@ def operands(
     """What the kernels take, from the arguments of the reference and where to write."""
     reads = dict(latents=x, logvar=logvar, posterior_noise=posterior_noise, scale=scale, noise=noise)
     writes = dict(zip(("z", "target", "x0"), out, strict=True))
-    return Operands(x, writes, dict(reads, coefficients=levels.columns(), mixes_target=mixes_target))
+    return Operands(x, writes, dict(reads, coefficients=as_operand(levels), mixes_target=mixes_target))
 
 
 _OP = register_op(

@@ -7,6 +7,7 @@ from dydiff_kernels.dtypes import compute_dtype, per_sample
 from dydiff_kernels.frame_mix.reference import frame_mix_reference
 from dydiff_kernels.levels import Levels
 from dydiff_kernels.noise.reference import draw_noise
+from dydiff_kernels.tables import TableRows, of_samples
 
 
 def add_noise_reference(
@@ -14,7 +15,7 @@ def add_noise_reference(
     logvar: Tensor | None,
     posterior_noise: Tensor | NoiseCounter | None,
     scale: float,
-    levels: Levels,
+    levels: Levels | TableRows[Levels],
     noise: Tensor | NoiseCounter,
     mixes_target: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +23,7 @@ def add_noise_reference(
 
     With ``logvar`` the argument x is a posterior's mean, and x = scale·(mean + exp(logvar/2)·n) with its noise n.
     """
-    x = x.to(compute_dtype(x))
+    x, levels = x.to(compute_dtype(x)), of_samples(levels, x)
     if logvar is not None and posterior_noise is not None:
         x = scale * (x + (0.5 * logvar.to(x.dtype)).exp() * draw_noise(posterior_noise, x))
     white = draw_noise(noise, x)

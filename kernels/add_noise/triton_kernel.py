@@ -7,24 +7,24 @@ import triton.language as tl
 
 from dydiff_kernels.add_noise import operands
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame
-from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block
+from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block, table_row
 from dydiff_kernels.noise.triton_kernel import noise_block
 
 _WORDS = [f"{prefix}_{word}" for prefix in ("noise", "posterior_noise") for word in ("key0", "key1", "step", "stream")]
 
 
-@triton.jit(do_not_specialize=[*_WORDS, "scale"])
+@triton.jit(do_not_specialize=[*_WORDS, "scale", "coefficients_row"])
 def _add_noise_kernel(
     latents_ptr, logvar_ptr, posterior_noise_ptr, posterior_noise_index_ptr,
     posterior_noise_key0, posterior_noise_key1, posterior_noise_step, posterior_noise_stream, scale,
     noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
-    coefficients_ptr, z_ptr, target_ptr, x0_ptr, S, R,
+    coefficients_ptr, coefficients_index_ptr, coefficients_row, z_ptr, target_ptr, x0_ptr, S, R,
     MIXES_TARGET: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One block of one sample, frame by frame: (posterior sample), A x, B ε, z, target."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
-    row = coefficients_ptr + 8 * b
+    row = coefficients_ptr + 8 * table_row(coefficients_index_ptr, coefficients_row, b)
     signal, spread, target_noise, target_signal = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     keep, carry, noise_keep, noise_carry = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
     mean = tl.zeros([BLOCK], tl.float32)
@@ -72,6 +72,7 @@ _Z_TARGET = ("z_ptr", "target_ptr")
 _DRAWN = ("noise_index_ptr",)
 AOT_CASES = [
     _case("add_noise", ("latents_ptr",), _Z_TARGET, _DRAWN),
+    _case("add_noise_rows", ("latents_ptr",), _Z_TARGET, (*_DRAWN, "coefficients_index_ptr")),
     _case("add_noise_unmixed", ("latents_ptr",), _Z_TARGET, _DRAWN, mixes=False),
     _case("add_noise_given", ("latents_ptr", "noise_ptr"), _Z_TARGET, ()),
     _case(

@@ -5,6 +5,7 @@ gradient (3·N·b). Frames of weight 0 are skipped, whatever they hold.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -15,13 +16,14 @@ from dydiff_kernels.denoising_loss.reference import denoising_loss_reference
 from dydiff_kernels.dtypes import compute_dtype
 from dydiff_kernels.outputs import new_result
 from dydiff_kernels.registry import Operands, register_op
+from dydiff_kernels.tables import Numbers, TableRows, of_samples
 
 
 def denoising_loss(
     output: torch.Tensor,
-    target: torch.Tensor,
+    target: torch.Tensor | None,
     *,
-    sample_weights: torch.Tensor | None = None,
+    sample_weights: torch.Tensor | TableRows[Numbers] | None = None,
     frame_weights: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
@@ -29,9 +31,10 @@ def denoising_loss(
 
     Args:
         output: the network's output, (B, S, *rest), any strides.
-        target: like ``output`` (storage types may differ); not differentiated.
-        sample_weights: w, (B,) ≥ 0; default ones.
-        frame_weights: f, (S,) or (B, S), ≥ 0 with a positive sum; 0 masks a frame, as of history; default ones.
+        target: like ``output`` (storage types may differ); not differentiated. None is 0: ``output`` is the error.
+        sample_weights: w, (B,) ≥ 0, or rows of a table of them; default ones.
+        frame_weights: f, (S,) or (B, S), ≥ 0 with a positive sum; 0 masks a frame, as of history; default ones. (S,) on
+            the CPU serves tensors on any device, which is sent them once.
         backend: ``auto | triton | cpp | reference``.
 
     Returns:
@@ -43,62 +46,88 @@ def denoising_loss(
     """
     op = "denoising_loss"
     check_frames(op, "output", output)
-    check_like(op, "target", target, "output", output)
-    check_no_grad(op, "target", target)
-    weights = _weights(op, output, sample_weights, frame_weights)
+    if target is not None:
+        check_like(op, "target", target, "output", output)
+        check_no_grad(op, "target", target)
+    weights = _checked_weights(op, output, sample_weights, frame_weights)
     run = _OP.select(backend, (output, target))
     if run is _OP.reference:
-        return run(output, target, weights)
+        return run(output, target, weights.matrix(output))
     return _DenoisingLossFunction.apply(output, target, weights, run)
 
 
-def _weights(
-    op: str, output: torch.Tensor, sample_weights: torch.Tensor | None, frame_weights: torch.Tensor | None
-) -> torch.Tensor:
-    """w_b f_s / (Σ_s f_s · elements per frame), (B, S), in the dtype of the calculation."""
+@dataclass(eq=False)
+class LossWeights:
+    """Weights as a call gave them; kernels that multiply them themselves take the parts."""
+
+    frames: torch.Tensor
+    """f / Σ f, (S,) or (B, S) float64."""
+    samples: torch.Tensor | TableRows[Numbers] | None
+    """w, (B,) float64."""
+
+    def matrix(self, output: torch.Tensor) -> torch.Tensor:
+        """w_b f_s / (Σ_s f_s · elements per frame), (B, S), in the dtype of the calculation."""
+        weights = self.frames.to(output.device).expand(output.shape[:2]) / max(1, output.shape[2:].numel())
+        if self.samples is not None:
+            rows = isinstance(self.samples, TableRows)
+            w = of_samples(self.samples, output).values if rows else self.samples.to(output.device)
+            weights = weights * w[:, None]
+        return weights.to(compute_dtype(output)).contiguous()
+
+
+def _checked_weights(
+    op: str,
+    output: torch.Tensor,
+    sample_weights: torch.Tensor | TableRows[Numbers] | None,
+    frame_weights: torch.Tensor | None,
+) -> LossWeights:
     batch, frames = output.shape[:2]
-    shape = (batch, frames)
     f = torch.ones(frames, dtype=torch.float64) if frame_weights is None else frame_weights.detach().double()
-    if f.shape not in ((frames,), shape):
-        raise ValueError(f"{op}: frame_weights has shape {tuple(f.shape)}; expected ({frames},) or {shape}")
+    if f.shape not in ((frames,), (batch, frames)):
+        raise ValueError(f"{op}: frame_weights has shape {tuple(f.shape)}; expected ({frames},) or {(batch, frames)}")
     if f.device.type == "cpu" and f.numel() and not (f.min() >= 0 and f.sum(-1).min() > 0):
         raise ValueError(f"{op}: frame_weights are {f.tolist()}; expected no negative value and a positive sum")
-    f = f.to(output.device)
-    weights = (f / f.sum(-1, keepdim=True)).expand(shape) / max(1, output.shape[2:].numel())
-    if sample_weights is not None:
-        w = check_per_sample(op, "sample_weights", sample_weights, batch, "[0, inf)")
-        weights = weights * w.to(output.device)[:, None]
-    return weights.to(compute_dtype(output)).contiguous()
+    samples = sample_weights
+    if isinstance(sample_weights, TableRows):
+        samples = sample_weights.checked(op, batch)
+    elif sample_weights is not None:
+        samples = check_per_sample(op, "sample_weights", sample_weights, batch, "[0, inf)")
+    return LossWeights(f / f.sum(-1, keepdim=True), samples)
 
 
 class _DenoisingLossFunction(torch.autograd.Function):
     """The kernels' loss; backward reads output and target again and stores nothing but them."""
 
     @staticmethod
-    def forward(ctx, output: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, run: Callable):
-        ctx.save_for_backward(output, target, weights)
-        ctx.run = run
+    def forward(ctx, output: torch.Tensor, target: torch.Tensor | None, weights: LossWeights, run: Callable):
+        ctx.save_for_backward(output, target)
+        ctx.weights, ctx.run = weights, run
         return run(output, target, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        output, target, weights = ctx.saved_tensors
-        scaled = (weights * grad.to(weights.dtype)[:, None]).contiguous()
-        return ctx.run(output, target, scaled, gradient=True), None, None, None
+        output, target = ctx.saved_tensors
+        return ctx.run(output, target, ctx.weights, upstream=grad), None, None, None
 
 
 def _run_cpp(
-    output: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, *, gradient: bool = False
+    output: torch.Tensor, target: torch.Tensor | None, weights: LossWeights, *, upstream: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Σ_s w_bs Σ_r (output - target)², (B,) float32, or its gradient 2 w_bs (output - target) like ``output``."""
-    reads = dict(output=output, target=target, weights=weights)
-    if gradient:
+    """Σ_s w_bs Σ_r (output - target)², (B,) float32; with the upstream gradient g (B,) the gradient
+    2 g_b w_bs (output - target), like ``output``."""
+    matrix = weights.matrix(output)
+    if target is None:
+        target = output.new_zeros(output.shape[2:]).expand(output.shape)  # one frame for all
+    if upstream is not None:
         grad = new_result(output.shape, output.dtype)
+        scaled = (matrix * upstream.to(matrix.dtype)[:, None]).contiguous()
+        reads = dict(output=output, target=target, weights=scaled)
         native.run("loss_backward", Operands(output, dict(grad=grad), reads))
         return grad
     loss = torch.empty(output.shape[0], dtype=torch.float64)
-    native.run("loss_forward", Operands(output, {}, dict(reads, loss=loss.data_ptr())))
+    reads = dict(output=output, target=target, weights=matrix, loss=loss.data_ptr())
+    native.run("loss_forward", Operands(output, {}, reads))
     return loss.float()
 
 

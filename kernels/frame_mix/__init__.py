@@ -6,7 +6,6 @@ to the first; that is a kernel too, which makes the ops differentiable any numbe
 
 import enum
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from dydiff_kernels.dtypes import square_roots
 from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_reference
 from dydiff_kernels.outputs import new_result
 from dydiff_kernels.registry import Op, Operands, register_op
+from dydiff_kernels.tables import Gammas, TableRows, of_samples
 
 
 class FrameFilter(enum.IntEnum):
@@ -33,12 +33,15 @@ class FrameFilter(enum.IntEnum):
         return FrameFilter((self + 2) % 4)
 
 
-def frame_mix(x: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: bool = False) -> Tensor:
+def frame_mix(
+    x: Tensor, gamma_bar: Tensor | TableRows[Gammas], *, backend: str = "auto", inplace: bool = False
+) -> Tensor:
     """y = D_γ̄ x:  y⁰ = x⁰,  yˢ = √γ̄ xˢ + √(1-γ̄) yˢ⁻¹ (arXiv 2503.00951, the Dynamics operator).
 
     Args:
         x: (B, S, *rest), S ≥ 1, float32, bfloat16, float16 or float64, any strides.
-        gamma_bar: (B,) float64 or float32 in [0, 1], one level per sample; not differentiated.
+        gamma_bar: (B,) float64 or float32 in [0, 1], one level per sample; not differentiated. Or rows of a table of
+            them.
         backend: ``auto | triton | cpp | reference``.
         inplace: overwrite and return ``x``.
 
@@ -56,7 +59,9 @@ def frame_mix(x: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: b
     return _filter(_MIX, FrameFilter.MIX, x, gamma_bar, backend, inplace)
 
 
-def frame_unmix(y: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace: bool = False) -> Tensor:
+def frame_unmix(
+    y: Tensor, gamma_bar: Tensor | TableRows[Gammas], *, backend: str = "auto", inplace: bool = False
+) -> Tensor:
     """x = D_γ̄⁻¹ y:  x⁰ = y⁰,  xˢ = (yˢ - √(1-γ̄) yˢ⁻¹) / √γ̄.
 
     Arguments, result and errors as for ``frame_mix``, but ``gamma_bar`` must not be 0, where D has no inverse. Rounding
@@ -65,44 +70,44 @@ def frame_unmix(y: Tensor, gamma_bar: Tensor, *, backend: str = "auto", inplace:
     return _filter(_UNMIX, FrameFilter.UNMIX, y, gamma_bar, backend, inplace)
 
 
-def _filter(op: Op, kind: FrameFilter, x: Tensor, gamma_bar: Tensor, backend: str, inplace: bool):
+def _filter(
+    op: Op, kind: FrameFilter, x: Tensor, gamma_bar: Tensor | TableRows[Gammas], backend: str, inplace: bool
+) -> Tensor:
     check_frames(op.name, "x" if kind == FrameFilter.MIX else "y", x)
     within: Range = "[0, 1]" if kind == FrameFilter.MIX else "(0, 1]"  # mixing by 0 has no inverse
-    gamma_bar = check_per_sample(op.name, "gamma_bar", gamma_bar, x.shape[0], within)
+    levels: Tensor | TableRows[Gammas]
+    if isinstance(gamma_bar, TableRows):
+        levels = gamma_bar.checked(op.name, x.shape[0])
+    else:
+        levels = check_per_sample(op.name, "gamma_bar", gamma_bar, x.shape[0], within)
     run = op.select(backend, [x])
     if run is op.reference:
-        y = run(x, gamma_bar)
+        y = run(x, levels if isinstance(levels, Tensor) else of_samples(levels, x).gamma_bar)
         return x.copy_(y) if inplace else y
-    return _FrameFilterFunction.apply(x, gamma_bar, kind, run, inplace)
+    return _FrameFilterFunction.apply(x, levels, kind, run, inplace)
 
 
 class _FrameFilterFunction(torch.autograd.Function):
     """A kernel of any of the four filters; its backward is the transposed one, through this same class."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma_bar: Tensor, kind: FrameFilter, run: Callable, inplace: bool):
-        ctx.save_for_backward(gamma_bar)
-        ctx.kind, ctx.run = kind, run
+    def forward(ctx, x: Tensor, levels: Tensor | TableRows, kind: FrameFilter, run: Callable, inplace: bool):
+        ctx.levels, ctx.kind, ctx.run = levels, kind, run
         if inplace:
             ctx.mark_dirty(x)
-        return run(x, gamma_bar, kind, inplace)
+        return run(x, levels, kind, inplace)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (gamma_bar,) = ctx.saved_tensors
-        grad_x = _FrameFilterFunction.apply(grad, gamma_bar, ctx.kind.transposed, ctx.run, False)
+        grad_x = _FrameFilterFunction.apply(grad, ctx.levels, ctx.kind.transposed, ctx.run, False)
         return grad_x, None, None, None, None
 
 
-def coefficients(gamma_bar: Tensor, kind: FrameFilter) -> dict[str, Any]:
-    """What the kernels take beside x."""
-    return dict(coefficients=list(square_roots(gamma_bar)), kind=int(kind))
-
-
-def _filter_cpp(x: Tensor, gamma_bar: Tensor, kind: FrameFilter, inplace: bool) -> Tensor:
+def _filter_cpp(x: Tensor, levels: Tensor | TableRows[Gammas], kind: FrameFilter, inplace: bool) -> Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace and native.writable_in_place(x) else new_result(x.shape, x.dtype)
-    native.run("frame_filter", Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
+    coefficients = list(square_roots(levels)) if isinstance(levels, Tensor) else levels
+    native.run("frame_filter", Operands(x, dict(out=out), dict(x=x, coefficients=coefficients, kind=int(kind))))
     return x.copy_(out) if inplace and out is not x else out
 
 

@@ -4,9 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
-from dydiff_kernels.frame_mix import FrameFilter, coefficients
-from dydiff_kernels.gpu import AotCase, launch, program_block
+from dydiff_kernels.frame_mix import FrameFilter
+from dydiff_kernels.gpu import TABLE, AotCase, launch, program_block, table_row
 from dydiff_kernels.registry import Operands
+from dydiff_kernels.tables import Gammas, TableRows
 
 
 @triton.jit
@@ -21,12 +22,20 @@ def unmix_frame(s, inverse_keep, carry, x, before):
     return (x - carry * before) * tl.where(s == 0, 1.0, inverse_keep)
 
 
-@triton.jit
-def _frame_filter_kernel(x_ptr, out_ptr, coefficients_ptr, S, R, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of one sample, frame by frame; KIND is a ``FrameFilter``."""
+@triton.jit(do_not_specialize=["coefficients_row"])
+def _frame_filter_kernel(
+    x_ptr, out_ptr, gamma_bar_ptr, coefficients_ptr, coefficients_index_ptr, coefficients_row, S, R,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of one sample, frame by frame; KIND is a ``FrameFilter``. Levels come as γ̄, float64, or as a table."""
     b, _, r = program_block(R, BLOCK)
     mask = r < R
-    keep, carry = tl.load(coefficients_ptr + 2 * b), tl.load(coefficients_ptr + 2 * b + 1)
+    if gamma_bar_ptr is not None:
+        gamma_bar = tl.load(gamma_bar_ptr + b).to(tl.float64)
+        keep, carry = tl.sqrt(gamma_bar).to(tl.float32), tl.sqrt(1.0 - gamma_bar).to(tl.float32)
+    else:
+        row = coefficients_ptr + 2 * table_row(coefficients_index_ptr, coefficients_row, b)
+        keep, carry = tl.load(row), tl.load(row + 1)
     inverse_keep = 1.0 / keep
     state = tl.zeros([BLOCK], tl.float32)
     for position in range(S):
@@ -48,14 +57,20 @@ def _frame_filter_kernel(x_ptr, out_ptr, coefficients_ptr, S, R, KIND: tl.conste
         tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def frame_filter(x: torch.Tensor, gamma_bar: torch.Tensor, kind: FrameFilter, inplace: bool) -> torch.Tensor:
+def frame_filter(
+    x: torch.Tensor, levels: torch.Tensor | TableRows[Gammas], kind: FrameFilter, inplace: bool
+) -> torch.Tensor:
     """Filter ``kind`` of ``x`` (B, S, *rest), into a new contiguous tensor or into ``x``."""
     out = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
-    launch(_frame_filter_kernel, Operands(x, dict(out=out), dict(x=x, **coefficients(gamma_bar, kind))))
+    if isinstance(levels, TableRows):
+        reads = dict(x=x, gamma_bar=None, coefficients=levels)
+    else:
+        reads = dict(x=x, gamma_bar=levels.to(x.device), coefficients=None)
+    launch(_frame_filter_kernel, Operands(x, dict(out=out), dict(reads, kind=int(kind))))
     return out
 
 
 AOT_CASES = [
-    AotCase(name, _frame_filter_kernel, ("x_ptr",), ("out_ptr",), constants=dict(KIND=kind))
+    AotCase(name, _frame_filter_kernel, ("x_ptr",), ("out_ptr",), ("gamma_bar_ptr",), dict(KIND=kind))
     for kind, name in enumerate(("frame_mix", "frame_unmix", "frame_mix_transposed", "frame_unmix_transposed"))
-]
+] + [AotCase("frame_unmix_rows", _frame_filter_kernel, ("x_ptr",), ("out_ptr",), TABLE, dict(KIND=FrameFilter.UNMIX))]

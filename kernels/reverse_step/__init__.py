@@ -16,6 +16,7 @@ from dydiff_kernels.outputs import run_into
 from dydiff_kernels.registry import Operands, register_op
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
 from dydiff_kernels.reverse_step.reference import reverse_step_reference
+from dydiff_kernels.tables import TableRows, as_operand, in_general
 
 
 class ReverseStep(NamedTuple):
@@ -28,7 +29,7 @@ class ReverseStep(NamedTuple):
 def reverse_step(
     z: Tensor,
     output: Tensor,
-    step: StepCoefficients,
+    step: StepCoefficients | TableRows[StepCoefficients],
     *,
     mixes_output: bool = True,
     noise: Tensor | NoiseCounter | None = None,
@@ -43,7 +44,8 @@ def reverse_step(
     Args:
         z: z_t, (B, S, *rest), any strides.
         output: the network's output, like ``z`` (storage types may differ).
-        step: the operators' levels and the factors, (B,) each.
+        step: the operators' levels and the factors, (B,) each; or rows of a table of them, with which a call is one
+            launch.
         mixes_output: False for an output before mixing, as of a network that predicts x itself.
         noise: w, like ``z``, or the ``NoiseCounter`` to draw it from; needed where sigma is not 0.
         history: known clean latents of the first H frames, (B, H, *rest), 1 ≤ H ≤ S; x̂ is set to them.
@@ -74,11 +76,11 @@ def reverse_step(
     if noise is not None:
         check_noise(op, "noise", noise, "z", z)
     step = step.checked(op, z.shape[0])
-    if noise is None and _is_not_zero(step.sigma):
+    if noise is None and _is_not_zero(step, "sigma"):
         raise ValueError(f"{op}: step.sigma is not 0, noise is None; give noise")
-    if x0_prev is None and _is_not_zero(step.previous):
+    if x0_prev is None and _is_not_zero(step, "previous"):
         raise ValueError(f"{op}: step.previous is not 0, x0_prev is None; give x0_prev")
-    if not mixes_output and not step.shares_operators and _is_not_zero(step.from_z):
+    if not mixes_output and not in_general(step).shares_operators and _is_not_zero(step, "from_z"):
         # z = a A x + s B ε gives x from an unmixed output only where A⁻¹ unmixes the noise as well, so where B is A.
         raise ValueError(
             f"{op}: step.from_z is not 0 for an output before mixing and operators on noise of their own; "
@@ -91,15 +93,20 @@ def reverse_step(
     return ReverseStep(z_next, x0)
 
 
-def _is_not_zero(values: Tensor | None) -> bool:
-    """Whether a value is known to be other than 0; on a GPU a look would force a wait."""
-    return values is not None and values.device.type == "cpu" and any(values.tolist())
+def _is_not_zero(step: StepCoefficients | TableRows[StepCoefficients], name: str) -> bool:
+    """Whether a factor is known to be other than 0; on a GPU a look would force a wait."""
+    values = getattr(in_general(step), name)
+    if values is not None and isinstance(step, TableRows):
+        if isinstance(step.rows, Tensor) and step.rows.device.type != "cpu":
+            return False
+        values = values[step.rows]
+    return values is not None and values.device.type == "cpu" and bool(values.any())
 
 
 def operands(
     z: Tensor,
     output: Tensor,
-    step: StepCoefficients,
+    step: StepCoefficients | TableRows[StepCoefficients],
     mixes_output: bool,
     noise: Tensor | NoiseCounter | None,
     history: Tensor | None,
@@ -107,8 +114,8 @@ def operands(
     out: Sequence[Tensor | None],
 ) -> Operands:
     """What the kernels take, from the arguments of the reference and where to write."""
-    reads = dict(z=z, output=output, noise=noise, history=history, x0_prev=x0_prev, coefficients=step.columns())
-    flags = dict(mixes_output=mixes_output, shares_operators=step.shares_operators)
+    reads = dict(z=z, output=output, noise=noise, history=history, x0_prev=x0_prev, coefficients=as_operand(step))
+    flags = dict(mixes_output=mixes_output, shares_operators=in_general(step).shares_operators)
     history_frames = 0 if history is None else history.shape[1]
     writes = dict(zip(("z_next", "x0"), out, strict=True))
     return Operands(z, writes, dict(reads, **flags, history_frames=history_frames))

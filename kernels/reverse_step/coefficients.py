@@ -1,6 +1,7 @@
 """Per-sample numbers of one reverse step, the common form of every sampler."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,18 @@ class StepCoefficients:
                 if value is not None
             }
         )
+
+    def take(self, rows: Tensor) -> "StepCoefficients":
+        """Those of ``rows``, (B,) int64."""
+        return self._each(lambda value: value.index_select(0, rows))
+
+    def to(self, device: torch.device) -> "StepCoefficients":
+        """The same on a device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "StepCoefficients":
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return StepCoefficients(**{name: None if v is None else change(v) for name, v in values.items()})
 
     def factors(self) -> tuple[Tensor, ...]:
         """from_z, from_output, a, b, c, k, σ of a checked one."""

@@ -8,19 +8,20 @@ from dydiff_kernels.dtypes import compute_dtype, per_sample
 from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_reference
 from dydiff_kernels.noise.reference import draw_noise
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
+from dydiff_kernels.tables import TableRows, of_samples
 
 
 def reverse_step_reference(
     z: Tensor,
     output: Tensor,
-    step: StepCoefficients,
+    step: StepCoefficients | TableRows[StepCoefficients],
     mixes_output: bool,
     noise: Tensor | NoiseCounter | None,
     history: Tensor | None,
     x0_prev: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(z', x̂) by the formulas of ``StepCoefficients`` (a checked one), in float32 or float64."""
-    z = z.to(compute_dtype(z))
+    z, step = z.to(compute_dtype(z)), of_samples(step, z)
     from_z, from_output, a, b, c, k, sigma = (per_sample(factor, z) for factor in step.factors())
     if mixes_output:
         x0 = frame_unmix_reference(from_z * z + from_output * output, step.frame_gamma)

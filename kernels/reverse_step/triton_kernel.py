@@ -6,22 +6,22 @@ import triton
 import triton.language as tl
 
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame, unmix_frame
-from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block
+from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block, table_row
 from dydiff_kernels.noise.triton_kernel import noise_block
 from dydiff_kernels.reverse_step import operands
 
 
-@triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
+@triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream", "coefficients_row"])
 def _reverse_step_kernel(
     z_ptr, output_ptr, x0_prev_ptr, history_ptr,
     noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
-    coefficients_ptr, z_next_ptr, x0_ptr, history_frames, S, R,
+    coefficients_ptr, coefficients_index_ptr, coefficients_row, z_next_ptr, x0_ptr, history_frames, S, R,
     MIXES_OUTPUT: tl.constexpr, SHARES_OPERATORS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """One block of one sample, frame by frame: x̂, its history, and both parts of z'."""
     b, start, r = program_block(R, BLOCK)
     mask = r < R
-    row = coefficients_ptr + 15 * b
+    row = coefficients_ptr + 15 * table_row(coefficients_index_ptr, coefficients_row, b)
     from_z, from_output, signal, clean_factor = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     previous_factor, kept_noise, sigma = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
     keep, carry, next_keep, next_carry = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9), tl.load(row + 10)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dydiff_dist.checkpoints import folder as checkpoint_folder
 from dydiff_dist.checkpoints import store as checkpoint
 from dydiff_dist.checkpoints.position import RunPosition
 from dydiff_dist.checkpoints.store import CheckpointStore
@@ -36,7 +37,7 @@ def save(store: CheckpointStore, *steps: int) -> None:
 
 
 def load(store: CheckpointStore) -> RunPosition:
-    return store.load_latest(lambda config: None)
+    return store.load_latest(lambda config, data: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -94,7 +95,7 @@ def test_another_run_is_refused_before_anything_is_loaded_or_written(tmp_path):
     save(open_store(tmp_path), 1)
     before = names(tmp_path)
 
-    def refuse(config: dict) -> None:
+    def refuse(config: dict, data: str | None) -> None:
         assert config == CONFIG
         raise ValueError("holds another run")
 
@@ -112,6 +113,30 @@ def test_a_checkpoint_of_an_older_format_is_one_clear_line(tmp_path):
     facts.with_name("SHA256SUMS").unlink()  # that format had none
     with pytest.raises(ValueError, match="has checkpoint format 1, this version reads 2"):
         load(open_store(tmp_path))
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_not_passed_over(tmp_path, monkeypatch):
+    save(open_store(tmp_path), 1)
+    monkeypatch.setattr(checkpoint_folder, "FORMAT_VERSION", 3)
+    save(open_store(tmp_path), 2)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has checkpoint format 3, this version reads 2"):
+        load(open_store(tmp_path))
+
+
+@pytest.mark.parametrize("version", ["7", "null", '"2"', "[]", "1e999"])
+def test_a_damaged_version_in_the_newest_is_damage_and_falls_back(tmp_path, caplog, version):
+    save(open_store(tmp_path), 1, 2)
+    facts = tmp_path / "checkpoints" / "step_000002" / "complete.json"
+    facts.write_text(facts.read_text().replace('"format_version": 2', f'"format_version": {version}'))
+    with caplog.at_level(logging.WARNING):
+        assert load(open_store(tmp_path)) == RunPosition(1, 2)
+    assert "damaged: step_000002: complete.json differs from its SHA-256" in caplog.text
+
+
+def test_a_position_in_batches_of_an_older_version_is_read_in_samples():
+    facts = {"position": {"step": 3, "batches": 5}, "config": {"training": {"global_batch_size": 8}}}
+    assert RunPosition.of(facts) == RunPosition(3, 40)
 
 
 def test_an_interrupted_save_is_invisible_and_cleared_away(tmp_path):

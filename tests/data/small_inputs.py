@@ -46,7 +46,8 @@ def write_records(path: Path, numbers: range) -> None:
         example = EXAMPLE()
         for t in range(2):
             feature = example.features.feature
-            feature[f"{t}/image_main/encoded"].byteslist.value.append(bytes([n]) * 64 * 64 * 3)
+            for camera in ("main", "aux1"):
+                feature[f"{t}/image_{camera}/encoded"].byteslist.value.append(bytes([n]) * 64 * 64 * 3)
             feature[f"{t}/action"].floatlist.value.extend([0.5] * 4)
             feature[f"{t}/endeffector_pos"].floatlist.value.extend([0.5] * 3)
         message, length = example.SerializeToString(), struct.pack("<Q", example.ByteSize())

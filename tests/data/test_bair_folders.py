@@ -1,5 +1,7 @@
 """BAIR's folders as people have them."""
 
+import gzip
+
 import pytest
 from small_inputs import write_records
 
@@ -47,3 +49,17 @@ def test_a_folder_without_training_files_is_refused(tmp_path):
     write_records(tmp_path / "test" / "a.tfrecords", range(3))
     with pytest.raises(ValueError, match="has no trajectory for training"):
         bair(tmp_path).plan()
+
+
+def test_records_packed_by_gzip_are_read_like_others(tmp_path):
+    for name, pack in (("plain", bytes), ("packed", gzip.compress)):
+        (tmp_path / name).mkdir()
+        write_records(tmp_path / name / "train" / "a.tfrecords", range(3))
+        path = tmp_path / name / "train" / "a.tfrecords"
+        path.write_bytes(pack(path.read_bytes()))
+        convert(bair(tmp_path / name), tmp_path / name / "out")
+    tars = [(tmp_path / name / "out" / "train" / "train-000000.tar").read_bytes() for name in ("plain", "packed")]
+    assert tars[0] == tars[1]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="its gzip data are cut off or damaged"):
+        bair(tmp_path / "packed").plan()

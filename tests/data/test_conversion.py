@@ -224,6 +224,13 @@ def test_a_sample_unlike_the_first_is_rejected_in_whatever_shard_it_is(tmp_path)
     assert reasons["train-04.json"] == "shape (1, 8, 4), not (1, 4, 4) as in train-00.json"
 
 
+@pytest.mark.parametrize("odd", ["train_00", "train_01", "train_11", "train_06"])
+def test_the_first_input_may_be_the_odd_one(tmp_path, odd):
+    report = convert(many(tmp_path / "in", 12, **{odd: {"fill": 1, "size": 8}}), tmp_path / "out")
+    (bad,) = report.bad_items
+    assert bad.name.startswith(odd.replace("_", "-")) and "shape (1, 8, 4), not (1, 4, 4)" in bad.reason
+
+
 def test_values_of_unlike_ranges_are_remarked_on(tmp_path):
     files = {f"train_{n:02d}": {"fill": 40 * n} for n in range(4)} | {"test_00": {"fill": 0}}
     (remark,) = convert(write(tmp_path / "in", **files), tmp_path / "out").remarks
@@ -286,6 +293,17 @@ def test_a_repaired_input_is_converted_anew_and_no_other(tmp_path):
     assert (second.num_written, second.num_reused) == (1, 3) and second.rewritten == {"their inputs changed": 1}
     assert not second.bad_items and len(keys(tmp_path / "out" / "train")) == 12
     assert convert(source, tmp_path / "out").num_reused == 4
+
+
+def test_a_source_whose_options_do_not_say_what_it_reads_keeps_inputs_apart(tmp_path, monkeypatch):
+    """As latents: the same command for the shards of other frames must not replace them."""
+    monkeypatch.setattr(JsonSource, "refuses_other_inputs", True)
+    source = many(tmp_path / "in", 12)
+    convert(source, tmp_path / "out")
+    assert convert(source, tmp_path / "out").num_reused == 4
+    (tmp_path / "in" / "train-00.json").unlink()
+    with pytest.raises(ValueError, match="made with other options"):
+        convert(source, tmp_path / "out")
 
 
 def test_inputs_that_went_take_their_shards_along(tmp_path):

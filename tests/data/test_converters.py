@@ -372,7 +372,7 @@ def test_robonet_several_cameras_give_samples_of_their_own(tmp_path):
     report, _ = convert_one(tmp_path, cameras=(0, 2))
     shards = ShardSet.open(tmp_path / "out" / "train")
     samples = [shards.read(shards.address(number)) for number in range(len(shards))]
-    assert [sample.key for sample in samples] == ["a-cam0-00", "a-cam2-00", "b-cam0-00"]
+    assert [sample.key for sample in samples] == ["a-00_cam0", "a-00_cam2", "b-00_cam0"]
     # write_trajectory paints camera n with red 200 - 20 n; 4: loss of jpg on a flat colour.
     assert [
         abs(int(sample.frames[0, 0, 6, 8]) - red) <= 4 for sample, red in zip(samples, (200, 160, 200), strict=True)

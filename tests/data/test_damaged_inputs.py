@@ -72,6 +72,29 @@ def test_one_damaged_input_is_named_and_the_others_are_converted(tmp_path, name)
         victim.write_bytes(kept)
 
 
+@pytest.mark.parametrize("word", ["nan", "", "inf", "#N/A"])
+def test_one_damaged_number_of_a_series_takes_the_windows_that_hold_it_until_it_is_mended(tmp_path, word):
+    rng = random.Random(word)
+    rows = [[str(rng.randint(1, 99)) for _ in range(3)] for _ in range(60)]
+    path = tmp_path / "series.csv"
+    options = {"train_file": str(path), "horizon": 3, "context": 3}
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    whole, rejected = convert_all("timeseries", options, tmp_path / "whole")
+    assert not rejected
+    time = rng.randrange(10, 40)
+    rows[time][rng.randrange(3)] = word
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    found, rejected = convert_all("timeseries", options, tmp_path / "out")
+    lost = {key for key in whole if key not in found}
+    assert len(lost) == 6 and len(rejected) == 1 and all(found[key] == whole[key] for key in found)
+    with pytest.raises(ValueError, match=r"inputs are bad, more than the allowed rate 0.0"):
+        convert_all("timeseries", options, tmp_path / "strict", rate=0.0)
+    rows[time] = ["7", "7", "7"]
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    again, rejected = convert_all("timeseries", options, tmp_path / "out")
+    assert len(again) == len(whole) and not rejected
+
+
 def test_a_shard_of_several_processes_names_the_same(tmp_path):
     (tmp_path / "in").mkdir()
     options = write_arrays(tmp_path / "in", ".npy")

@@ -32,7 +32,14 @@ def global_batches(shards, data_config, world_size, num_steps, start_step=0, mic
     steps = [[] for _ in range(num_steps)]
     for rank in range(world_size):
         stream = TrainStream(
-            shards, data_config, 7, global_batch_size, micro_batch_size, rank, world_size, start_step=start_step
+            shards,
+            data_config,
+            7,
+            global_batch_size,
+            micro_batch_size,
+            rank,
+            world_size,
+            start_position=start_step * global_batch_size,
         )
         batches = iter(stream)
         for step in steps:
@@ -86,10 +93,21 @@ def test_every_sample_once_per_epoch_and_steps_equal_on_every_rank(counts, world
         assert all(0 <= address.item < counts[address.shard] for address in seen)
 
 
+def test_another_global_batch_goes_on_behind_the_last_sample():
+    """Every sample of an epoch comes once, though the batch changes in it, and with it the number of ranks."""
+    taken = []
+    for global_batch, world_size, num_steps in ((8, 2, 3), (4, 1, 5), (12, 3, 2)):
+        ranks = [rank_positions(global_batch, 2, rank, world_size, len(taken)) for rank in range(world_size)]
+        for _ in range(num_steps):
+            per_rank = global_batch // world_size // 2
+            taken += [position for rank in ranks for batch in islice(rank, per_rank) for position in batch]
+    assert taken == list(range(8 * 3 + 4 * 5 + 12 * 2))
+
+
 def global_positions(world_size, start_step, stop_step):
     """Positions of steps start..stop of global batches of 24, over all ranks, in the order of the global batches."""
     per_rank = 24 // world_size
-    ranks = [rank_positions(24, 1, rank, world_size, start_step) for rank in range(world_size)]
+    ranks = [rank_positions(24, 1, rank, world_size, 24 * start_step) for rank in range(world_size)]
     steps = range(start_step, stop_step)
     return [position for _ in steps for rank in ranks for batch in islice(rank, per_rank) for position in batch]
 

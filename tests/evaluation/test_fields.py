@@ -175,10 +175,18 @@ SCHEMA = {"dtype": "float32", "channels": ("vil",)}
 @pytest.mark.parametrize(
     ("num_channels", "schema", "wanted"),
     [
-        (1, SCHEMA, ["ensemble", "spectrum", "rain"]),
-        (2, SCHEMA | {"channels": ("u", "v"), "vector_channels": (0, 1)}, ["ensemble", "spectrum", "flow"]),
-        (3, SCHEMA | {"dtype": "uint8", "channels": ("red", "green", "blue")}, ["ensemble", "spectrum", "image"]),
-        (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "spectrum"]),
+        (1, SCHEMA, ["ensemble", "calibration", "spectrum", "rain"]),
+        (
+            2,
+            SCHEMA | {"channels": ("u", "v"), "vector_channels": (0, 1)},
+            ["ensemble", "calibration", "spectrum", "flow"],
+        ),
+        (
+            3,
+            SCHEMA | {"dtype": "uint8", "channels": ("red", "green", "blue")},
+            ["ensemble", "calibration", "spectrum", "image"],
+        ),
+        (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "calibration", "spectrum"]),
     ],
 )
 def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:

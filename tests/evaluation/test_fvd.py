@@ -148,7 +148,7 @@ def test_presets_name_what_differs() -> None:
         counts = {"num_history_frames": num_history, "num_members": num_members}
         return choose_suites(None, preset, ForecastKind(schema=schema, shape=shape, periodic=False, **counts))
 
-    assert [suite.name for suite in choose()] == ["ensemble", "spectrum", "image"]
+    assert [suite.name for suite in choose()] == ["ensemble", "calibration", "spectrum", "image"]
     with _expect(ValueError, "preset 'robonet-64' asks for samples per context 100, these forecasts have 8"):
         choose(num_members=8)
     with _expect(ValueError, "preset 'robonet-64' asks for frames 2 and 10, these forecasts have 1 and 10"):

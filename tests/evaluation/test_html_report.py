@@ -12,6 +12,7 @@ from PIL import Image
 
 from dydiff_dist.evaluation import ForecastCase, SeasonalNaive, evaluate
 from dydiff_dist.evaluation.baselines import Baseline
+from dydiff_dist.evaluation.calibration import Climate, calibration_suite
 from dydiff_dist.evaluation.colors import field_style
 from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.html_report import write_report, write_series, write_strips
@@ -34,7 +35,9 @@ def _scored(folder: Path, num_members: int = 3, seed: int = 0) -> ScoredRun:
         return ForecastCase(number, f"event <{number}> & more", truth[:4], truth, members)
 
     cases = [case(number) for number in range(3)]
-    suites = [ensemble_suite(pools=(2,)), spectrum_suite(False), rain_suite(RainProtocol(thresholds=(74.0, 230.0)))]
+    protocol = RainProtocol(thresholds=(74.0, 230.0))
+    calibration = calibration_suite(Climate((100.0,), (60.0,)), protocol.thresholds)
+    suites = [ensemble_suite(pools=(2,)), calibration, spectrum_suite(False), rain_suite(protocol)]
     evaluation = evaluate(cases, suites=suites)
     write_scores(evaluation, folder)
     write_strips(cases, field_style(1, channels=("vil",)), folder)
@@ -53,7 +56,10 @@ def test_the_page_stands_alone_and_holds_scores_and_frames(tmp_path) -> None:
     assert seal(payload["runs"][0]["summary"]) == json.loads((tmp_path / "scores.json").read_text())
     assert [case["key"] for case in payload["cases"]] == [f"event <{number}> & more" for number in range(3)]
     assert [row["label"] for row in payload["cases"][0]["rows"]] == ["truth", "ensemble mean", "member 1", "member 2"]
-    assert set(payload["groups"]) == {"Ensemble", "Fields", "Rain"}
+    assert set(payload["groups"]) == {"Ensemble", "Calibration", "Fields", "Rain"}
+    assert {"coverage_50", "brier_74", "brier_skill_230"} <= set(payload["groups"]["Calibration"])
+    (sentence,) = payload["calibration"]
+    assert re.fullmatch(r"50 % intervals hold \d+ % of the truth, 50 % would be right; 3 independent .*", sentence)
 
 
 def test_strips_hold_the_frames_from_left_to_right(tmp_path) -> None:
@@ -150,6 +156,11 @@ window.addEventListener("load", () => setTimeout(() => {
     headline: [...document.querySelectorAll("#tiles tr")].map((row) => row.innerText.split("\\t")[0]),
     compared: document.querySelectorAll("#comparison-table tr").length,
     series: document.querySelectorAll("#series polyline").length,
+    words: document.getElementById("calibration-words").innerText,
+    coverage: document.querySelectorAll("#coverage polyline").length,
+    spread_skill: document.querySelectorAll("#spread-skill polyline").length,
+    reliability: document.querySelectorAll("#reliability polyline").length,
+    kinds: [...document.querySelectorAll("#rank-kind option")].map((option) => option.innerText),
     strokes: [...document.querySelectorAll("#curve polyline")].map((line) => getComputedStyle(line).stroke),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     background: getComputedStyle(document.body).backgroundColor, width: innerWidth,
@@ -177,6 +188,10 @@ def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
     ]
     assert [text.strip() for text in wide["headline"][1:]] == headline
     assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20 and wide["compared"] > 20
+    # two runs and what is right; error and spread of two runs; two runs and the diagonal
+    assert (wide["coverage"], wide["spread_skill"], wide["reliability"]) == (3, 4, 3)
+    assert "run 0: 50 % intervals hold" in wide["words"] and "run 1: 50 % intervals hold" in wide["words"]
+    assert wide["kinds"] == ["ranks", "shares (PIT)", *(f"ranks, forecast values {n} of 3" for n in (1, 2, 3))]
     assert wide["overflow"] <= 0
     assert wide["background"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
     narrow = _probe(tmp_path / "phone.html", dark)

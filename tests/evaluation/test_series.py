@@ -65,7 +65,7 @@ def test_series_get_series_scores_and_no_spectrum(tmp_path) -> None:
         schema = FrameSchema(num_frames=8, shape=shape[1:], dtype="float32", channels=("a",))
         return ForecastKind(schema=schema, shape=shape, num_history_frames=2, num_members=8, periodic=False)
 
-    assert [s.name for s in choose_suites(None, "default", kind(6, 4, 1, 1))] == ["ensemble", "series"]
+    assert [s.name for s in choose_suites(None, "default", kind(6, 4, 1, 1))] == ["ensemble", "calibration", "series"]
     with pytest.raises(ValueError, match="series scores are of frames of one pixel, these have"):
         choose_suites(["series"], "default", kind(6, 4, 8, 8))
     path = save_figure(series_figure(_cases()[0], ("a", "b", "c", "d")), tmp_path / "series.png")

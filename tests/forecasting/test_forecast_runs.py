@@ -304,3 +304,11 @@ def test_who_is_independent_is_what_the_shards_say_unless_the_user_does(
     shards = verification.reader.shards
     shards.manifest = shards.manifest.model_copy(update={"independent": said})
     assert verification.evaluate(independent=asked).resampling()["independent"] == independent
+
+
+def test_more_noise_than_the_process_has_is_said_in_the_protocol(flow_model, flow_shards, tmp_path) -> None:
+    for eta, caution in ((1.0, None), (1.5, "eta 1.5 is above 1, ancestral sampling: steps add more noise than the")):
+        out = tmp_path / str(eta)
+        _run(flow_model, flow_shards, out, num_cases=1, sampling={"sampler": "ddim", "eta": eta}).run()
+        said = Verification.open(out).evaluate().protocol.get("caution")
+        assert said is None if caution is None else said.startswith(caution)

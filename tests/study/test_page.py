@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from dydiff_dist.study import page
 from dydiff_dist.study.config import StudyConfig
 from dydiff_dist.study.page import StudySection, write_page
 from dydiff_dist.study.records import CaseRow, read_case_rows, read_run_rows, write_case_rows, write_run_rows
@@ -45,6 +46,15 @@ def test_the_verdict_is_that_of_the_rows(study_tree, tmp_path, ratio, verdict):
     assert "over 15 groups of cases" in page and "0.5 CPU minutes" in page
     assert "(images/study_tiny_1.png)" in page and "(study/tiny_runs.csv)" in page
     assert imread(tmp_path / "images" / "study_tiny_1.png").std() > 0.05
+
+
+def test_below_ten_groups_of_cases_nothing_is_said(study_tree, tmp_path, monkeypatch):
+    tables(tmp_path / "study", 0.9)
+    study = StudyConfig.model_validate_json(json.dumps({**study_tree, "independent": "key_prefix"}))
+    monkeypatch.setattr(page, "FEW_GROUPS", 16)
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    row = next(line for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("| DyDiff"))
+    assert row.endswith("| 15 groups: nothing can be said |")
 
 
 def test_the_summary_repeats_the_rows_that_belong_there(study_tree, tmp_path):

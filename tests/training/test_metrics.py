@@ -7,13 +7,13 @@ import torch
 
 from dydiff_dist.ranks.collectives import _ranges, describe_layout
 from dydiff_dist.ranks.world import World
-from dydiff_dist.training.metrics import Meter, Peak, Work, find_peak, resident_bytes
+from dydiff_dist.training.metrics import Meter, Peak, SampleCost, find_peak, resident_bytes
 
 WORLD = World(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
 
 
 def test_speeds_follow_from_steps_work_and_peak():
-    meter = Meter(WORLD, 8, Work(flops=1e6, tokens=100), Peak(flops_per_sec=1e9, source="test"))
+    meter = Meter(WORLD, 8, SampleCost(flops=1e6, tokens=100), Peak(flops_per_sec=1e9, source="test"))
     start = time.perf_counter()
     time.sleep(0.05)
     for _ in range(5):

@@ -59,12 +59,15 @@ class Ranks:
 
     def endings(self, timeout: float) -> list[tuple[int, str]]:
         """Exit status and the line of error of each rank, which must end within ``timeout``."""
-        deadline, statuses = time.monotonic() + timeout, []
+        start, statuses, seconds = time.monotonic(), [], []
+        deadline = start + timeout
         for process, log in zip(self.processes, self.logs, strict=True):
             try:
                 statuses.append(process.wait(max(0.0, deadline - time.monotonic())))
             except subprocess.TimeoutExpired:
                 pytest.fail(f"still there after {timeout} s: {log.read_text()}")
+            seconds.append(round(time.monotonic() - start, 1))
+        print(f"ranks 0 and 1 ended after {seconds} s")
         texts = [log.read_text() for log in self.logs]
         assert "Traceback" not in "".join(texts)
         lines = [" ".join(re.findall(r"^error: .*", text, re.MULTILINE)) for text in texts]

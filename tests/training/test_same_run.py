@@ -1,6 +1,7 @@
 """Which configurations may go on with a run that another one began."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,36 @@ def test_what_changes_the_run_is_refused_and_named(tiny_config, saved):
     saved["model"]["width"] = 32
     with pytest.raises(ValueError, match=r"holds a run with model.width = 32, the configuration says 16; set "):
         plan(tiny_config).check_same_run(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("data.damaged_samples=skip", "data.max_damaged_rate=0.5", "data.num_workers=3", "data.prefetch_batches=7"),
+        *("data.remote.attempts=9", "data.valid=null"),
+    ],
+)
+def test_what_changes_how_data_are_had_may_change(tiny_config, saved, change):
+    plan(tiny_config, change).check_same_run(saved)
+
+
+@pytest.mark.parametrize("change", ["data.shuffle_window_bytes=0", "data.augmentation.periodic_shift=false", "seed=1"])
+def test_what_changes_what_is_learned_may_not(tiny_config, saved, change):
+    key = change.partition("=")[0]
+    with pytest.raises(ValueError, match=f"holds a run with {key} = .*; set it back, or set output_dir to"):
+        plan(tiny_config, change).check_same_run(saved)
+
+
+def test_the_same_shards_may_lie_elsewhere_and_others_are_refused(tiny_config, tiny_shards, saved, tmp_path):
+    here = plan(tiny_config)
+    shutil.copytree(tiny_shards / "train", tmp_path / "moved")
+    moved = plan(tiny_config, f"data.train={tmp_path / 'moved'}")
+    moved.check_same_run(saved, here.data_sha256)
+    with pytest.raises(ValueError, match=r"holds a run with data.train = .*; set it back"):
+        moved.check_same_run(saved)  # of a version that did not say which data it had
+    others = plan(tiny_config, f"data.train={tiny_shards / 'test'}")
+    with pytest.raises(ValueError, match=r"holds a run on other data than data.train .*test has now"):
+        others.check_same_run(saved, here.data_sha256)
 
 
 def test_a_run_of_an_older_version_goes_on(tiny_config):

@@ -40,7 +40,7 @@ def moved(trace) -> int:
 def test_a_unet_is_planned(tiny_config):
     config = load_config(tiny_config, RunConfig, OVERRIDES)
     task = DiffusionTask(make_plan(config, read_world()))
-    work = task.work()
+    work = task.sample_cost()
     assert work.flops == 3 * config.model.forward_flops(task.sizes) and work.tokens == 6 * 16 * 16
     whole = trace_network(load_config(tiny_config, RunConfig, OVERRIDES[:1]), task.sizes)
     halved = trace_network(config, task.sizes)

@@ -142,6 +142,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
             if self.config.absent_chunks == "reject":
                 absent = stored.absent(number)
             actions = arrays.get(self.config.actions_name)
+            if actions is not None and number >= 0 and actions.shape[0] != stored.shape[0]:
+                raise ValueError(f"actions {actions.shape} are not of the trajectories of frames {stored.shape}")
             actions_SA = None if actions is None else _real_numbers(actions, number)
         missing = unpacked.is_missing
         frames = _storable(_channels_first(unpacked.values, layout))

@@ -8,26 +8,28 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import av
 import h5py
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from dydiff_dist.data.manifest import RGB, FrameSchema
+from dydiff_dist.data.hdf5 import dataset, open_hdf5
+from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
+from dydiff_dist.data.manifest import RGB, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
-    BadItem,
     LeftOut,
     ShardTask,
     Source,
     register_source,
     schema_of,
+    set_aside,
     shard_tasks,
     split_of,
 )
+from dydiff_dist.data.tables import read_text
 from dydiff_dist.data.video import decode_video
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
@@ -41,14 +43,15 @@ class RobonetSourceConfig(StrictConfig):
     """Which trajectories to take and in what form."""
 
     root: str
-    """Folder of the .hdf5 files, searched with all folders in it."""
+    """Folder of the .hdf5 files, searched with all folders in it, links included."""
     num_frames: Annotated[int, Field(ge=2)] = 31
     """Frames per sample; a longer trajectory gives several samples, the rest of it is left out; a shorter one is
     rejected."""
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (64, 64)
     """Height and width of the frames; others are resized (bilinear, with antialiasing when shrinking)."""
     cameras: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    """Numbers of the cameras. Each gives samples of its own; where a trajectory lacks one, the others are taken."""
+    """Numbers of the cameras. Each gives samples of its own, those of a trajectory counting as one; where it lacks a
+    camera, the others are taken."""
     where: tuple[str, ...] = ()
     """Take only trajectories with these metadata, each NAME=VALUE or NAME=VALUE,VALUE: robot=sawyer,baxter adim=4
     gripper=default. NAME is an attribute of the file's metadata, or one of adim, sdim, ncam, img_T, image_format,
@@ -90,31 +93,33 @@ class RobonetSource(Source[RobonetSourceConfig]):
         self._hashes = None if config.hashes is None else read_hashes(Path(config.hashes))
 
     def plan(self) -> list[ShardTask]:
-        """Shards of each split; an item is a file, relative to the root."""
-        root = Path(self.config.root)
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder; --root must be the folder of the .hdf5 files")
-        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.hdf5"))
-        if not files:
-            raise FileNotFoundError(f"{root} holds no .hdf5 file; give another --root")
-        test_names = self._test_names(files)
+        """Shards of each split; an item is (file relative to the root, stem of its keys)."""
+        found = find_files(Path(self.config.root), (".hdf5", ".h5"))
+        test_names, stems = self._test_names(found.files), unique_stems(found.files)
         height, width = self.config.size
         file_bytes = (self.config.num_frames * 3 * height * width + 4096) * len(self.config.cameras)
-        by_split: dict[str, list[tuple[str, int]]] = {"train": [], "valid": [], "test": []}
-        for file in files:
-            by_split[self._split(file, test_names)].append((file, file_bytes))
+        by_split: dict[str, list[tuple[tuple[str, str], int]]] = {split: [] for split in SPLITS}
+        for file in found.files:
+            by_split[self._split(file, test_names)].append(((file, stems[file]), file_bytes))
         if not by_split["train"]:
-            raise ValueError(f"no trajectory of {len(files)} is left for training; lower the fractions")
+            raise ValueError(f"no trajectory of {len(found.files)} is left for training; lower the fractions")
         per_shard = self.config.trajectories_per_shard
-        return [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+        tasks = [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+        return set_aside(tasks, found.aside)
 
-    def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
-        """The samples of the shard's trajectories."""
-        for file in task.items:
-            try:
-                yield from self._read_trajectory(file)
-            except (OSError, KeyError, ValueError, av.FFmpegError) as error:
-                yield BadItem(file, str(error))
+    def input_files(self, task: ShardTask) -> list[Path]:
+        """The shard's trajectories."""
+        return [Path(self.config.root) / item[0] for item in task.items]
+
+    def independent(self, split: str) -> Independent:
+        """Each trajectory, whatever the camera: keys go on with the stretch and the camera."""
+        return "key_prefix"
+
+    def split_hint(self, split: str) -> str:
+        """The option that decides."""
+        if split == "test" and self.config.test_list is not None:
+            return f"--test-list {self.config.test_list} names none of the files"
+        return f"--{split}-fraction {getattr(self.config, f'{split}_fraction')} chose no trajectory; give more"
 
     def schema(self, sample: Sample) -> FrameSchema:
         """RGB frames. No augmentation: mirroring would contradict the actions."""
@@ -130,7 +135,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
         path = Path(self.config.test_list)
         if not path.is_file():
             raise FileNotFoundError(f"--test-list {path} does not exist")
-        names = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+        names = {line.strip() for line in read_text(path).splitlines() if line.strip()}
         if not names & {Path(file).name for file in files}:
             raise ValueError(
                 f"--test-list {path} names none of the {len(files)} files; it needs file names, one a line"
@@ -143,38 +148,36 @@ class RobonetSource(Source[RobonetSourceConfig]):
             return split_of(name, self.config.valid_fraction, self.config.test_fraction)
         return "test" if name in test_names else split_of(name, self.config.valid_fraction)
 
-    def _read_trajectory(self, file: str) -> Iterator[Sample | LeftOut]:
+    def read_item(self, item: Any) -> Iterator[Sample | LeftOut]:
         """The samples of a trajectory, camera after camera."""
+        file, stem = item
         path = Path(self.config.root) / file
         if self._hashes is not None:
             self._check_hash(path, self._hashes)
-        with h5py.File(path, "r") as data:
+        with open_hdf5(path) as data:
             metadata = read_metadata(data)
             for text in self.config.where:
                 if not _is_met(text, metadata):
                     yield LeftOut(f"not {text}")
                     return
             actions = self._actions(data, str(metadata.get("primitives", "")))
-            states = data["env/state"][()].astype(np.float32)
+            states = _table(data, "env/state")
             if self.config.num_states is not None:
                 states = _fit(states, self.config.num_states, self.config.state_mismatch, "state")
             for camera in self.config.cameras:
-                if f"cam{camera}_video" in data["env"]:
-                    frames = read_camera(data, camera)
-                    yield from self._samples(file, camera, frames, actions, states, metadata)
-                else:
+                if f"env/cam{camera}_video" not in data:
                     yield LeftOut(f"no camera {camera}")
+                    continue
+                frames = read_camera(data, camera)
+                for number, start, sample in self._stretches(frames, actions, states):
+                    sample.meta = {**metadata, "file": file, "camera": camera, "start": start}
+                    sample.key = f"{stem}-{number:02d}" + (f"_cam{camera}" if len(self.config.cameras) > 1 else "")
+                    yield sample
 
-    def _samples(
-        self,
-        file: str,
-        camera: int,
-        frames: list[np.ndarray],
-        actions: np.ndarray,
-        states: np.ndarray,
-        metadata: Metadata,
-    ) -> Iterator[Sample]:
-        """Stretches of ``num_frames`` of what one camera saw."""
+    def _stretches(
+        self, frames: list[np.ndarray], actions: np.ndarray, states: np.ndarray
+    ) -> Iterator[tuple[int, int, Sample]]:
+        """(number, first frame, sample without a name) of each stretch of ``num_frames`` of what one camera saw."""
         if not len(frames) == len(actions) + 1 == len(states):
             raise ValueError(
                 f"{len(frames)} frames, {len(actions)} actions and {len(states)} states do not fit together"
@@ -184,15 +187,11 @@ class RobonetSource(Source[RobonetSourceConfig]):
         frames_SCHW = np.stack([self._resize(frame) for frame in frames])
         # The action between frames s - 1 and s stands at frame s.
         actions_SA = np.concatenate([np.zeros_like(actions[:1]), actions])
-        stem = Path(file).with_suffix("").as_posix().replace(".", "_")
-        if len(self.config.cameras) > 1:
-            stem += f"-cam{camera}"
         for number, start in enumerate(range(0, len(frames) - self.config.num_frames + 1, self.config.num_frames)):
             cut = slice(start, start + self.config.num_frames)
             sample_actions = actions_SA[cut].copy()
             sample_actions[0] = 0
-            meta = {**metadata, "file": file, "camera": camera, "start": start}
-            yield Sample(f"{stem}-{number:02d}", frames_SCHW[cut], sample_actions, meta, states[cut])
+            yield number, start, Sample("", frames_SCHW[cut], sample_actions, states=states[cut])
 
     def _check_hash(self, path: Path, hashes: dict[str, str]) -> None:
         expected = hashes.get(path.name)
@@ -204,7 +203,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
 
     def _actions(self, data: h5py.File, primitives: str) -> np.ndarray:
         """(T - 1, A) float32 with the asked number of channels."""
-        actions = data["policy/actions"][()].astype(np.float32)
+        actions = _table(data, "policy/actions")
         wanted, found = self.config.num_actions, actions.shape[1]
         if self.config.impute_autograsp and "autograsp" in primitives and found == wanted - 1:
             return np.concatenate([actions, _gripper_commands(data)], axis=1)
@@ -219,23 +218,55 @@ class RobonetSource(Source[RobonetSourceConfig]):
 
 
 def read_metadata(data: h5py.File) -> Metadata:
-    """What can be filtered by: the file's metadata attributes, and the sizes that RoboNet's own loader derives."""
+    """What can be filtered by: the file's metadata attributes, and the sizes that RoboNet's own loader derives.
+
+    Raises:
+        ValueError: it lacks metadata, actions or states, or has them in another form.
+    """
+    if "metadata" not in data:
+        raise ValueError(f"it has no 'metadata', only {', '.join(sorted(data)) or 'nothing'}")
     metadata: Metadata = {}
     for name, value in data["metadata"].attrs.items():
-        value = value.decode() if isinstance(value, bytes) else value
-        metadata[name] = value if isinstance(value, str | int) else str(value)
-    metadata["adim"] = data["policy/actions"].shape[1]
-    metadata["state_T"], metadata["sdim"] = data["env/state"].shape
+        metadata[name] = value if isinstance(value, str | int) else _text(value)
+    metadata["adim"] = _shape(data, "policy/actions")[1]
+    metadata["state_T"], metadata["sdim"] = _shape(data, "env/state")
     videos = [name for name in data["env"] if name.startswith("cam") and name.endswith("_video")]
     metadata["ncam"] = len(videos)
     if videos:
-        video = data["env"][sorted(videos)[0]]
+        video = _video(data, sorted(videos)[0])
         is_mp4 = "frames" in video
-        first = video["frames" if is_mp4 else "frame0"]
+        first = dataset(video, "frames" if is_mp4 else "frame0")
         metadata["img_encoding"] = "mp4" if is_mp4 else "jpg"
         metadata["img_T"] = int(first.attrs["T"]) if is_mp4 and "T" in first.attrs else len(video)
-        metadata["image_format"] = str(first.attrs.get("image_format", "RGB"))
+        metadata["image_format"] = _text(first.attrs.get("image_format", "RGB"))
     return metadata
+
+
+def _text(value: Any) -> str:
+    """An attribute as text, whichever way HDF5 holds it."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _shape(data: h5py.File, name: str) -> tuple[int, int]:
+    """(T, channels) of actions or states."""
+    shape = dataset(data, name).shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}; (times, channels) is expected")
+    return shape
+
+
+def _table(data: h5py.File, name: str) -> np.ndarray:
+    """Actions or states, (T, channels) float32."""
+    _shape(data, name)
+    return dataset(data, name)[()].astype(np.float32)
+
+
+def _video(data: h5py.File, name: str) -> h5py.Group:
+    """A camera's group."""
+    video = data["env"][name]
+    if not isinstance(video, h5py.Group):
+        raise ValueError(f"env/{name} is an array of shape {video.shape}, not a group of encoded frames")
+    return video
 
 
 def _fit(values_TN: np.ndarray, wanted: int, mismatch: Mismatch, kind: str) -> np.ndarray:
@@ -270,7 +301,7 @@ def read_hashes(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"--hashes {path} does not exist; make it with sha256sum *.hdf5 > FILE")
     hashes = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         digest, _, name = line.strip().partition(" ")
@@ -282,23 +313,31 @@ def read_hashes(path: Path) -> dict[str, str]:
 
 def read_camera(data: h5py.File, camera: int) -> list[np.ndarray]:
     """The frames of one camera, each (H, W, 3) uint8 RGB."""
-    video = data[f"env/cam{camera}_video"]
+    video = _video(data, f"cam{camera}_video")
     if "frames" in video:
-        stored = video["frames"]
+        stored = dataset(video, "frames")
         frames = decode_video(stored[()].tobytes())
-        formats = [stored.attrs.get("image_format", "RGB")]
+        formats = [_text(stored.attrs.get("image_format", "RGB"))]
     else:
-        stored_frames = [video[f"frame{number}"] for number in range(len(video))]
-        frames = [np.asarray(Image.open(io.BytesIO(item[()].tobytes())).convert("RGB")) for item in stored_frames]
-        formats = sorted({item.attrs.get("image_format", "RGB") for item in stored_frames})
+        stored_frames = [dataset(video, f"frame{number}") for number in range(len(video))]
+        frames = [_decode_picture(item, number) for number, item in enumerate(stored_frames)]
+        formats = sorted({_text(item.attrs.get("image_format", "RGB")) for item in stored_frames})
     if formats not in (["RGB"], ["BGR"]):
         raise ValueError(f"image_format is {formats}, neither RGB nor BGR")
     return frames if formats == ["RGB"] else [np.ascontiguousarray(frame[:, :, ::-1]) for frame in frames]
 
 
+def _decode_picture(stored: h5py.Dataset, number: int) -> np.ndarray:
+    """One encoded frame, (H, W, 3)."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(stored[()].tobytes())).convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"frame {number} cannot be decoded: {error}") from None
+
+
 def _gripper_commands(data: h5py.File) -> np.ndarray:
     """(T - 1, 1): the gripper's upper bound where the next state lies above the middle of its bounds, else the lower
     one."""
-    gripper = data["env/state"][1:, -1:].astype(np.float32)
-    low, high = float(data["env/low_bound"][0, -1]), float(data["env/high_bound"][0, -1])
+    gripper = _table(data, "env/state")[1:, -1:]
+    low, high = (float(_table(data, f"env/{name}_bound")[0, -1]) for name in ("low", "high"))
     return np.where(gripper > (low + high) / 2, high, low).astype(np.float32)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import FrameSchema, Independent
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, register_source, schema_of, shard_tasks
@@ -137,6 +137,20 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
             windows = f"window at time {starts[0]}" if len(starts) == 1 else f"{len(starts)} windows"
             span = "" if len(starts) == 1 else f" at times {starts[0]} to {starts[-1]}"
             yield BadItem(windows + span, reason)
+
+    def input_files(self, task: ShardTask) -> list[Path]:
+        """The file or files of the series."""
+        return [Path(name) for name in (self.config.train_file, self.config.test_file) if name is not None]
+
+    def independent(self, split: str) -> Independent | None:
+        """Each window of validation and testing, as their horizons lie one after the other."""
+        return None if split == "train" else "case"
+
+    def split_hint(self, split: str) -> str:
+        """The option that makes the split."""
+        return (
+            f"--valid-windows is {self.config.valid_windows}" if split == "valid" else "the series has no such window"
+        )
 
     def schema(self, sample: Sample) -> FrameSchema:
         """One channel per variate, one pixel."""

@@ -11,6 +11,8 @@ from dydiff_dist.engine.protocol import ADAMW_BYTES, AVERAGE_BYTES
 
 _FLOAT32 = 4
 """Bytes of one."""
+_DEFAULT_BUCKET = 500_000_000
+"""Elements of DeepSpeed's bucket of gradients."""
 _DERIVED = {
     "train_batch_size": "training.global_batch_size",
     "train_micro_batch_size_per_gpu": "training.micro_batch_per_gpu",
@@ -139,6 +141,17 @@ def derive_deepspeed(
         "zero_force_ds_cpu_optimizer": section.get("zero_force_ds_cpu_optimizer", False),
         "steps_per_print": training.steps + 1,  # our own log lines say more
     }
+
+
+def fit_bucket(section: Mapping[str, Any], num_params: int) -> dict[str, Any]:
+    """The section with a bucket for gradients of no more elements than there are parameters, where it gives none.
+
+    DeepSpeed asks the system for all of a bucket, 500 million elements by default. What is never written to is no
+    memory of the machine, but a limit on addresses (``ulimit -v``) counts it.
+    """
+    zero = section.get("zero_optimization", {})
+    bucket = {"reduce_bucket_size": max(1, min(_DEFAULT_BUCKET, num_params))}
+    return {**section, "zero_optimization": {**bucket, **zero}} if zero.get("stage", 0) else dict(section)
 
 
 def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:

@@ -18,7 +18,7 @@ from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed import config as deepspeed_config
 from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
 from dydiff_dist.engine.deepspeed.partitions import partitions_of
-from dydiff_dist.engine.optimizer import build_schedule, move_schedule
+from dydiff_dist.engine.optimizer import build_schedule, move_schedule, num_parameters
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.errors import SharedError
 from dydiff_dist.ranks.world import World
@@ -37,6 +37,8 @@ class DeepSpeedEngine(Engine):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         network.to(world.device)
+        if world.device.type == "cpu":
+            options = deepspeed_config.fit_bucket(options, num_parameters(network.parameters()))
         optimizer = build_optimizer(network, training)
         self.deepspeed, *_ = deepspeed.initialize(
             model=network,

@@ -3,8 +3,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const HIGHER_IS_BETTER = /^(psnr|ssim|csi|pod|hss|fss)/;
-const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth)/;
+const HIGHER_IS_BETTER = /^(psnr|ssim|csi|pod|hss|fss|brier_skill)/;
+const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth|coverage|width)/;
 const BASELINE_DASH = { persistence: "6 4", climatology: "2 4", optical_flow: "9 3 2 3", seasonal_naive: "9 3 2 3" };
 
 function element(tag, parent, text, className) {
@@ -70,8 +70,8 @@ function legend(parent, series) {
   }
 }
 
-/* A line chart as wide as its parent. series: {label, color, dash, values, lower?, upper?}; x: positions. */
-function lineChart(parent, { x, series, xLabel, log = false, bars = false, marker = null, zero = false }) {
+/* A line chart as wide as its parent. series: {label, color, dash, values, lower?, upper?}; x: positions; names: of them. */
+function lineChart(parent, { x, series, xLabel, names = x, log = false, bars = false, marker = null, zero = false }) {
   parent.replaceChildren();
   legend(parent, series);
   const width = Math.max(260, parent.clientWidth - 16), height = 270;
@@ -97,7 +97,7 @@ function lineChart(parent, { x, series, xLabel, log = false, bars = false, marke
   }
   const stride = Math.max(1, Math.ceil(x.length / Math.floor((box.right - box.left) / 42)));
   x.forEach((v, index) => {
-    if (index % stride === 0) shape("text", svg, { x: toX(v), y: box.bottom + 18, "text-anchor": "middle" }, v);
+    if (index % stride === 0) shape("text", svg, { x: toX(v), y: box.bottom + 18, "text-anchor": "middle" }, names[index]);
   });
   shape("text", svg, { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel);
   if (marker !== null) shape("line", svg, { x1: toX(marker), x2: toX(marker), y1: box.top, y2: box.bottom, stroke: "var(--faint)", "stroke-dasharray": "3 3" });
@@ -121,16 +121,16 @@ function lineChart(parent, { x, series, xLabel, log = false, bars = false, marke
     shape("polyline", svg, { points: drawn.map(([v, value]) => `${toX(v)},${toY(value)}`).join(" "), fill: "none", stroke: line.color, "stroke-width": 2.2, "stroke-dasharray": line.dash || "none", "stroke-linejoin": "round" });
     if (drawn.length === 1) shape("circle", svg, { cx: toX(drawn[0][0]), cy: toY(drawn[0][1]), r: 4, fill: line.color });
   });
-  addTip(parent, svg, { x, series, xLabel, width, toX, inverse: (px) => xLow + (px - box.left) / (box.right - box.left) * (xHigh - xLow) });
+  addTip(parent, svg, { x, series, xLabel, names, width, toX, inverse: (px) => xLow + (px - box.left) / (box.right - box.left) * (xHigh - xLow) });
 }
 
-function addTip(parent, svg, { x, series, xLabel, width, toX, inverse }) {
+function addTip(parent, svg, { x, series, xLabel, names, width, toX, inverse }) {
   const tip = element("div", parent, undefined, "tip");
   svg.addEventListener("pointermove", (event) => {
     const bounds = svg.getBoundingClientRect();
     const position = inverse((event.clientX - bounds.left) * width / bounds.width);
     const nearest = x.reduce((best, v, index) => Math.abs(v - position) < Math.abs(x[best] - position) ? index : best, 0);
-    tip.textContent = [`${xLabel} ${x[nearest]}`, ...series.map((s) => `${s.label}: ${format(s.values[nearest])}`)].join("\n");
+    tip.textContent = [`${xLabel} ${names[nearest]}`, ...series.map((s) => `${s.label}: ${format(s.values[nearest])}`)].join("\n");
     tip.style.visibility = "visible";
     const left = svg.offsetLeft + toX(x[nearest]) * bounds.width / width;
     tip.style.top = "40px";
@@ -300,18 +300,83 @@ function drawCurve() {
   x.forEach((lead, index) => { const row = element("tr", table); element("td", row, `+${lead}`); for (const s of series) element("td", row, format(s.values[index])); });
 }
 
-function profile(line, name) {
+/* A profile over all lead times, or at one, counted from 0. */
+function profile(line, name, lead = null) {
   const found = (line.summary.profiles[line.name] || {})[name];
-  return found ? found.overall : null;
+  return !found ? null : lead === null ? found.overall : found.by_lead[lead];
+}
+
+const RUNS = LINES.filter((line) => line.isRun);
+const GUIDE = { label: "right", color: "var(--truth)", dash: "6 4" };
+const numbers = (count, first = 0) => Array.from({ length: count }, (_, index) => index + first);
+
+function fillSelect(id, options, onChange) {
+  for (const [value, text] of options) element("option", byId(id), text).value = value;
+  byId(id).addEventListener("change", onChange);
+}
+
+function prepareCalibration() {
+  const first = scoresOf(LINES[0]), names = Object.keys(first).filter((name) => /^coverage_/.test(name) && first[name].overall !== null);
+  byId("calibration-section").hidden = !names.length;
+  fillSelect("level", names.map((name) => [name, name === "coverage_range" ? "all members" : `${name.slice(9)} %`]), drawCoverage);
+  if (names.includes("coverage_80")) byId("level").value = "coverage_80";
+  data.runs.forEach((run, index) => { if (data.calibration[index]) element("p", byId("calibration-words"), data.runs.length > 1 ? `${run.label}: ${data.calibration[index]}` : data.calibration[index]); });
+  const events = ((data.runs[0].summary.protocol.scores.calibration || {}).events || { thresholds: [], rule: "" });
+  fillSelect("event", events.thresholds.map((threshold, index) => [index, `${events.rule} ${threshold}`]), drawReliability);
+  const bins = profile(LINES[0], "rank_histogram_by_intensity") || [];
+  const kinds = [["rank_histogram", "ranks"], ["pit_histogram", "shares (PIT)"], ...bins.map((_, index) => [`${index}`, `ranks, forecast values ${index + 1} of ${bins.length}`])];
+  fillSelect("rank-kind", kinds.filter(([name]) => /^\d/.test(name) || profile(LINES[0], name)), drawRanks);
+  fillSelect("rank-lead", [["", "all lead times"], ...first.crps.by_lead.map((_, index) => [index, `+${index + 1}`])], drawRanks);
+}
+
+function drawCoverage() {
+  const name = byId("level").value, shown = LINES.filter((line) => hasLeads(line, name));
+  if (!shown.length) return;
+  const members = data.runs[0].summary.protocol.num_members, count = scoresOf(shown[0])[name].by_lead.length;
+  const right = name === "coverage_range" ? (members - 1) / (members + 1) : Number(name.slice(9)) / 100;
+  const series = shown.map((line) => {
+    const found = scoresOf(line)[name];
+    return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
+  });
+  lineChart(byId("coverage"), { x: numbers(count, 1), series: [...series, { ...GUIDE, values: Array(count).fill(right) }], xLabel: "lead time (frames)" });
+}
+
+function drawSpreadSkill() {
+  const shown = RUNS.filter((line) => profile(line, "spread_skill_bins"));
+  byId("spread-skill").parentElement.hidden = !shown.length;
+  if (!shown.length) return;
+  const names = ["< 0.05", "< 0.1", "< 0.2", "< 0.4", "< 0.8", "more"];
+  const series = shown.flatMap((line) => [["error", 2, ""], ["spread", 1, "6 4"]].map(([what, column, dash]) => ({
+    ...line, label: `${line.label}: ${what}`, dash, values: profile(line, "spread_skill_bins").map((bin) => bin[column]),
+  })));
+  lineChart(byId("spread-skill"), { x: numbers(names.length), names, series, xLabel: "spread", zero: true });
+}
+
+function drawReliability() {
+  const shown = RUNS.filter((line) => profile(line, "reliability"));
+  byId("reliability").parentElement.hidden = !shown.length;
+  if (!shown.length) return;
+  const x = numbers(11).map((index) => index / 10);
+  const series = shown.map((line) => ({ ...line, values: profile(line, "reliability")[Number(byId("event").value)].map((bin) => bin[2]) }));
+  lineChart(byId("reliability"), { x, series: [...series, { ...GUIDE, values: x }], xLabel: "forecast probability", zero: true });
+}
+
+function drawRanks() {
+  const kind = byId("rank-kind").value, lead = byId("rank-lead").value === "" ? null : Number(byId("rank-lead").value);
+  const histogram = (line) => /^\d/.test(kind) ? (profile(line, "rank_histogram_by_intensity", lead) || [])[Number(kind)] : profile(line, kind, lead);
+  const ranked = RUNS.filter(histogram).map((line) => ({ ...line, values: histogram(line) }));
+  byId("ranks").parentElement.hidden = !ranked.length;
+  if (!ranked.length) return;
+  const count = Math.max(...ranked.map((line) => line.values.length)), isShare = kind === "pit_histogram";
+  const names = numbers(count).map((index) => isShare ? `${index * 10} %` : index);
+  lineChart(byId("ranks"), { x: numbers(count), names, series: ranked, xLabel: isShare ? "of the forecast distribution below the truth" : "members below the truth", bars: true, zero: true });
 }
 
 function drawProfiles() {
-  const ranked = LINES.filter((line) => line.isRun && profile(line, "rank_histogram")).map((line) => ({ ...line, values: profile(line, "rank_histogram") }));
-  if (ranked.length) {
-    const count = Math.max(...ranked.map((line) => line.values.length));
-    lineChart(byId("ranks"), { x: Array.from({ length: count }, (_, i) => i), series: ranked, xLabel: "members below the truth", bars: true, zero: true });
-  }
-  byId("ranks").parentElement.hidden = !ranked.length;
+  drawCoverage();
+  drawSpreadSkill();
+  drawReliability();
+  drawRanks();
   const runs = LINES.filter((line) => line.isRun && profile(line, "spectrum_members"));
   if (runs.length) {
     const lines = runs.flatMap((line) => [
@@ -347,6 +412,7 @@ function drawScoreTable() {
 function drawComparison() {
   const table = byId("comparison-table"), shown = data.comparisons[Number(byId("comparison").value)];
   table.replaceChildren();
+  byId("caution").textContent = shown.caution && `Here ${shown.caution}.`;
   if (shown.objections.length) {
     for (const text of [`${shown.first} and ${shown.second} are not compared`, ...shown.objections]) element("td", element("tr", table), text);
     return;
@@ -401,6 +467,7 @@ function start() {
   window.addEventListener("resize", () => { drawCurve(); drawProfiles(); if (data.series.length) drawSeries(); });
   if (data.cases.length) { byId("lead").value = data.cases[0].num_frames; showCase(); byId("lead").value = Math.floor((data.cases[0].num_frames + data.cases[0].num_given) / 2); drawFrame(); }
   drawCurve();
+  prepareCalibration();
   drawProfiles();
   drawScoreTable();
   drawProtocols();

@@ -1,0 +1,108 @@
+"""Calibration after the fact: what is fitted on validation cases, kept beside the model and applied by a forecast."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dydiff_dist.data.convert import convert
+from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig
+from dydiff_dist.evaluation.evaluate import Evaluation
+from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification
+from dydiff_dist.forecasting.inflation import fit_inflation, inflate, write_inflation
+
+
+@pytest.fixture(scope="module")
+def valid_shards(tmp_path_factory) -> Path:
+    """4 validation trajectories like the test ones."""
+    folder = tmp_path_factory.mktemp("valid")
+    flow = TurbulenceConfig(resolution=16, spin_up_frames=1, steps_per_frame=2, force_max_wavenumber=5.0)
+    config = TurbulenceSourceConfig(train=2, valid=4, test=0, num_frames=7, runs_per_shard=2, flow=flow)
+    convert(TurbulenceSource(config), folder, 1)
+    return folder / "valid"
+
+
+def _forecast(model, shards, out, **options) -> ForecastRun:
+    run = ForecastRun(model, shards, out, **({"num_members": 4, "device": "cpu"} | options))
+    run.run()
+    return run
+
+
+def _expect(error: type[Exception], message: str):
+    return pytest.raises(error, match=re.escape(message))
+
+
+def _scored(folder: Path) -> tuple[Verification, Evaluation]:
+    verification = Verification.open(folder)
+    return verification, verification.evaluate()
+
+
+@pytest.fixture
+def model(flow_model, tmp_path) -> Path:
+    return shutil.copytree(flow_model / "model", tmp_path / "model")
+
+
+def test_validation_cases_have_the_spread_of_their_error_afterwards(model, flow_shards, valid_shards, tmp_path) -> None:
+    _forecast(model, valid_shards, tmp_path / "raw")
+    verification, raw = _scored(tmp_path / "raw")
+    ratio = raw.by_lead("forecast")["spread_skill_ratio"]
+    assert (np.abs(ratio - 1) > 0.05).any()  # random weights know nothing of their error
+    inflation = fit_inflation(verification, raw)
+    np.testing.assert_allclose(inflation.factors, 1 / ratio, rtol=1e-12)
+    path = write_inflation(inflation, model)
+    assert path == model / "calibration.json" and json.loads(path.read_text())["num_cases"] == 4
+    _forecast(model, valid_shards, tmp_path / "calibrated", calibrated=True)
+    _, calibrated = _scored(tmp_path / "calibrated")
+    # members are kept in float32
+    np.testing.assert_allclose(calibrated.by_lead("forecast")["spread_skill_ratio"], 1, rtol=1e-4)
+    np.testing.assert_allclose(calibrated.by_lead("forecast")["mse"], raw.by_lead("forecast")["mse"], rtol=1e-4)
+    assert calibrated.protocol["calibration"] == {"inflation": list(inflation.factors)}
+    assert "calibration" not in raw.protocol  # off unless it is asked for
+    long = _forecast(model, flow_shards / "test", tmp_path / "long", calibrated=True, num_frames=6, num_cases=1)
+    plain = _forecast(model, flow_shards / "test", tmp_path / "plain", num_frames=6, num_cases=1)
+    one, other = (run.store.read(0)[1] for run in (long, plain))
+    factors = np.array([*inflation.factors, *inflation.factors[-1:] * 2])[:, None, None, None]
+    # the last factor goes on
+    mean = other.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(one, mean + factors * (other - mean), rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_belong_together_is_refused(model, flow_shards, valid_shards, tmp_path) -> None:
+    with _expect(FileNotFoundError, "calibration.json does not exist; make it: forecast validation cases, then tools"):
+        _forecast(model, valid_shards, tmp_path / "out", calibrated=True)
+    _forecast(model, flow_shards / "test", tmp_path / "test", num_cases=2)
+    with _expect(ValueError, "holds test cases; calibrate on forecasts of validation cases"):
+        fit_inflation(*_scored(tmp_path / "test"))
+    _forecast(model, valid_shards, tmp_path / "one", num_members=1)
+    with _expect(ValueError, "has no spread to calibrate; forecast more than one member"):
+        fit_inflation(*_scored(tmp_path / "one"))
+    _forecast(model, valid_shards, tmp_path / "raw")
+    inflation = fit_inflation(*_scored(tmp_path / "raw"))
+    write_inflation(inflation, model)
+    with _expect(ValueError, "calibration.json was fitted with sampling.num_steps = 3, not 2; forecast alike, or fit"):
+        _forecast(model, valid_shards, tmp_path / "out", calibrated=True, sampling={"num_steps": 2})
+    with _expect(ValueError, "is another model than the forecasts were made with"):
+        write_inflation(inflation.model_copy(update={"weights_sha256": "0"}), model)
+    _forecast(model, valid_shards, tmp_path / "calibrated", calibrated=True)
+    with _expect(ValueError, "is calibrated already; forecast without --calibrated"):
+        fit_inflation(*_scored(tmp_path / "calibrated"))
+    with _expect(ValueError, "holds forecasts with inflation = "):
+        _forecast(model, valid_shards, tmp_path / "calibrated")
+    assert ForecastStore.open(tmp_path / "calibrated").request.inflation == inflation.factors
+    (model / "calibration.json").write_text("{}")
+    with _expect(ValueError, "calibration.json: "):
+        _forecast(model, valid_shards, tmp_path / "out", calibrated=True)
+
+
+def test_members_keep_their_mean_and_get_the_spread() -> None:
+    members = np.random.default_rng(0).normal(size=(5, 2, 1, 3, 3))
+    frames = FrameSchema(num_frames=3, shape=(1, 3, 3), dtype="float32")
+    np.testing.assert_allclose(inflate(members, (1.0, 1.0), frames), members, rtol=1e-12)
+    wider = inflate(members, (2.0, 0.5), frames)
+    np.testing.assert_allclose(wider.std(axis=0) / members.std(axis=0), [[[[2.0]]], [[[0.5]]]] * np.ones((2, 1, 3, 3)))
+    np.testing.assert_allclose(wider.mean(axis=0), members.mean(axis=0), rtol=1e-9, atol=1e-12)
