@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -202,13 +203,13 @@ class Attention(nn.Module):
             fuses_short: whether `short_attention` takes the place of ``attend`` where it has a kernel for these tokens.
         """
         qkv, size = self.qkv(x_BND), self.sequence.size
-        weights = (None, None) if self.qk_norm == "none" else (self.norm_q.weight, self.norm_k.weight)
-        fused = fuses_short and size == 1 and has_short_attention(qkv, self.num_heads, kernels)
-        operation = short_attention if fused else attention_inputs
-        out = operation(qkv, *weights, *angles, num_heads=self.num_heads, norm=self.qk_norm, backend=kernels)
-        if isinstance(out, Tensor):
-            return self.project(out)
-        q, k, v = out
+        weights: tuple[Any, Any] = (None, None)
+        if self.qk_norm != "none":
+            weights = self.norm_q.weight, self.norm_k.weight
+        options: dict[str, Any] = dict(num_heads=self.num_heads, norm=self.qk_norm, backend=kernels)
+        if fuses_short and size == 1 and has_short_attention(qkv, self.num_heads, kernels):
+            return self.project(short_attention(qkv, *weights, *angles, **options))
+        q, k, v = attention_inputs(qkv, *weights, *angles, **options)
         if size > 1:
             q, k, v = self.sequence.to_heads(torch.stack((q, k, v)))
         y_BHNE = self.sequence.to_tokens(attend(q, k, v))

@@ -203,7 +203,8 @@ def _compiled_backward(
     grads = _OP.select(backend, (qkv,)).backward(
         grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon
     )
-    return tuple(qkv.new_empty(0) if grad is None else grad for grad in grads)
+    grad_qkv, *weights = (qkv.new_empty(0) if grad is None else grad for grad in grads)
+    return grad_qkv, weights[0], weights[1]
 
 
 @_compiled.register_fake

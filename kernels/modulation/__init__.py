@@ -171,7 +171,7 @@ def _rows(condition: Tensor) -> Tensor:
     return condition.reshape(-1, 1, condition.shape[-1])
 
 
-def _token_operands(x: Tensor, condition: Tensor) -> dict[str, object]:
+def _token_operands(x: Tensor, condition: Tensor) -> dict[str, Any]:
     """What says where the tokens of groups lie."""
     B, S, N, D = x.shape
     groups = num_groups(x.shape, condition)
@@ -182,7 +182,7 @@ def _norm_forward(x: Tensor, shift: Tensor, scale: Tensor, epsilon: float, frame
     x, out = channels_contiguous(x), new_tokens(x, frames_last)
     statistics = torch.empty(x.shape[:3].numel(), 2)  # mean and inverse deviation of each token
     reads = dict(x=native.token_view(x), shift=_rows(shift), scale=_rows(scale), epsilon=epsilon)
-    writes = dict(out=native.token_view(out), statistics=statistics.data_ptr())
+    reads["statistics"], writes = statistics.data_ptr(), dict(out=native.token_view(out))
     native.run("modulate", Operands(x, writes, {**_token_operands(x, shift), **reads}))
     return out, statistics
 

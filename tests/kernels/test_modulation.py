@@ -1,6 +1,7 @@
 """The network's adaLN operations: C++ against the reference, values and every gradient, both against float64."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -57,6 +58,19 @@ def test_non_contiguous_tokens_and_gradients(backend):
     x, other = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, other))
     assert_close_to_truth(modulated_norm, (x, shift, scale), upstream, backend)
     assert_close_to_truth(gated_residual, (x, gate, other), upstream, backend)
+
+
+@pytest.mark.parametrize("per_frame", [True, False], ids=["per-frame", "per-sample"])
+def test_frames_side_by_side(backend, per_frame):
+    """The memory of y is (B, N, S, D), as is that of the branch, of which the gradient keeps the order."""
+    x, other, (shift, scale, gate) = inputs((2, 3, 5, 24), per_frame, torch.float32)
+    upstream = random_tensor(x.shape, seed=3)
+    y = modulated_norm(x, shift, scale, frames_last=True, backend=backend)
+    assert y.shape == x.shape and y.transpose(1, 2).is_contiguous()
+    assert_close_to_truth(partial(modulated_norm, frames_last=True), (x, shift, scale), upstream, backend)
+    branch = other.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    gated_residual(x, gate, branch, backend=backend).backward(upstream)
+    assert branch.grad.transpose(1, 2).is_contiguous()
 
 
 def test_one_channel_has_no_deviation(backend):
