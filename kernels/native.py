@@ -4,6 +4,8 @@ The extension accepts any batch and frame strides but wants the rest of a frame 
 where that does not hold, so slices of frames or samples are read in place.
 """
 
+from typing import Any
+
 import torch
 
 from dydiff_kernels import backends
@@ -36,14 +38,14 @@ def dense_frames(x: torch.Tensor) -> torch.Tensor:
     return x if has_dense_frames(x) else x.contiguous()
 
 
-def token_view(x: torch.Tensor) -> object:
+def token_view(x: torch.Tensor) -> Any:
     """``x`` (three axes, contiguous channels) as kernels on tokens take it; ``x`` must outlive the call."""
     module = backends.cpp_module()
     assert module is not None and x.ndim == 4 and (x.stride(3) == 1 or x.shape[3] <= 1)
     return module.TokenView(x.data_ptr(), _DTYPE_CODES[x.dtype], *x.stride()[:3])
 
 
-def shape(batch: int, frames: int, inner: int) -> object:
+def shape(batch: int, frames: int, inner: int) -> Any:
     """The operand ``shape`` of a kernel, where it is not that of ``Operands.like``."""
     module = backends.cpp_module()
     assert module is not None

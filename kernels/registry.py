@@ -102,19 +102,29 @@ class Op:
         if refusal is None:
             return self._chosen(kernel, device)
         if backend != "auto":
-            raise ValueError(f"{self.name}: backend={backend!r} cannot run here: {refusal}; or use backend='auto'")
+            raise self._cannot_run(backend, refusal)
         self._say(
             logging.WARNING, f"the {kernel} kernel is refused: {refusal}. The slower torch reference runs instead"
         )
         return self.reference
 
     def has_kernel(self, backend: str, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether `select` would choose a kernel for these tensors; without a word, so that torch.compile traces it."""
+        """Whether `select` would choose a kernel for these tensors; without a word, so that torch.compile traces it.
+
+        Raises:
+            ValueError: as `select`, where ``backend`` was asked for by name and cannot run here.
+        """
         tensors = list(tensors)
         kernel = _kernel(backend, tensors[0].device)
         if backend == "reference" or getattr(self, kernel) is None or any(t.dtype == torch.float64 for t in tensors):
             return False
-        return backends.REFUSALS[kernel](tensors[0].device) is None
+        refusal = backends.REFUSALS[kernel](tensors[0].device)
+        if refusal is not None and backend != "auto":
+            raise self._cannot_run(backend, refusal)
+        return refusal is None
+
+    def _cannot_run(self, backend: str, refusal: str) -> ValueError:
+        return ValueError(f"{self.name}: backend={backend!r} cannot run here: {refusal}; or use backend='auto'")
 
     def _say(self, level: int, message: str) -> None:
         _log_once(level, f"{self.name}: {message}")

@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": ("dydiff_tools.encode_latents", "encode shards of frames as latents"),
     "forecast": ("dydiff_tools.forecast", "forecast ensembles"),
     "evaluate": ("dydiff_tools.evaluate", "score forecasts"),
+    "sweep": ("dydiff_tools.sweep", "find the sampling that is worth its cost"),
     "report": ("dydiff_tools.report", "write scores as one page"),
     "export": ("dydiff_tools.export", "take a model out of a checkpoint"),
     "plan": ("dydiff_tools.plan", "foretell memory, hours and cost of a run"),

@@ -59,10 +59,10 @@ def central_interval(ascending: np.ndarray, level: float) -> tuple[np.ndarray, n
         True
     """
     num_members = len(ascending)
-    rank = (1 - level) / 2 * (num_members + 1)
-    if rank < 1 - 1e-9:
+    rank = round((1 - level) / 2 * (num_members + 1), 9)
+    if rank < 1:
         return None
-    below = min(max(int(rank + 1e-9), 1), num_members - 1)
+    below = min(int(rank), num_members - 1)
     share = rank - below
     lower = ascending[below - 1] + share * (ascending[below] - ascending[below - 1])
     upper = ascending[-below] - share * (ascending[-below] - ascending[-below - 1])
@@ -73,21 +73,27 @@ def interval_terms(members_MSCHW: np.ndarray, truth_SCHW: np.ndarray) -> Terms:
     """Coverage, width and interval score (Winkler 1972; Gneiting & Raftery 2007, eq. 43) of the central intervals, each
     (S, L), NaN where M members make none; and ``coverage_range``, how often the truth lies within all members, (S,).
 
-    Ends count as inside. Widths and scores are in the units of the data.
+    Coverage is counted by ranks, ties shared among them: where zero rain ties with zero rain, every interval would hold
+    the truth, and an ensemble that can't be told apart from it would look unsure. Each rank is spread evenly between
+    its neighbours. Widths and scores are in the units of the data.
     """
     num_leads = len(truth_SCHW)
     terms: Terms = {name: np.full((num_leads, len(LEVELS)), np.nan) for name in ("coverage", "width", "interval_score")}
     terms["coverage_range"] = np.full(num_leads, np.nan)
-    if len(members_MSCHW) < 2:
+    num_members = len(members_MSCHW)
+    if num_members < 2:
         return terms
+    ranks = rank_counts(members_MSCHW, truth_SCHW)
+    ranks /= ranks.sum(axis=1, keepdims=True)
+    terms["coverage_range"] = ranks[:, 1:-1].sum(axis=1)
     for lead, truth in enumerate(truth_SCHW.astype(np.float64)):
         ascending = np.sort(members_MSCHW[:, lead].astype(np.float64), axis=0)
-        terms["coverage_range"][lead] = ((ascending[0] <= truth) & (truth <= ascending[-1])).mean()
         for number, level in enumerate(LEVELS):
             ends = central_interval(ascending, level / 100)
             if ends is not None:
                 lower, upper = ends
-                terms["coverage"][lead, number] = ((lower <= truth) & (truth <= upper)).mean()
+                central = _shares_of_ranks(num_members + 1, np.array([0.5 - level / 200, 0.5 + level / 200]))
+                terms["coverage"][lead, number] = (ranks[lead] @ central).item()
                 terms["width"][lead, number] = (upper - lower).mean()
                 score = scoringrules.interval_score(truth, lower, upper, 1 - level / 100)
                 terms["interval_score"][lead, number] = np.asarray(score).mean()
@@ -178,11 +184,15 @@ def pit_histogram(counts: np.ndarray) -> np.ndarray:
 
     Rank r is spread evenly over r/(M + 1) .. (r + 1)/(M + 1), so ensembles of any size compare; flat is calibrated.
     """
-    num_ranks = counts.shape[-1]
-    edges, bins = np.arange(num_ranks + 1) / num_ranks, np.arange(PIT_BINS + 1) / PIT_BINS
-    upper, lower = np.minimum(edges[1:, None], bins[1:]), np.maximum(edges[:-1, None], bins[:-1])
     total = counts.sum(axis=-1, keepdims=True)
-    return _ratio(counts @ (np.maximum(upper - lower, 0) * num_ranks), total)
+    return _ratio(counts @ _shares_of_ranks(counts.shape[-1], np.arange(PIT_BINS + 1) / PIT_BINS), total)
+
+
+def _shares_of_ranks(num_ranks: int, edges: np.ndarray) -> np.ndarray:
+    """(R, K): which share of rank r, spread evenly over r/R .. (r + 1)/R, lies between edges k and k + 1."""
+    ends = np.arange(num_ranks + 1) / num_ranks
+    upper, lower = np.minimum(ends[1:, None], edges[1:]), np.maximum(ends[:-1, None], edges[:-1])
+    return np.maximum(upper - lower, 0) * num_ranks
 
 
 def calibration_suite(climate: Climate | None = None, thresholds: tuple[float, ...] = (), rule: Rule = ">=") -> Suite:
@@ -238,8 +248,8 @@ def calibration_suite(climate: Climate | None = None, thresholds: tuple[float, .
 
 def _protocol(climate: Climate | None, edges: Sequence[float] | None, thresholds: Sequence[float], rule: str) -> dict:
     return {
-        "intervals": "ends at the ranks (1-level)/2 (M+1), between members in between, inside included; too few "
-        "members make none; coverage_range: within all members, (M-1)/(M+1) if calibrated",
+        "intervals": "ends at the ranks (1-level)/2 (M+1), between members in between; too few members make none; "
+        "coverage by ranks, ties shared; coverage_range: within all members, (M-1)/(M+1) if calibrated",
         "interval_score": "width + 2/(1-level) of what the truth lies outside",
         "variogram_score": f"order {_VARIOGRAM_ORDER:g}, mean over pairs {', '.join(map(str, _VARIOGRAM_STEPS))} "
         "pixels apart along rows and columns (of one pixel: pairs of channels)",
@@ -264,7 +274,7 @@ def describe_calibration(scores: dict, num_members: int, num_independent: int, m
     ideals = {f"coverage_{level}": level / 100 for level in (80, 50)}
     ideals["coverage_range"] = (num_members - 1) / (num_members + 1)
     name = next((name for name in ideals if scores.get(name, {}).get("overall") is not None), None)
-    if name is None:
+    if name is None or not {"overall_interval_95", "by_lead", "interval_95"} <= set(scores[name]):
         return ""
     ideal, found = ideals[name], scores[name]
     what = "the range of all members holds" if name == "coverage_range" else f"{_percent(ideal)} intervals hold"
@@ -274,8 +284,8 @@ def describe_calibration(scores: dict, num_members: int, num_independent: int, m
     lower, upper = found["interval_95"]
     sayings = []
     for words, leads in (
-        ("too sure of itself", [lead for lead, end in enumerate(upper) if end < ideal]),
-        ("not sure enough", [lead for lead, end in enumerate(lower) if end > ideal]),
+        ("too sure of itself", [lead for lead, end in enumerate(upper) if end is not None and end < ideal]),
+        ("not sure enough", [lead for lead, end in enumerate(lower) if end is not None and end > ideal]),
     ):
         if leads:
             share = _percent(float(np.mean([found["by_lead"][lead] for lead in leads])))

@@ -97,7 +97,7 @@ def num_independent(summary: dict) -> int:
     protocol = summary["protocol"]
     if "num_independent" in protocol:
         return protocol["num_independent"]
-    return int(group_cases(list(summary["cases"].values()), protocol.get("independent", "case")).max()) + 1
+    return len(set(group_cases(list(summary.get("cases", {}).values()), protocol.get("independent", "case")).tolist()))
 
 
 def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[str]:

@@ -218,8 +218,7 @@ def evaluate(
         suites: scores beyond the base suite's, of the forecast and its baselines alike.
         fvd: adds the Fréchet video distance.
         independent: what counts as one observation in intervals; None chooses by the keys.
-        bounds: least and largest value of each channel, to which the forecast and the baselines are clipped; empty
-            leaves them as they are.
+        bounds: of each channel, to which forecast and baselines are clipped; empty leaves them as they are.
 
     Raises:
         ValueError: a baseline's name is another's, or can't be a key.
@@ -237,27 +236,31 @@ def evaluate(
         [0.0, 1.0, 2.0]
     """
     all_suites, all_baselines = (base_suite(), *suites), (Persistence(), *baselines)
-    names = (FORECAST, *(baseline.name for baseline in all_baselines))
-    for name in names:
-        if not name.isidentifier() or [*names, TRUTH].count(name) > 1:
-            raise ValueError(f"a baseline is called {name!r}; give it a name of letters and underscores of its own")
+    names = _forecasters(all_baselines)
     protocol: dict[str, Any] = {
         **_COMMON_PROTOCOL,
         "scores": {suite.name: suite.protocol for suite in all_suites},
         "baselines": {baseline.name: baseline.protocol() for baseline in all_baselines},
+        **({"clipped_to": [list(pair) for pair in bounds]} if bounds else {}),
     }
-    if bounds:
-        protocol["clipped_to"] = [list(pair) for pair in bounds]
     evaluation = Evaluation({name: ScoreTable() for name in names}, protocol, all_suites, independent=independent)
     if fvd is not None:
         evaluation.clips = {name: {} for name in (TRUTH, *names)}
     for case in cases:
-        problem = case.problem()
-        if problem:
+        if problem := case.problem():
             evaluation.errors[case.number] = problem
         elif isinstance(case, ForecastCase):
             _enter(evaluation, case, all_baselines, fvd, bounds)
     return evaluation
+
+
+def _forecasters(baselines: Sequence[Baseline]) -> tuple[str, ...]:
+    """Names of the forecast and the baselines; one-line ``ValueError`` unless each can be a key of its own."""
+    names = (FORECAST, *(baseline.name for baseline in baselines))
+    for name in names:
+        if not name.isidentifier() or [*names, TRUTH].count(name) > 1:
+            raise ValueError(f"a baseline is called {name!r}; give it a name of letters and underscores of its own")
+    return names
 
 
 def _enter(

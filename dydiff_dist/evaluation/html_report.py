@@ -180,8 +180,8 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
 
 def _calibration(summary: dict) -> str:
     """What its coverage says of a run, in a sentence; empty where it was not scored."""
-    scores, protocol = summary["scores"][FORECAST], summary["protocol"]
-    return describe_calibration(scores, protocol["num_members"], num_independent(summary), FEW_GROUPS)
+    num_members = summary["protocol"].get("num_members", 0)
+    return describe_calibration(summary["scores"][FORECAST], num_members, num_independent(summary), FEW_GROUPS)
 
 
 def _warnings(labels: list[str], summaries: list[dict]) -> list[str]:

@@ -25,6 +25,9 @@ STRIPS_NAME, SERIES_NAME = "cases/strips.json", "cases/series.json"
 
 class _Score(TypedDict):
     overall: float | None
+    overall_interval_95: NotRequired[list[float | None]]
+    by_lead: NotRequired[list[float | None]]
+    interval_95: NotRequired[list[list[float | None]]]
 
 
 class _Summary(TypedDict):

@@ -5,19 +5,20 @@ their mean (Fortin et al. 2014, eq. 15); the mean itself stays. Letters: M membe
 and width.
 """
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from dydiff_dist.data.manifest import FrameSchema, read_document
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
-from dydiff_dist.files import write_json
+from dydiff_dist.files import parse_sealed, read_document_bytes, seal, write_json
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, read_description
 from dydiff_dist.forecasting.verification import Verification
-from dydiff_dist.strict_config import StrictConfig
+from dydiff_dist.strict_config import StrictConfig, describe_error
 
 CALIBRATION_NAME = "calibration.json"
 """In a model's folder."""
@@ -27,7 +28,7 @@ class Inflation(StrictConfig):
     """How far a model's members are moved from their mean, and from which cases that is known."""
 
     format_version: Literal[1] = 1
-    factors: tuple[float, ...] = Field(min_length=1)
+    factors: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
     """(S,) by lead time, above 0; the last one holds for later ones."""
     weights_sha256: str
     """Of the model it was fitted to."""
@@ -81,7 +82,7 @@ def write_inflation(inflation: Inflation, model: str | Path) -> Path:
     folder = find_model(model)
     if read_description(folder)[1] != inflation.weights_sha256:
         raise ValueError(f"{folder} is another model than the forecasts were made with; give that one")
-    write_json(folder / CALIBRATION_NAME, inflation.model_dump(mode="json"))
+    write_json(folder / CALIBRATION_NAME, seal(inflation.model_dump(mode="json")))
     return folder / CALIBRATION_NAME
 
 
@@ -102,9 +103,14 @@ def read_inflation(model: str | Path, weights_sha256: str, sampling: SamplingCon
         raise FileNotFoundError(
             f"{path} does not exist; make it: forecast validation cases, then tools/evaluate.py … --calibrate {model}"
         )
-    inflation = read_document(path, Inflation)
+    remedy = "fit it again with tools/evaluate.py --calibrate"
+    tree = parse_sealed(read_document_bytes(path), str(path), remedy)
+    try:
+        inflation = Inflation.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe_error(error, Inflation)}; {remedy}") from None
     if inflation.weights_sha256 != weights_sha256:
-        raise ValueError(f"{path} was fitted to other weights; fit it again with tools/evaluate.py --calibrate")
+        raise ValueError(f"{path} was fitted to other weights; {remedy}")
     for name, fitted in inflation.sampling.model_dump().items():
         asked = getattr(sampling, name)
         if fitted != asked:

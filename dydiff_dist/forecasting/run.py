@@ -46,6 +46,9 @@ class ForecastRun:
         >>> run.run()  # doctest: +SKIP
     """
 
+    problems: dict[int, str]
+    """Cases that ``run`` could not forecast, with the reason: a history that is not finite, a damaged sample."""
+
     def __init__(
         self,
         model: str | Path,
@@ -65,9 +68,7 @@ class ForecastRun:
         rank: int = 0,
         world_size: int = 1,
     ):
-        _check_counts(num_members=num_members, num_frames=num_frames, batch=batch)
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
+        _check_numbers(seed, num_members=num_members, num_frames=num_frames, batch=batch)
         description, weights_sha256 = read_description(model)
         data = case_data(description, model)
         num_frames = num_frames or data.num_future_frames
@@ -97,9 +98,7 @@ class ForecastRun:
         self._mine = range(rank, self.num_cases, world_size)
         self.missing: list[int] = sorted(set(self._mine) - set(self.store.cases()))
         """Cases that this process has yet to forecast."""
-        self.num_reused = len(self._mine) - len(self.missing)
-        self.problems: dict[int, str] = {}
-        """Cases that ``run`` could not forecast, with the reason: a history that is not finite, a damaged sample."""
+        self.num_reused, self.problems = len(self._mine) - len(self.missing), {}
 
     def run(self, on_cases: Callable[[int], None] = lambda num_cases: None) -> None:
         """Forecasts the missing cases; ``on_cases`` is called with the number of cases just done. A case that can't be
@@ -164,8 +163,10 @@ class ForecastRun:
         return num_cases or have
 
 
-def _check_counts(**counts: int | None) -> None:
-    """Each count is at least 1, or None where it was not asked for."""
+def _check_numbers(seed: int, **counts: int | None) -> None:
+    """A seed is one of 64 bits, each count at least 1, or None where it was not asked for."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; choose 0 to 2**64 - 1")
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; ask for at least 1")

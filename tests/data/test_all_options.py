@@ -37,7 +37,7 @@ def write_robonet(root):
 def write_sevir(root):
     thin = pixels(num_events=6)[:, ::3, ::3, ::2]
     write(root / "lr", rows(6, pct_missing="1.0"), thin)
-    write(root / "ir", rows(6, img_type="ir069"))
+    write(root / "ir", rows(6, img_type="ir069"), pixels(num_events=6))
     with h5py.File(root / "ir" / "data" / rows()[0]["file_name"], "r+") as file:
         file["ir069"] = pixels(num_events=6).astype(np.int16)
     shared = {"events_per_shard": 1, "window_step": 12, "valid_start": "2019-03-01", "test_start": "2019-05-01"}
@@ -50,7 +50,7 @@ def write_sevir(root):
 
 
 def write_series(root):
-    values = np.arange(1.0, 101)[:, None] * [1.5, 2.5]
+    values = np.arange(1.0, 201)[:, None] * [1.5, 2.5]
     text = "\n".join(";".join(f"{value:.2f}".replace(".", ",") for value in row) for row in values)
     (root / "train.csv").write_text(text)
     lines = [json.dumps({"target": values[:stop, d].tolist()}) for stop in (90, 92) for d in range(2)]

@@ -258,6 +258,7 @@ def test_the_command_line_offers_every_sampler_also_a_registered_one(tmp_path, m
 def test_a_forecast_with_nan_fails_the_command_line_by_name(forecasts, tmp_path) -> None:
     store = ForecastStore.open(forecasts)
     key, members = store.read(2)
+    members = members.copy()
     members[1, 3, 0, 0, 0] = np.nan
     store.write(2, key, members)
     scored = _command("tools/evaluate.py", forecasts, "--out", tmp_path / "scores")

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification
 from dydiff_dist.forecasting.inflation import fit_inflation, inflate, write_inflation
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +110,22 @@ def test_members_keep_their_mean_and_get_the_spread() -> None:
     wider = inflate(members, (2.0, 0.5), frames)
     np.testing.assert_allclose(wider.std(axis=0) / members.std(axis=0), [[[[2.0]]], [[[0.5]]]] * np.ones((2, 1, 3, 3)))
     np.testing.assert_allclose(wider.mean(axis=0), members.mean(axis=0), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_command_lines_fit_and_apply(model, valid_shards, tmp_path) -> None:
+    def command(tool: str, *arguments) -> subprocess.CompletedProcess:
+        words = [sys.executable, f"tools/{tool}.py", *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+
+    forecast = (model, "--shards", valid_shards, "--members", "3", "--device", "cpu", "--out")
+    assert command("forecast", *forecast, tmp_path / "raw").returncode == 0
+    fitted = command("evaluate", tmp_path / "raw", "--scores", "calibration", "--pictures", "--calibrate", model)
+    assert fitted.returncode == 0, fitted.stderr
+    assert re.search(r"calibration.json: members from their mean, times \+1: [\d.]+, .*\+4: [\d.]+\n", fitted.stdout)
+    applied = command("forecast", *forecast, tmp_path / "calibrated", "--calibrated")
+    assert applied.returncode == 0, applied.stderr
+    record = json.loads((tmp_path / "calibrated" / "forecast.json").read_text())
+    assert len(record["inflation"]) == 4
+    refused = command("evaluate", tmp_path / "raw", "--pictures", "9")
+    assert refused.returncode == 2 and refused.stderr == "error: there is no case 9 to picture; choose 0 to 3\n"

@@ -47,6 +47,7 @@ def test_a_killed_rank_is_named_and_torchrun_goes_on_from_the_last_checkpoint(ti
 @pytest.mark.distributed
 def test_nan_on_one_rank_is_passed_over_by_all_and_then_rolled_back(tiny_config, tmp_path):
     policy = "training.nonfinite.max_in_a_row=2 training.nonfinite.action=rollback training.num_validation_cases=1"
+    policy += " training.faults.exchange_timeout_sec=120"  # the rank without a case waits while the other one draws it
     done = run([*torchrun(), FAULTY, "nan", 1, "1,4,5", tiny_config, *PATIENCE.split(), *policy.split()])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "batch 1 after step 1: loss or gradient not finite, skipped" in done.stdout

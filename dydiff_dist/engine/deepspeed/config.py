@@ -135,7 +135,8 @@ def derive_deepspeed(
         "train_micro_batch_size_per_gpu": training.micro_batch_per_gpu,
         "gradient_accumulation_steps": accumulation_steps(training, world_size // ranks_per_sample),
         "gradient_clipping": training.gradient_clipping,
-        "bf16": {"enabled": training.precision == "bf16"},
+        # the trainer has looked for NaN by then; DeepSpeed would look at each gradient again, and wait for the answer
+        "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": False},
         "fp16": {"enabled": training.precision == "fp16", "loss_scale": training.loss_scale},
         # DeepSpeed would insist on its own CPU optimizer beside offloading, which not every machine can compile
         "zero_force_ds_cpu_optimizer": section.get("zero_force_ds_cpu_optimizer", False),
@@ -181,9 +182,9 @@ def update_traffic_bytes(num_params: int, world_size: int, stage: int, precision
     """Bytes that one rank moves in a step from its gradients to its new weights, as DeepSpeed 0.19 does it.
 
     Stages 1 and 2, with b bytes of a gradient: every gradient is copied into a bucket, divided by the ranks, gathered
-    from the bucket into one tensor to reduce where there are several ranks, and this rank's share copied out. The share
-    is looked through for NaN (once by the trainer, twice by DeepSpeed), its norm is taken in float64, it is laid end to
-    end, made float32 and scaled. Stage 3 is taken to do the same to its slices.
+    from the bucket into one tensor to reduce where there are several ranks, and this rank's share copied out. One pass
+    over the share says its norm and whether it is finite; it is laid end to end, made float32 and scaled. Stage 3 is
+    taken to do the same to its slices, but for a norm of its own and, in float64, a copy for it.
 
     Args:
         num_params: elements of all parameters.
@@ -196,10 +197,10 @@ def update_traffic_bytes(num_params: int, world_size: int, stage: int, precision
     adamw, average = ADAMW_BYTES * share, AVERAGE_BYTES * share
     if stage == 0:
         return {"checks and norm": 3 * storage * share, "optimizer": adamw, "moving average": average}
-    several = world_size > 1
+    several, norm_again = world_size > 1, storage + 8 + 8 if stage == 3 else 0
     return {
         "gradients into buckets": storage * ((6 if several else 4) * num_params + (4 if several else 2) * share),
-        "checks and norm": (3 * storage + storage + 8 + 8) * share,
+        "checks and norm": (storage + norm_again) * share,
         "float32 gradients": (2 * storage + storage + _FLOAT32 + 2 * _FLOAT32) * share,
         "optimizer": adamw,
         "weights": (_FLOAT32 + storage) * share,

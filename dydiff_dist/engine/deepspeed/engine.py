@@ -48,6 +48,13 @@ class DeepSpeedEngine(Engine):
         )
         self.module, self.partitions = self.deepspeed.module, partitions_of(self.deepspeed)
         self._stage, self._scales_loss = self.deepspeed.zero_optimization_stage(), training.precision == "fp16"
+        self._norms: dict[int, Tensor] = {}
+        if self._stage in (1, 2) and not self._scales_loss:
+            self._clipping = training.gradient_clipping
+            optimizer = self.deepspeed.optimizer
+            optimizer.unscale_and_clip_grads = self._clip
+            if not self.deepspeed.zero_cpu_offload():
+                optimizer.get_grad_norm_direct = self._norm_of_group
 
     @classmethod
     def prepare(cls) -> None:
@@ -91,15 +98,21 @@ class DeepSpeedEngine(Engine):
 
     def gradients_are_finite(self) -> bool:
         """One pass over this rank's share of the gradient, which is reduced by then, and one number from the device.
-        Under ZeRO-0, where DeepSpeed keeps no norm of the gradient, it is left in the engine for `gradient_norm`."""
+
+        The pass takes norms, which are finite where the gradients are. Under ZeRO-1 and 2 they serve for clipping too;
+        under ZeRO-0, where DeepSpeed keeps no norm of the gradient, it is left in the engine for `gradient_norm`.
+        """
         if self._scales_loss:
             return True
         gradients = list(self._local_gradients())
         if self._stage == 0:
             self.deepspeed._global_grad_norm = torch.nn.utils.get_total_norm(gradients)
             return bool(self.deepspeed._global_grad_norm.isfinite())
-        sums = [gradient.sum(dtype=torch.float32) for gradient in gradients]
-        return not sums or bool(torch.stack(sums).isfinite().all())
+        if not gradients:
+            return True
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)  # as DeepSpeed takes them, but not one by one
+        self._norms = {id(gradient): norm for gradient, norm in zip(gradients, norms, strict=True)}
+        return bool(torch.stack(norms).isfinite().all())
 
     def finish(self) -> bool:
         try:
@@ -111,6 +124,8 @@ class DeepSpeedEngine(Engine):
                 "gradients overflow float16 even at the smallest loss scale; lower training.learning_rate, or set "
                 "training.precision to bf16"
             ) from None
+        finally:
+            self._norms = {}
         return self.deepspeed.was_step_applied()
 
     def discard(self) -> None:
@@ -129,7 +144,7 @@ class DeepSpeedEngine(Engine):
             changes = {"check_grad_overflow": True, "check_overflow": mark}
         with _replaced(optimizer, changes):
             self.deepspeed.step()
-        optimizer.overflow = False
+        optimizer.overflow, self._norms = False, {}
 
     def gradient_norm(self) -> float:
         return float(self.deepspeed.get_global_grad_norm())
@@ -160,6 +175,24 @@ class DeepSpeedEngine(Engine):
         """DeepSpeed's state of the search for a loss scale; None where there is no search."""
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         return scaler if getattr(scaler, "dynamic", False) else None
+
+    def _norm_of_group(self, gradients: list[Tensor], params: list[Tensor], norm_type: float = 2) -> Tensor:
+        """Norm of an optimizer group's gradient over all ranks, from the norms that `gradients_are_finite` took: in the
+        place of DeepSpeed's `get_grad_norm_direct`, which goes through the gradients one by one, as float64."""
+        given = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+        if any(id(gradient) not in self._norms for gradient in given):
+            self._norms |= {id(g): torch.linalg.vector_norm(g, dtype=torch.float64) for g in given}
+        norms = [self._norms[id(gradient)] for gradient, _ in zip(given, params, strict=False)]
+        total = torch.stack(norms).square().sum().float() if norms else torch.zeros((), device=self.deepspeed.device)
+        torch.distributed.all_reduce(total, group=self.deepspeed.optimizer.dp_process_group)
+        return total.sqrt()
+
+    def _clip(self, groups: list[Tensor], total_norm: Tensor) -> None:
+        """Scales float32 gradients down to the norm that is allowed: in the place of DeepSpeed's
+        `unscale_and_clip_grads`, which waits for the norm to look whether it is one."""
+        scale = torch.clamp((torch.as_tensor(total_norm) + 1e-6) / self._clipping, min=1.0)
+        for gradient in groups:
+            gradient.data.mul_(1.0 / scale)
 
     def _local_gradients(self) -> Iterator[Tensor]:
         """What this rank's optimizer is about to use."""

@@ -97,7 +97,8 @@ function lineChart(parent, { x, series, xLabel, names = x, log = false, bars = f
   }
   const stride = Math.max(1, Math.ceil(x.length / Math.floor((box.right - box.left) / 42)));
   x.forEach((v, index) => {
-    if (index % stride === 0) shape("text", svg, { x: toX(v), y: box.bottom + 18, "text-anchor": "middle" }, names[index]);
+    const anchor = index === x.length - 1 && String(names[index]).length > 3 ? "end" : "middle";
+    if (index % stride === 0) shape("text", svg, { x: toX(v) + (anchor === "end" ? 10 : 0), y: box.bottom + 18, "text-anchor": anchor }, names[index]);
   });
   shape("text", svg, { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel);
   if (marker !== null) shape("line", svg, { x1: toX(marker), x2: toX(marker), y1: box.top, y2: box.bottom, stroke: "var(--faint)", "stroke-dasharray": "3 3" });
@@ -321,7 +322,8 @@ function prepareCalibration() {
   fillSelect("level", names.map((name) => [name, name === "coverage_range" ? "all members" : `${name.slice(9)} %`]), drawCoverage);
   if (names.includes("coverage_80")) byId("level").value = "coverage_80";
   data.runs.forEach((run, index) => { if (data.calibration[index]) element("p", byId("calibration-words"), data.runs.length > 1 ? `${run.label}: ${data.calibration[index]}` : data.calibration[index]); });
-  const events = ((data.runs[0].summary.protocol.scores.calibration || {}).events || { thresholds: [], rule: "" });
+  const suites = data.runs[0].summary.protocol.scores || {};
+  const events = (suites.calibration || {}).events || { thresholds: [], rule: "" };
   fillSelect("event", events.thresholds.map((threshold, index) => [index, `${events.rule} ${threshold}`]), drawReliability);
   const bins = profile(LINES[0], "rank_histogram_by_intensity") || [];
   const kinds = [["rank_histogram", "ranks"], ["pit_histogram", "shares (PIT)"], ...bins.map((_, index) => [`${index}`, `ranks, forecast values ${index + 1} of ${bins.length}`])];
