@@ -68,8 +68,8 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
     if one.get("cases") != other.get("cases"):
         objections.append(_cases_differ(one.get("cases", {}), other.get("cases", {})))
     draws, other_draws = ({}, {}) if objections else (first.draws(FORECAST), second.draws(FORECAST))
-    if draws and not np.isfinite(draws["crps"]).all():
-        objections.append(f"no intervals: {one['protocol']['intervals']}")
+    if draws and not np.isfinite(draws.get("crps", np.nan)).all():
+        objections.append(f"no intervals: {one['protocol'].get('intervals', 'unknown')}")
     if objections:
         return Comparison(first.label, second.label, (), tuple(objections))
     independent = num_independent(one)
@@ -89,7 +89,9 @@ def compare(first: ScoredRun, second: ScoredRun) -> Comparison:
         if np.isfinite([lower, upper]).all():
             is_significant = not caution and (lower > 0 or upper < 0)
             scores.append(PairedScore(name, before, after, after - before, lower, upper, is_significant))
-    return Comparison(first.label, second.label, tuple(scores), (), one["protocol"]["intervals"], caution)
+    return Comparison(
+        first.label, second.label, tuple(scores), (), one["protocol"].get("intervals", "unknown"), caution
+    )
 
 
 def num_independent(summary: dict) -> int:

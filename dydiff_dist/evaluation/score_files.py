@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic's wish before Python 3.12
 
 from dydiff_dist.arrays import read_npz
+from dydiff_dist.data.manifest import Independent
 from dydiff_dist.evaluation.evaluate import FORECAST, FVD, TRUTH, Evaluation
 from dydiff_dist.evaluation.score_tables import MAIN_SCORES
 from dydiff_dist.files import PlainName, atomic_file, parse_json, parse_sealed, read_document_bytes, seal, write_json
@@ -30,8 +31,15 @@ class _Score(TypedDict):
     interval_95: NotRequired[list[list[float | None]]]
 
 
+class _Protocol(TypedDict, total=False):
+    intervals: str
+    independent: Independent
+    num_independent: int
+    num_members: NonNegativeInt
+
+
 class _Summary(TypedDict):
-    protocol: dict[str, Any]
+    protocol: _Protocol
     errors: dict[str, str]
     cases: NotRequired[dict[str, str]]
     scores: dict[str, dict[str, _Score]]
