@@ -1,5 +1,6 @@
 """What a run will be, checked before anything large is built: configuration, data, network, memory, ranks."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.engine.config import accumulation_steps
 from dydiff_dist.engine.engines import ENGINES
 from dydiff_dist.engine.optimizer import num_parameters
+from dydiff_dist.errors import reason_and_advice
 from dydiff_dist.ranks.world import World
 from dydiff_dist.training.config import AnyRunConfig, parse_config
 from dydiff_dist.training.loggers import check_loggers
@@ -147,7 +149,9 @@ def check_output_dir(output_dir: str) -> None:
     if not place.is_dir():
         raise ValueError(f"output_dir is {output_dir!r}, but {place} is no folder; set output_dir to another path")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"output_dir is {output_dir!r}, but {place} may not be written to; set it to another path")
+        code = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        reason = reason_and_advice(OSError(code, os.strerror(code)))
+        raise ValueError(f"output_dir is {output_dir!r}, but {place} can't be written to: {reason}")
     if len(os.fsencode(folder.name)) > 255:
         raise ValueError("output_dir has a name of more than 255 bytes; set it to a shorter one")
 

@@ -85,7 +85,7 @@ def test_an_output_dir_that_can_be_no_folder_is_named(tiny_config, tmp_path):
             dry_run(tiny_config, f"output_dir={tmp_path / folder}")
     if os.geteuid() != 0:  # root may write everywhere
         (tmp_path / "closed").mkdir(mode=0o500)
-        with pytest.raises(ValueError, match="may not be written to"):
+        with pytest.raises(ValueError, match="can't be written to: Permission denied; get the right"):
             dry_run(tiny_config, f"output_dir={tmp_path / 'closed' / 'run'}")
     dry_run(tiny_config, f"output_dir={tmp_path / 'not' / 'yet' / 'there'}")
     assert not (tmp_path / "not").exists()

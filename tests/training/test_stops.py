@@ -1,12 +1,16 @@
 """Who tells a run to stop, and who goes away: signals to all its processes, its terminal, its launcher, rank 0."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -96,6 +100,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(start, name):
 
 def test_a_run_whose_terminal_is_closed_saves(tiny_config, tmp_path):
     terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a bar needs some width
     process = subprocess.Popen(
         [sys.executable, TRAIN, str(tiny_config), *LONG],
         cwd=ROOT,
@@ -104,13 +109,14 @@ def test_a_run_whose_terminal_is_closed_saves(tiny_config, tmp_path):
         stdout=inside,
         stderr=inside,
         start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inside)
     text, deadline = b"", time.monotonic() + 180
     while not re.search(rb"[1-9]\d*/100000", text):  # of the bar
-        assert time.monotonic() < deadline
-        text += os.read(terminal, 1000)
+        assert time.monotonic() < deadline, text
+        if select.select([terminal], [], [], 1)[0]:
+            text += os.read(terminal, 1000)
     os.close(terminal)
     assert process.wait(90) == 0
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")

@@ -65,7 +65,7 @@ def test_train_vae(tiny_config, place):
     tree = json.loads(tiny_config.read_text())
     tree = {key: tree[key] for key in ("data", "training")} | {"output_dir": f"{folder}/run"}
     tree["model"] = {"latent_channels": 2, "channels": [8, 8], "layers_per_block": 1, "norm_groups": 4}
-    tree["training"] |= {"validate_every_steps": 0}
+    tree["training"] |= {"validate_every_steps": 0, "num_validation_samples": 2, "num_measured_samples": 4}
     for key in ("num_validation_cases", "num_validation_members"):
         del tree["training"][key]
     tiny_config.write_text(json.dumps(tree))
