@@ -15,6 +15,7 @@ it takes a tensor, or the NoiseCounter to draw it from in the kernel.
     CoefficientTable(Levels(…), N).at(rows)      coefficients put on a device once, with which a call is one launch
     modulated_norm(x, shift, scale), gated_residual(x, gate, branch)    the network's adaLN, tokens (B, S, N, D)
     attention_inputs(qkv, …) -> q, k, v          their norm, rotation and layout, (B, N, 3·H·E) -> (B, H, N, E)
+    short_attention(qkv, …) -> y                 the same and attention over at most 32 tokens, (B, N, H·E); GPUs
     register_op(name, reference=…, triton=…)     an op of another package, with the same choice of backend
 
 ``backend`` is ``auto | triton | cpp | reference`` everywhere. ``auto`` takes triton for CUDA tensors, cpp for CPU
@@ -34,6 +35,7 @@ from dydiff_kernels.modulation import gated_residual, modulated_norm
 from dydiff_kernels.noise import normal, uniform
 from dydiff_kernels.registry import Op, register_op
 from dydiff_kernels.reverse_step import ReverseStep, StepCoefficients, reverse_step
+from dydiff_kernels.short_attention import has_short_attention, short_attention
 from dydiff_kernels.tables import CoefficientTable, Gammas, Numbers, TableRows
 
 __all__ = [
@@ -59,9 +61,11 @@ __all__ = [
     "frame_mix",
     "frame_unmix",
     "gated_residual",
+    "has_short_attention",
     "modulated_norm",
     "normal",
     "register_op",
     "reverse_step",
+    "short_attention",
     "uniform",
 ]

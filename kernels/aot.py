@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import dydiff_kernels  # noqa: F401  the ops register their cases
-from dydiff_kernels.gpu import MAX_BLOCK, NUM_WARPS, AotCase
+from dydiff_kernels.gpu import MAX_BLOCK, AotCase
 from dydiff_kernels.registry import collect
 
 ARCHITECTURES = (80, 90)
@@ -63,16 +63,18 @@ def compile_case(case: AotCase, storage: str, arch: int, **other_constants: Any)
 
     ``other_constants`` replace compile-time constants or fix sizes (a launch fixes those that are 1).
     """
-    constants = {**case.constants, "BLOCK": MAX_BLOCK, **other_constants}
+    constants = {**case.constants, **other_constants}
+    if "BLOCK" in case.kernel.arg_names:
+        constants.setdefault("BLOCK", MAX_BLOCK)
     signature, attributes = {}, {}
     for position, name in enumerate(case.kernel.arg_names):
         signature[name] = "constexpr" if name in constants else _argument_type(name, case, storage)
         if signature[name] == "constexpr":
             constants.setdefault(name, None)
-        elif name.endswith("_ptr") or name == "R":
+        elif name.endswith("_ptr") or name in case.divisible:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=NUM_WARPS))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=case.num_warps))
 
 
 def _count(ptx: str, direction: str) -> tuple[int, int]:

@@ -28,6 +28,11 @@ def cpp_module() -> ModuleType | None:
     return _cpu
 
 
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter."""
+    return _INTERPRETED
+
+
 def cpp_refusal(device: torch.device) -> str | None:
     """Why the C++ kernels cannot run on ``device``; None if they can."""
     if device.type != "cpu":

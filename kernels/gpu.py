@@ -36,6 +36,8 @@ class AotCase:
             ``gamma_bar_ptr``.
         constants: compile-time constants.
         floats: numbers that are float32; other numbers are int32.
+        divisible: numbers that are a multiple of 16 in the launch that the case stands for.
+        num_warps: of a program.
     """
 
     name: str
@@ -45,6 +47,8 @@ class AotCase:
     scalars: tuple[str, ...] = ("coefficients_ptr",)
     constants: Mapping[str, Any] = field(default_factory=dict)
     floats: tuple[str, ...] = ()
+    divisible: tuple[str, ...] = ("R",)
+    num_warps: int = NUM_WARPS
 
 
 def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:

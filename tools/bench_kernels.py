@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BUDGET_SEC = 3.0
 """An op at a size ends after this time of measurement, but not before 5 rounds."""
 CHART_COLORS = {"eager": "#9aa5b1", "compile": "#5b8db8", "ours (new memory)": "#f2b36b", "ours": "#d9662b"}
+Clock = Callable[[], float]
 Calls = dict[str, Callable[[int], object]]
 """What is timed, by the variant's name; each takes the round's number, which chooses the inputs."""
 
@@ -54,6 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of up to 25, and no torch.compile")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="time of the processor, not of the wall (busy machines, 1 thread)"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for kernels.csv and kernels.png")
     add_import_option(parser)
     return parser.parse_args()
@@ -73,7 +78,7 @@ def chosen_cases(names: list[str] | None) -> list[cases.BenchmarkCase]:
 
 
 def measure_size(
-    chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool
+    chosen: list[cases.BenchmarkCase], size: str, dtype: torch.dtype, device: torch.device, quick: bool, clock: Clock
 ) -> list[Row]:
     """Rows of every case and variant at one size; cases of one shape share their inputs."""
     rows = []
@@ -85,16 +90,22 @@ def measure_size(
         inputs = [cases.make_inputs(shape, dtype, device, seed) for seed in range(num_sets)]
         for case in alike:
             calls = variants(case, inputs, case.parameters(shape, dtype, device), quick)
-            rows += measure_case(case, size, calls, dtype, device, rounds=5 if quick else 25)
+            rows += measure_case(case, size, calls, dtype, device, 5 if quick else 25, clock)
     return rows
 
 
 def measure_case(
-    case: cases.BenchmarkCase, size: str, calls: Calls, dtype: torch.dtype, device: torch.device, rounds: int
+    case: cases.BenchmarkCase,
+    size: str,
+    calls: Calls,
+    dtype: torch.dtype,
+    device: torch.device,
+    rounds: int,
+    clock: Clock,
 ) -> list[Row]:
     """A row for each of the calls."""
     shape, name = case.sizes[size], str(dtype).removeprefix("torch.")
-    timings = measure.time_in_turn(calls, device, rounds, BUDGET_SEC)
+    timings = measure.time_in_turn(calls, device, rounds, BUDGET_SEC, clock)
     rows = []
     for variant, timing in timings.items():
         tensors = 2 if variant == "copy" else case.tensors_moved
@@ -189,12 +200,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = chosen_cases(arguments.op)
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     rows = []
     for size in arguments.size or list(cases.SIZES):
         names = ", ".join(case.name for case in chosen)
         print(f"{size}: checking, then timing {names}", file=sys.stderr, flush=True)
-        rows += measure_size(chosen, size, DTYPES[arguments.dtype], device, arguments.quick)
+        rows += measure_size(chosen, size, DTYPES[arguments.dtype], device, arguments.quick, clock)
     machine = measure.machine(device)
+    machine["device"] += ", processor time" if arguments.processor_time else ""
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(arguments.output / "kernels.csv", rows, machine)
     draw_chart(arguments.output / "kernels.png", rows, machine)

@@ -9,7 +9,7 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from dydiff_dist.doctor.findings import Finding
-from dydiff_dist.models.attention import resolve_attention
+from dydiff_dist.models.attention import resolve_attention, xformers_failure
 from dydiff_kernels import available_backends
 
 _PACKAGES = {
@@ -65,7 +65,13 @@ def attention() -> Iterator[Finding]:
     """The attention that ``auto`` means on this machine's device."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     chosen = resolve_attention("auto", device, dtype).__name__.removesuffix("_attention")
-    yield Finding("attention", "ok", f"{chosen} on {device}")
+    if versions()["xformers"] != "absent" and device == "cuda" and (failure := xformers_failure(device, dtype, 64)):
+        advice = (
+            "training takes torch's own; to get xformers, install the version built for this torch, or uninstall it"
+        )
+        yield Finding("attention", "warning", f"{chosen} on {device}; xformers {failure}", advice)
+    else:
+        yield Finding("attention", "ok", f"{chosen} on {device}")
 
 
 def programs() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 Letters: B batch (any axes folded into one), H heads, N tokens, E channels per head, P positions' coordinates.
 """
 
+import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dydiff_dist.models.sequence_parallel import SequenceGroup
-from dydiff_kernels import Backend, HeadNorm, attention_inputs
+from dydiff_kernels import Backend, HeadNorm, attention_inputs, has_short_attention, short_attention
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,27 @@ _BACKENDS: dict[str, AttentionFunction] = {
 }
 
 
+def _probe_inputs(device_type: str, dtype: torch.dtype, head_width: int) -> list[Tensor]:
+    """Queries, keys and values of one head, small, on the device."""
+    return [torch.ones(1, 1, 16, head_width, device=device_type, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
 @cache
-def _has_xformers() -> bool:
+def xformers_failure(device_type: str, dtype: torch.dtype, head_width: int) -> str | None:
+    """What keeps xformers from running, found by a small forward and backward pass; None if it runs.
+
+    An installed package is not a working one: built for another torch, it imports and has no operators.
+    """
     try:
-        import xformers.ops  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        importlib.import_module("xformers")
+        inputs = _probe_inputs(device_type, dtype, head_width)
+        torch.autograd.grad(xformers_attention(*inputs).sum(), inputs)
+    except Exception as error:  # whatever a broken build raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "xformers":
+            return "is not installed (pip install 'dydiff_dist[gpu]')"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"is installed but does not run beside torch {torch.__version__} here ({reason})"
+    return None
 
 
 def _why_not(name: str, device_type: str, dtype: torch.dtype, head_width: int) -> str | None:
@@ -77,13 +92,13 @@ def _why_not(name: str, device_type: str, dtype: torch.dtype, head_width: int) -
     on_gpu, is_half = device_type == "cuda", dtype in (torch.bfloat16, torch.float16)
     if name in ("xformers", "sdpa_efficient", "sdpa_cudnn") and not on_gpu:
         return f"needs a GPU, the device is {device_type}"
-    if name == "xformers" and not _has_xformers():
-        return "is not installed (pip install 'dydiff_dist[gpu]')"
     if name == "xformers" and head_width % (8 if is_half else 4):
         # its kernels load 16 bytes at once
         return f"takes heads of a multiple of {8 if is_half else 4} channels in {dtype}, here they have {head_width}"
     if name == "xformers" and not is_half and torch.cuda.get_device_capability() > (9, 0):
         return "has no float32 kernel for this GPU"
+    if name == "xformers":
+        return xformers_failure(device_type, dtype, head_width)
     if name in ("sdpa_flash", "sdpa_cudnn") and on_gpu and not is_half:
         return f"takes bfloat16 or float16, the network is {dtype}"
     return None
@@ -96,7 +111,7 @@ def resolve_attention(
     """The attention function called ``name``; ``auto`` chooses and logs its choice once.
 
     Args:
-        name: a backend, or ``auto``: xformers where it runs, torch's SDPA elsewhere.
+        name: a backend, or ``auto``: xformers where a small pass of it runs, torch's SDPA elsewhere.
         device_type: ``cpu`` or ``cuda``.
         dtype: of queries, keys and values.
         head_width: channels of a head, E.
@@ -107,7 +122,8 @@ def resolve_attention(
     if name == "auto":
         refused = _why_not("xformers", device_type, dtype, head_width)
         name = "sdpa" if refused else "xformers"
-        logger.info("attention: %s, chosen for %s in %s", name, device_type, str(dtype).removeprefix("torch."))
+        but = f"; xformers {refused}" if refused and refused.startswith("is installed") else ""
+        logger.info("attention: %s, chosen for %s in %s%s", name, device_type, str(dtype).removeprefix("torch."), but)
     elif refused := _why_not(name, device_type, dtype, head_width):
         raise ValueError(f"execution.attention_backend {name!r} {refused}; choose 'auto' or 'sdpa'")
     return _BACKENDS[name]
@@ -168,7 +184,13 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(
-        self, x_BND: Tensor, angles: tuple[Tensor, Tensor], attend: AttentionFunction, kernels: Backend = "auto"
+        self,
+        x_BND: Tensor,
+        angles: tuple[Tensor, Tensor],
+        attend: AttentionFunction,
+        kernels: Backend = "auto",
+        *,
+        fuses_short: bool = False,
     ) -> Tensor:
         """(B, N, D) -> (B, N, D).
 
@@ -176,13 +198,18 @@ class Attention(nn.Module):
             x_BND: this rank's tokens.
             angles: of these tokens, from `rotary_angles`, each (N, E/2).
             attend: from `resolve_attention`.
-            kernels: backend of `attention_inputs`.
+            kernels: backend of `attention_inputs` and `short_attention`.
+            fuses_short: whether `short_attention` takes the place of ``attend`` where it has a kernel for these tokens.
         """
+        qkv, size = self.qkv(x_BND), self.sequence.size
         weights = (None, None) if self.qk_norm == "none" else (self.norm_q.weight, self.norm_k.weight)
-        q, k, v = attention_inputs(
-            self.qkv(x_BND), *weights, *angles, num_heads=self.num_heads, norm=self.qk_norm, backend=kernels
-        )
-        if self.sequence.size > 1:
+        fused = fuses_short and size == 1 and has_short_attention(qkv, self.num_heads, kernels)
+        operation = short_attention if fused else attention_inputs
+        out = operation(qkv, *weights, *angles, num_heads=self.num_heads, norm=self.qk_norm, backend=kernels)
+        if isinstance(out, Tensor):
+            return self.project(out)
+        q, k, v = out
+        if size > 1:
             q, k, v = self.sequence.to_heads(torch.stack((q, k, v)))
         y_BHNE = self.sequence.to_tokens(attend(q, k, v))
         return self.project(rearrange(y_BHNE, "b h n e -> b n (h e)"))

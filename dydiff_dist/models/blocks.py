@@ -29,7 +29,9 @@ class TokenContext:
     angles: dict[str, Angles]
     """Rotary angles of this rank's tokens, by the axis they attend over: space, time or full."""
     kernels: Backend
-    """Backend of `modulated_norm`, `gated_residual` and `attention_inputs`."""
+    """Backend of the fused operations."""
+    fuses_short: bool = False
+    """Whether one kernel may do all of an attention over few tokens."""
 
 
 def timestep_features(timesteps_B: Tensor) -> Tensor:
@@ -109,16 +111,20 @@ class Block(nn.Module):
         """(B, S, N, D) -> (B, S, N, D); ``condition`` is (B, S or 1, 1, D)."""
         B, S = x_BSND.shape[:2]
 
+        def attend(layer: nn.Module, x: Tensor, axis: str) -> Tensor:
+            fuses = context.fuses_short
+            return layer(x, context.angles[axis], context.attend, context.kernels, fuses_short=fuses)
+
         def over_space(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b s) n d"), context.angles["space"], context.attend, context.kernels)
+            y = attend(layer, rearrange(x, "b s n d -> (b s) n d"), "space")
             return rearrange(y, "(b s) n d -> b s n d", b=B)
 
         def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> (b n) s d"), context.angles["time"], context.attend, context.kernels)
+            y = attend(layer, rearrange(x, "b s n d -> (b n) s d"), "time")
             return rearrange(y, "(b n) s d -> b s n d", b=B)
 
         def over_all(layer: nn.Module, x: Tensor) -> Tensor:
-            y = layer(rearrange(x, "b s n d -> b (s n) d"), context.angles["full"], context.attend, context.kernels)
+            y = attend(layer, rearrange(x, "b s n d -> b (s n) d"), "full")
             return rearrange(y, "b (s n) d -> b s n d", s=S)
 
         if self.factorised:

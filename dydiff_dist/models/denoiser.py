@@ -88,8 +88,8 @@ class ExecutionConfig(StrictConfig):
     attention_backend: Literal[
         "auto", "sdpa", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math", "xformers", "reference"
     ] = "auto"
-    """auto: xformers on a GPU where it is installed, torch's SDPA elsewhere; what was chosen is logged. sdpa leaves the
-    kernel to torch, sdpa_… names it."""
+    """auto: on a GPU a kernel of ours over at most 32 tokens, for more xformers where it runs; torch's SDPA elsewhere.
+    What was chosen is logged. sdpa leaves the kernel to torch, sdpa_… names it."""
     checkpoint_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the blocks whose activations are dropped in the forward pass and recomputed in the backward pass: less
     memory, up to a third more operations, the same gradients."""

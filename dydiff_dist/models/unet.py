@@ -139,7 +139,8 @@ class Level(nn.Module):
         H, W = x_nDHW.shape[-2:]
         attend = resolve_attention(attention_backend, x_nDHW.device.type, x_nDHW.dtype, self.head_width)
         tokens = rearrange(self.norm(x_nDHW), "(b s) d h w -> (b h w) s d", s=len(frames_S))
-        tokens = self.time(tokens, rotary_angles(frames_S[:, None], self.head_width), attend, kernels)
+        angles, fuses = rotary_angles(frames_S[:, None], self.head_width), attention_backend == "auto"
+        tokens = self.time(tokens, angles, attend, kernels, fuses_short=fuses)
         return x_nDHW + rearrange(tokens, "(b h w) s d -> (b s) d h w", h=H, w=W)
 
 

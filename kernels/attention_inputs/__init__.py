@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.attention_inputs.reference import attention_inputs_reference
 from dydiff_kernels.outputs import channels_contiguous, new_result
-from dydiff_kernels.registry import Operands, Passes, register_op
+from dydiff_kernels.registry import Operands, Passes, register_op, runs_as_custom_op
 
 MAX_CHANNELS = 4096
 """ROW of csrc/rows.h: the most channels that a head may have."""
 
 HeadNorm = Literal["layer", "rms", "none"]
-_NORM_CODES = {"none": 0, "layer": 1, "rms": 2}
+NORM_CODES = {"none": 0, "layer": 1, "rms": 2}
 
 
 def attention_inputs(
@@ -48,7 +48,7 @@ def attention_inputs(
             float16, which are calculated in float32; float64 runs on the reference.
         weight_q: (E,), scales of the norm of queries; None without a norm.
         weight_k: the same for keys.
-        cos: cosines (N, E/2) of the tokens' angles, float32 or float64, without gradient.
+        cos: cosines (N, E/2) of the tokens' angles, float32, without gradient.
         sin: their sines.
         num_heads: H.
         norm: ``layer`` (subtracts the mean over E), ``rms`` (root mean square alone), or ``none``.
@@ -61,20 +61,24 @@ def attention_inputs(
     Raises:
         ValueError: shapes, devices or a norm that don't belong together, or a backend that can't run here.
     """
-    _check(qkv, weight_q, weight_k, cos, sin, num_heads, norm)
-    arguments = (qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    check_projection("attention_inputs", qkv, weight_q, weight_k, cos, sin, num_heads, norm)
+    arguments = (qkv, weight_q, weight_k, cos.contiguous(), sin.contiguous(), num_heads, norm, epsilon)
     if not qkv.numel():
         return attention_inputs_reference(*arguments)
+    if runs_as_custom_op():
+        compiled = _OP.has_kernel(backend, (qkv,))
+        return _compiled(*arguments, backend) if compiled else attention_inputs_reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))
     return _AttentionInputsFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
 
 
-def _check(
-    qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor, num_heads: int, norm: str
-) -> None:
-    op = "attention_inputs"
-    if norm not in _NORM_CODES:
-        raise ValueError(f"{op}: norm is {norm!r}; expected one of {', '.join(_NORM_CODES)}")
+def check_projection(
+    op: str, qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor,
+    num_heads: int, norm: str,
+) -> None:  # fmt: skip
+    """Refuses what doesn't belong together, in the name of ``op``; arguments as of `attention_inputs`."""
+    if norm not in NORM_CODES:
+        raise ValueError(f"{op}: norm is {norm!r}; expected one of {', '.join(NORM_CODES)}")
     if qkv.ndim != 3 or qkv.shape[2] % (6 * num_heads) or not 0 < qkv.shape[2] <= 3 * num_heads * MAX_CHANNELS:
         raise ValueError(
             f"{op}: qkv has shape {tuple(qkv.shape)}; expected (B, N, 3·H·E) of H = {num_heads} heads, E even and at "
@@ -92,8 +96,15 @@ def _check(
             raise ValueError(f"{op}: {name} is {'missing' if tensor is None else 'given'} for norm {norm!r}")
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}")
+        if name in ("cos", "sin") and tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected torch.float32")
         if tensor is not None and tensor.device != qkv.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}; expected {qkv.device}, where qkv is")
+
+
+def _values(qkv: Tensor, num_heads: int) -> Tensor:
+    """v, (B, H, N, E), a view."""
+    return qkv.unflatten(2, (3, num_heads, -1))[:, :, 2].transpose(1, 2)
 
 
 def by_head(qkv: Tensor, num_heads: int) -> Tensor:
@@ -110,7 +121,7 @@ class _AttentionInputsFunction(torch.autograd.Function):
         ctx.save_for_backward(qkv, weight_q, weight_k, cos, sin)
         ctx.options = num_heads, norm, epsilon, run
         q, k = run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-        return q, k, qkv.unflatten(2, (3, num_heads, -1))[:, :, 2].transpose(1, 2)
+        return q, k, _values(qkv, num_heads)
 
     @staticmethod
     @once_differentiable
@@ -124,7 +135,7 @@ def _operands(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> di
     return dict(
         shape=native.shape(B, N, num_heads * E),
         heads=num_heads,
-        norm=_NORM_CODES[norm],
+        norm=NORM_CODES[norm],
         epsilon=epsilon,
         qkv=native.token_view(qkv),
         weight_q=None if weight_q is None else weight_q.detach().view(1, 1, E),
@@ -135,7 +146,7 @@ def _operands(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> di
 
 
 def _forward_cpp(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor]:
-    heads, cos, sin = by_head(qkv, num_heads), cos.float().contiguous(), sin.float().contiguous()
+    heads = by_head(qkv, num_heads)
     B, N, _, E = heads.shape
     q, k = (new_result((B, N, num_heads, E), qkv.dtype).transpose(1, 2) for _ in range(2))
     operands = _operands(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
@@ -144,7 +155,7 @@ def _forward_cpp(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) ->
 
 
 def _backward_cpp(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon):
-    heads, cos, sin = by_head(qkv, num_heads), cos.float().contiguous(), sin.float().contiguous()
+    heads = by_head(qkv, num_heads)
     grads = [channels_contiguous(grad) for grad in (grad_q, grad_k, grad_v)]
     grad_qkv = new_result(qkv.shape, qkv.dtype)
     weight_grads = [None if weight is None else torch.empty_like(weight) for weight in (weight_q, weight_k)]
@@ -163,5 +174,62 @@ _OP = register_op(
     "attention_inputs",
     reference=attention_inputs_reference,
     cpp=Passes(_forward_cpp, _backward_cpp),
+    triton="dydiff_kernels.attention_inputs.triton_kernel:PASSES",
     differentiable=True,
+    aot_cases="dydiff_kernels.attention_inputs.triton_kernel:AOT_CASES",
+    benchmarks="dydiff_kernels.attention_inputs.benchmark:BENCHMARKS",
 )
+
+
+# What torch.compile sees of the kernels: operations of known shapes and gradients, run as they are. No result may be a
+# view of an argument, so values are copied.
+
+
+@torch.library.custom_op("dydiff::attention_inputs", mutates_args=())
+def _compiled(
+    qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor,
+    num_heads: int, norm: str, epsilon: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q, k = _OP.select(backend, (qkv,)).forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    return q, k, torch.empty_like(q).copy_(_values(qkv, num_heads))
+
+
+@torch.library.custom_op("dydiff::attention_inputs_backward", mutates_args=())
+def _compiled_backward(
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
+    qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor,
+    num_heads: int, norm: str, epsilon: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = _OP.select(backend, (qkv,)).backward(
+        grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon
+    )
+    return tuple(qkv.new_empty(0) if grad is None else grad for grad in grads)
+
+
+@_compiled.register_fake
+def _(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
+    B, N, channels = qkv.shape
+    shape = (B, N, num_heads, channels // (3 * num_heads))
+    return tuple(qkv.new_empty(shape).transpose(1, 2) for _ in range(3))
+
+
+@_compiled_backward.register_fake
+def _(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
+    weights = (
+        qkv.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in (weight_q, weight_k)
+    )
+    return qkv.new_empty(qkv.shape), *weights
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
+
+
+def _differentiate(ctx, *grads):
+    grad_qkv, *weights = _compiled_backward(*grads, *ctx.saved_tensors, *ctx.options)
+    has_weights = ctx.options[1] != "none"
+    return grad_qkv, *(weights if has_weights else (None, None)), *[None] * 6
+
+
+_compiled.register_autograd(_differentiate, setup_context=_keep)

@@ -6,10 +6,11 @@ Least bytes for N elements of b bytes: modulated_norm reads x and writes y (2·N
 and writes dx (3·N·b); that of gated_residual reads dy and the branch and writes the branch's gradient (3·N·b). The sums
 that are the gradients of shift, scale and gate cost eager torch more passes; here they fall out of the same one.
 
-On CPUs the C++ kernels run. On GPUs torch's own operations do: ``torch.compile`` fuses them, and no kernel of ours has
-been shown to beat it there (docs/kernels.md).
+Under torch.compile they are custom ops, which it leaves as they are. On a GPU a forward pass launches one kernel, a
+backward pass two.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
 from dydiff_kernels.outputs import channels_contiguous, new_result
-from dydiff_kernels.registry import Op, Operands, Passes, register_op
+from dydiff_kernels.registry import Op, Operands, Passes, register_op, runs_as_custom_op
 
+COMPILED = object()
+"""In the place of kernels, in code that torch.compile traces."""
 MAX_CHANNELS = 4096
 """ROW of csrc/rows.h: a token's channels fill at most a row."""
 
@@ -48,6 +51,8 @@ def modulated_norm(
     for name, condition in (("shift", shift), ("scale", scale)):
         _check_condition("modulated_norm", name, condition, x)
     run = _select(_NORM, backend, x, shift, scale)
+    if run is COMPILED:
+        return _compiled_norm(x, shift, scale, epsilon, frames_last, backend)[0]
     if isinstance(run, Passes):
         return _ModulatedNormFunction.apply(x, shift, scale, epsilon, frames_last, run)
     return run(x, shift, scale, epsilon, frames_last)
@@ -75,6 +80,8 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
         )
     _check_device("gated_residual", "branch", branch, x)
     run = _select(_GATE, backend, x, gate, branch)
+    if run is COMPILED:
+        return _compiled_gate(x, gate, branch, backend)
     return _GatedResidualFunction.apply(x, gate, branch, run) if isinstance(run, Passes) else run(x, gate, branch)
 
 
@@ -96,15 +103,17 @@ def _check_device(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Any:
-    """What runs. Mixed dtypes, wide or no tokens, and code that is being compiled take the reference."""
+    """What runs: mixed dtypes, wide or no tokens take the reference; a kernel in compiled code is `COMPILED`."""
     fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= MAX_CHANNELS
-    if torch.compiler.is_compiling() or x.numel() == 0 or (backend == "auto" and not fits):
+    if x.numel() == 0 or (backend == "auto" and not fits):
         return op.reference
-    if backend == "cpp" and not fits:
+    if backend in ("cpp", "triton") and not fits:
         raise ValueError(
-            f"{op.name}: backend='cpp' needs one dtype and at most {MAX_CHANNELS} channels; x has "
+            f"{op.name}: backend={backend!r} needs one dtype and at most {MAX_CHANNELS} channels; x has "
             f"{tuple(x.shape)}, dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
         )
+    if runs_as_custom_op():
+        return COMPILED if op.has_kernel(backend, (x, *others)) else op.reference
     return op.select(backend, (x, *others))
 
 
@@ -113,7 +122,7 @@ def num_groups(shape: torch.Size, condition: Tensor) -> int:
     return shape[0] * condition.shape[1]
 
 
-def new_tokens(like: Tensor, frames_last: bool | None = None) -> Tensor:
+def new_tokens(like: Tensor, frames_last: bool | None = None, empty: Callable[..., Tensor] = new_result) -> Tensor:
     """Uninitialised memory of the shape (B, S, N, D) of ``like``, its order (B, N, S, D) where ``frames_last``.
 
     None takes the order of ``like``, where its memory is in either.
@@ -122,8 +131,8 @@ def new_tokens(like: Tensor, frames_last: bool | None = None) -> Tensor:
     if frames_last is None:
         frames_last = not like.is_contiguous() and like.transpose(1, 2).is_contiguous()
     if frames_last:
-        return new_result((B, N, S, D), like.dtype, like.device).transpose(1, 2)
-    return new_result((B, S, N, D), like.dtype, like.device)
+        return empty((B, N, S, D), dtype=like.dtype, device=like.device).transpose(1, 2)
+    return empty((B, S, N, D), dtype=like.dtype, device=like.device)
 
 
 class _ModulatedNormFunction(torch.autograd.Function):
@@ -188,6 +197,11 @@ def _norm_backward(grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statis
     return grad_x, grad_shift, grad_scale
 
 
+def _gate_forward(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """torch's own forward pass, which is one pass."""
+    return torch.addcmul(x, gate, branch, out=new_tokens(x))
+
+
 def _gate_backward(grad: Tensor, gate: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     grad, branch = channels_contiguous(grad), channels_contiguous(branch)
     grad_gate, grad_branch = new_result(gate.shape, gate.dtype), new_tokens(branch)
@@ -201,12 +215,84 @@ _NORM = register_op(
     "modulated_norm",
     reference=modulated_norm_reference,
     cpp=Passes(_norm_forward, _norm_backward),
+    triton="dydiff_kernels.modulation.triton_kernel:NORM",
     differentiable=True,
+    aot_cases="dydiff_kernels.modulation.triton_kernel:AOT_CASES",
     benchmarks="dydiff_kernels.modulation.benchmark:BENCHMARKS",
 )
 _GATE = register_op(
     "gated_residual",
     reference=gated_residual_reference,
-    cpp=Passes(gated_residual_reference, _gate_backward),  # torch's own forward pass is one pass
+    cpp=Passes(_gate_forward, _gate_backward),
+    triton="dydiff_kernels.modulation.triton_kernel:GATE",
     differentiable=True,
 )
+
+
+# What torch.compile sees of the kernels: operations of known shapes and gradients, run as they are.
+
+
+@torch.library.custom_op("dydiff::modulated_norm", mutates_args=())
+def _compiled_norm(
+    x: Tensor, shift: Tensor, scale: Tensor, epsilon: float, frames_last: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _NORM.select(backend, (x,)).forward(x, shift, scale, epsilon, frames_last)
+
+
+@torch.library.custom_op("dydiff::modulated_norm_backward", mutates_args=())
+def _compiled_norm_backward(
+    grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statistics: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _NORM.select(backend, (x,)).backward(grad, x, shift, scale, statistics)
+
+
+@torch.library.custom_op("dydiff::gated_residual", mutates_args=())
+def _compiled_gate(x: Tensor, gate: Tensor, branch: Tensor, backend: str) -> Tensor:
+    return _GATE.select(backend, (x,)).forward(x, gate, branch)
+
+
+@torch.library.custom_op("dydiff::gated_residual_backward", mutates_args=())
+def _compiled_gate_backward(grad: Tensor, gate: Tensor, branch: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return _GATE.select(backend, (branch,)).backward(grad, gate, branch)
+
+
+@_compiled_norm.register_fake
+def _(x, shift, scale, epsilon, frames_last, backend):
+    return new_tokens(x, frames_last, torch.empty), x.new_empty((x.shape[:3].numel(), 2), dtype=torch.float32)
+
+
+@_compiled_norm_backward.register_fake
+def _(grad, x, shift, scale, statistics, backend):
+    return new_tokens(x, None, torch.empty), shift.new_empty(shift.shape), scale.new_empty(scale.shape)
+
+
+@_compiled_gate.register_fake
+def _(x, gate, branch, backend):
+    return new_tokens(x, None, torch.empty)
+
+
+@_compiled_gate_backward.register_fake
+def _(grad, gate, branch, backend):
+    return gate.new_empty(gate.shape), new_tokens(branch, None, torch.empty)
+
+
+def _keep_norm(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.backend = inputs[5]
+
+
+def _differentiate_norm(ctx, grad, _):
+    return *_compiled_norm_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
+
+
+def _keep_gate(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1:3])
+    ctx.backend = inputs[3]
+
+
+def _differentiate_gate(ctx, grad):
+    return grad, *_compiled_gate_backward(grad, *ctx.saved_tensors, ctx.backend), None
+
+
+_compiled_norm.register_autograd(_differentiate_norm, setup_context=_keep_norm)
+_compiled_gate.register_autograd(_differentiate_gate, setup_context=_keep_gate)

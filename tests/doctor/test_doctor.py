@@ -11,6 +11,7 @@ import pytest
 
 from dydiff_dist.doctor import hosts, machine, software
 from dydiff_dist.doctor.findings import Finding, as_text, exit_status, guarded
+from dydiff_dist.models.attention import sdpa_attention
 
 ROOT = Path(__file__).parents[2]
 DOCTOR = ROOT / "tools" / "doctor.py"
@@ -113,6 +114,20 @@ def test_a_machine_without_gpu_or_hostfile(tmp_path):
     found = {finding["subject"]: finding for finding in json.loads(result.stdout)}
     assert {"python", "torch", "deepspeed", "kernels", "attention", "memory", "network"} <= found.keys()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_xformers_that_does_not_run_is_a_warning(monkeypatch):
+    failure = "is installed but does not run beside torch 2.11.0 here (No operator found)"
+    monkeypatch.setattr(software.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(software, "resolve_attention", lambda *_: sdpa_attention)
+    monkeypatch.setattr(software, "xformers_failure", lambda *_: failure)
+    monkeypatch.setattr(software, "versions", lambda: {"xformers": "0.0.35"})
+    (found,) = software.attention()
+    assert found.level == "warning" and found.text == f"sdpa on cuda; xformers {failure}"
+    assert "uninstall xformers" in found.advice
+    monkeypatch.setattr(software, "versions", lambda: {"xformers": "absent"})
+    (found,) = software.attention()
+    assert (found.level, found.text) == ("ok", "sdpa on cuda")
 
 
 @pytest.mark.distributed

@@ -30,14 +30,6 @@ def backend(request):
     return name
 
 
-@pytest.fixture
-def modulation_backend(backend):
-    """The backend of the ops that have no Triton kernel."""
-    if backend == "triton":
-        pytest.skip("this op has no Triton kernel: on GPUs torch's own operations are its implementation")
-    return backend
-
-
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Fresh tensors hold NaN, so an element that a kernel forgets to write fails the comparison."""

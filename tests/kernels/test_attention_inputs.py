@@ -86,7 +86,7 @@ def test_the_reference_is_torchs_norms_and_a_rotation_of_complex_numbers():
     qkv, weights, (cos, sin) = inputs((2, 3, 2, 8), "layer", torch.float64)
     turns = torch.complex(cos.double(), sin.double())
     for norm, normed in (("layer", F.layer_norm), ("rms", F.rms_norm)):
-        q, k, v = attention_inputs(qkv, *weights, cos.double(), sin.double(), num_heads=2, norm=norm)
+        q, k, v = attention_inputs(qkv, *weights, cos, sin, num_heads=2, norm=norm)
         for part, (out, weight) in enumerate(zip((q, k), weights, strict=True)):
             x = normed(qkv.view(2, 3, 3, 2, 8)[:, :, part], (8,), weight, eps=1e-6).transpose(1, 2)
             turned = torch.complex(x[..., :4], x[..., 4:]) * turns
@@ -117,6 +117,20 @@ def test_a_large_mean_costs_no_digits(backend):
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=4096 * 2**-23 * 8 * 3 * math.sqrt(2))
 
 
+def test_a_program_walks_several_tiles(backend, monkeypatch):
+    """Backward, where there are more tiles than partial sums are wanted."""
+    if backend != "triton":
+        pytest.skip("tiles are the Triton kernels'")
+    from dydiff_kernels.attention_inputs import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "MAX_SUMS", 2)
+    monkeypatch.setattr(triton_kernel, "ELEMENTS", 64)
+    shape = (1, 9, 3, 10)  # 27 rows in tiles of 4
+    qkv, weights, angles = inputs(shape, "layer", torch.float32)
+    upstream = upstream_of(shape, torch.float32)
+    assert_close_to_truth(qkv, weights, angles, upstream, backend, num_heads=3, norm="layer")
+
+
 @pytest.mark.parametrize("threads", [2])
 def test_sums_do_not_depend_on_threads(backend, threads):
     if backend == "triton":
@@ -142,6 +156,7 @@ def test_sums_do_not_depend_on_threads(backend, threads):
         (dict(weight_k=None), "weight_k is missing for norm 'layer'"),
         (dict(weight_q=torch.ones(3)), r"weight_q has shape \(3,\); expected \(4,\)"),
         (dict(cos=torch.ones(2, 2)), r"cos has shape \(2, 2\); expected \(3, 2\)"),
+        (dict(cos=torch.ones(3, 2).double()), "cos has dtype torch.float64; expected torch.float32"),
         (dict(sin=torch.ones(3, 2, device="meta")), "sin is on meta; expected cpu, where qkv is"),
     ],
 )

@@ -4,6 +4,8 @@ On a machine with a CUDA device this is the first test of the Triton kernels out
 shapes, all storage types, both kinds of noise. Without one the same checks run on the CPU, and so are known to work.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from kernel_cases import DTYPES, OPERATORS, counter, levels, operator_gammas, random_levels, random_tensor
@@ -14,6 +16,7 @@ from dydiff_kernels import (
     StepCoefficients,
     Stream,
     add_noise,
+    attention_inputs,
     available_backends,
     denoising_loss,
     frame_mix,
@@ -143,16 +146,44 @@ def test_reverse_step(device, dtype, shape, mixes_output, operators):
     assert_agree(run(z.to(device), output.to(device), before.to(device), device), truth, dtype)
 
 
+def assert_differentiates(op, tensors, upstream, device, dtype):
+    """Results and gradients of an op, each alone: they are rounded to storage once, as `TOLERANCE` has it."""
+
+    def run(tensors, upstream):
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+        out = op(*leaves)
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    on_device = run([t.to(device) for t in tensors], upstream.to(device))
+    assert_agree(on_device, run([t.double() for t in tensors], upstream.double()), dtype)
+
+
 def test_modulation(device, dtype, shape):
     tokens = (shape[0], shape[1], 3, shape[-1] + 2)
     x, branch, upstream = (random_tensor(tokens, dtype, seed=seed) for seed in range(3))
     conditions = random_tensor((shape[0], shape[1], 1, 3 * tokens[-1]), dtype, seed=3)
+    shift, scale, gate = conditions.chunk(3, -1)
+    for frames_last in (False, True):
+        norm = partial(modulated_norm, frames_last=frames_last)
+        assert_differentiates(norm, (x, shift, scale), upstream, device, dtype)
+    assert_differentiates(gated_residual, (x, gate, branch), upstream, device, dtype)
+    strided = branch.transpose(1, 2).contiguous().transpose(1, 2)
+    assert_differentiates(
+        gated_residual, (x, gate, strided), upstream.transpose(0, 1).contiguous().transpose(0, 1), device, dtype
+    )
 
-    def run(x, branch, upstream, conditions):
-        shift, scale, gate = conditions.chunk(3, -1)
-        leaves = [t.detach().clone().requires_grad_() for t in (x, shift, scale, gate, branch)]
-        out = gated_residual(leaves[0], leaves[3], leaves[4] * modulated_norm(leaves[0], leaves[1], leaves[2]))
-        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
 
-    inputs = (x, branch, upstream, conditions)
-    assert_agree(run(*(t.to(device) for t in inputs)), run(*(t.double() for t in inputs)), dtype)
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+def test_attention_inputs(device, dtype, shape, norm):
+    # a norm over very few channels may divide by next to nothing, and amplifies rounding by what it divides by
+    B, N, H, E = shape[0], shape[1] * 3, 2, 2 * shape[-1] + 16
+    qkv, upstream = random_tensor((B, N, 3 * H * E), dtype), random_tensor((3, B, N, H, E), dtype, seed=1)
+    weights = [] if norm == "none" else [random_tensor((E,), dtype, seed=seed) for seed in (2, 3)]
+    angles = [angle(random_tensor((N, E // 2), seed=4)) for angle in (torch.cos, torch.sin)]
+
+    def op(qkv, *weights):
+        on_device = [angle.to(qkv.device) for angle in angles]
+        options = dict(num_heads=H, norm=norm)
+        return torch.stack(attention_inputs(qkv, *(weights or (None, None)), *on_device, **options))
+
+    assert_differentiates(op, (qkv, *weights), upstream.transpose(2, 3), device, dtype)

@@ -97,3 +97,23 @@ def test_the_command_line_times_an_outside_op(tmp_path):
     rows = (tmp_path / "kernels.csv").read_text().splitlines()
     assert [row.split(",")[4] for row in rows[1:]] == ["copy", "eager", "ours (new memory)"]
     assert all(row.startswith("doubled,turbulence,16x15x2x64x64,float32,") for row in rows[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_benchmark_allows_one_step_of_the_storage_type_and_no_more(dtype):
+    """A large value's step is beyond a tolerance that only knows the spread of all values."""
+    from dydiff_kernels.benchmark import cases
+
+    def check(steps):
+        def kernel(i, _, backend):
+            out = torch.where(i.x.abs() == i.x.abs().max(), 64.0, i.x.float()).to(dtype)
+            off = out * (1 + (0 if backend == "reference" else steps) * torch.finfo(dtype).eps)
+            return torch.where(out == 64, off, out)
+
+        case = cases.BenchmarkCase("off", 2, lambda *_: None, lambda i, _: i.x, kernel)
+        cases.check(case, (2, 3, 1, 8, 8), dtype, torch.device("cpu"))
+
+    for steps in (0, 1):
+        check(steps)
+    with pytest.raises(RuntimeError, match=r"off .* is wrong by .* where the value is 6\.40e\+01 .*; not timed"):
+        check(2)

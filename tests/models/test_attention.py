@@ -15,6 +15,7 @@ from dydiff_dist.models.attention import (
     rotary_angles,
     sdpa_attention,
     xformers_attention,
+    xformers_failure,
 )
 from dydiff_kernels.attention_inputs.reference import rotate
 
@@ -51,11 +52,38 @@ def stand_in_for_xformers(q, k, v):
     return sdpa_attention(*swapped).transpose(1, 2).contiguous()
 
 
-def test_xformers_is_called_by_its_contract(monkeypatch):
-    ops = types.ModuleType("xformers.ops")
-    ops.memory_efficient_attention = stand_in_for_xformers
-    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+@pytest.fixture
+def fresh_choice():
+    """Nothing has been chosen before, nor is anything that the test makes remembered."""
+    for remembered in (resolve_attention, xformers_failure):
+        remembered.cache_clear()
+    yield
+    for remembered in (resolve_attention, xformers_failure):
+        remembered.cache_clear()
+
+
+@pytest.fixture
+def install_xformers(monkeypatch, fresh_choice):
+    """Installs a stand-in whose attention is the function given; GPUs' small trial passes run on the CPU."""
+
+    def install(memory_efficient_attention):
+        ops = types.ModuleType("xformers.ops")
+        ops.memory_efficient_attention = memory_efficient_attention
+        monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+        monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+    inputs = attention._probe_inputs
+    monkeypatch.setattr(attention, "_probe_inputs", lambda device, *others: inputs("cpu", *others))
+    return install
+
+
+def without_operators(q, k, v):
+    """What xformers 0.0.35, built for torch 2.10, does beside torch 2.11."""
+    raise NotImplementedError("No operator found for `memory_efficient_attention_forward` with inputs:\n  query: ...")
+
+
+def test_xformers_is_called_by_its_contract(install_xformers):
+    install_xformers(stand_in_for_xformers)
     q, k, v = random_qkv()
     torch.testing.assert_close(xformers_attention(q, k, v), reference_attention(q, k, v), atol=1e-12, rtol=1e-12)
 
@@ -70,35 +98,50 @@ def test_xformers_is_called_by_its_contract(monkeypatch):
         ("sdpa_flash", "cuda", torch.float32, 64, "takes bfloat16 or float16, the network is torch.float32"),
     ],
 )
-def test_a_backend_that_cannot_run_says_why(monkeypatch, name, device, dtype, head_width, reason):
-    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
+def test_a_backend_that_cannot_run_says_why(monkeypatch, install_xformers, name, device, dtype, head_width, reason):
+    install_xformers(stand_in_for_xformers)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     with pytest.raises(ValueError, match=f"execution.attention_backend '{name}' {reason}"):
         resolve_attention.__wrapped__(name, device, dtype, head_width)
 
 
-def test_xformers_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(attention, "_has_xformers", lambda: False)
+def test_xformers_that_is_not_installed_is_named(monkeypatch, fresh_choice):
+    monkeypatch.setitem(sys.modules, "xformers", None)  # as import sees a package that is not there
+    assert resolve_attention("auto", "cuda", torch.bfloat16) is sdpa_attention
     with pytest.raises(ValueError, match=r"is not installed \(pip install 'dydiff_dist\[gpu\]'\)"):
         resolve_attention.__wrapped__("xformers", "cuda", torch.bfloat16, 64)
 
 
-def test_auto_chooses_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(attention, "_has_xformers", lambda: True)
-    resolve_attention.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO):
-            for _ in range(3):
-                assert resolve_attention("auto", "cpu") is sdpa_attention
-                assert resolve_attention("auto", "cuda", torch.bfloat16, 72) is xformers_attention
-                assert resolve_attention("auto", "cuda", torch.bfloat16, 36) is sdpa_attention
-        assert [record.getMessage() for record in caplog.records] == [
-            "attention: sdpa, chosen for cpu in float32",
-            "attention: xformers, chosen for cuda in bfloat16",
-            "attention: sdpa, chosen for cuda in bfloat16",
-        ]
-    finally:
-        resolve_attention.cache_clear()
+def test_auto_chooses_and_says_so_once(install_xformers, caplog):
+    install_xformers(stand_in_for_xformers)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert resolve_attention("auto", "cpu") is sdpa_attention
+            assert resolve_attention("auto", "cuda", torch.bfloat16, 72) is xformers_attention
+            assert resolve_attention("auto", "cuda", torch.bfloat16, 36) is sdpa_attention
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: sdpa, chosen for cpu in float32",
+        "attention: xformers, chosen for cuda in bfloat16",
+        "attention: sdpa, chosen for cuda in bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("breaks", ["import", "forward", "backward"])
+def test_an_xformers_that_does_not_run_is_one_line_and_not_chosen(install_xformers, monkeypatch, caplog, breaks):
+    if breaks == "backward":
+        install_xformers(lambda q, k, v: stand_in_for_xformers(q, k, v).detach())
+    else:
+        install_xformers(without_operators)
+    if breaks == "import":
+        monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert resolve_attention("auto", "cuda", torch.bfloat16) is sdpa_attention
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "sdpa, chosen for cuda in bfloat16; xformers is installed but does not run beside torch" in line
+    assert "\n" not in line and (breaks != "forward" or "No operator found" in line)
+    with pytest.raises(ValueError, match=r"'xformers' is installed but does not run .* choose 'auto' or 'sdpa'"):
+        resolve_attention("xformers", "cuda", torch.bfloat16)
 
 
 def test_rotation_depends_on_distance_only():

@@ -89,11 +89,24 @@ def test_a_networks_operations_are_counted_where_there_is_no_formula():
 
 def test_named_sizes_stand_for_numbers():
     config = VideoTransformerConfig(size="XL", patch_size=2)
-    assert (config.width, config.depth, config.num_heads) == (1152, 28, 16)
+    assert (config.width, config.depth, config.num_heads) == (1152, 28, 18)
     stored = config.model_dump(mode="json")
     assert "size" not in stored and stored["depth"] == 28
     assert VideoTransformerConfig(**stored).model_dump() == config.model_dump()
     assert VideoTransformerConfig(size="B", depth=12, patch_size=2).width == 768
+
+
+@pytest.mark.parametrize("size", NAMED_SIZES)
+def test_heads_of_named_sizes_are_what_attention_kernels_need_not_pad(size):
+    assert VideoTransformerConfig(size=size, patch_size=2).head_width in (64, 128)
+
+
+def test_sizes_of_before_still_build_from_their_numbers():
+    """XL had 16 heads; models and checkpoints keep the numbers."""
+    config = VideoTransformerConfig(width=1152, depth=28, num_heads=16, patch_size=2)
+    assert config.head_width == 72 and config.forward_flops(ROBONET) == VideoTransformerConfig(
+        size="XL", patch_size=2
+    ).forward_flops(ROBONET)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,20 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
     assert kept[0] > 1.5 * kept[1] > 3 * kept[2]
 
 
+@pytest.mark.parametrize("attention", ["factorised", "full"])
+def test_a_block_compiles_into_one_graph(attention):
+    """Attention's inputs, norms and gates are operations of ours in it, not a break; gradients are those of eager."""
+    torch.compiler.reset()
+    network = awake(build_network(small_config(attention=attention), num_channels=3))
+    block, x, condition = network.blocks[0], torch.randn(2, 5, 6, 16), torch.randn(2, 1, 1, 16)
+    context, results = network._context(5, 2, 3, x), []
+    for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+        out = run(x, condition, context)
+        results.append([out, *torch.autograd.grad(out.square().sum(), block.parameters())])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, atol=1e-5 * plain.abs().max().item(), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_compiled_blocks_compute_the_same(fraction):
