@@ -121,15 +121,17 @@ def table_row(index_ptr, row, b):
 
 def _table_arguments(value: TableRows | list[torch.Tensor] | None, device: torch.device, name: str) -> dict[str, Any]:
     """Kernel arguments for rows of a table, or for columns (B,) of which one is made."""
-    table, index, row = None, None, -1
+    table: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    row = -1
     if isinstance(value, list):
         table = torch.stack(value, dim=1).to(device, torch.float32).contiguous()
     elif value is not None:
-        table, index = value.table.on(device), value.rows
-    if isinstance(index, int):
-        index, row = None, index
-    elif isinstance(index, torch.Tensor):
-        index = index.to(device)
+        table = value.table.on(device)
+        if isinstance(value.rows, int):
+            row = value.rows
+        else:
+            index = value.rows.to(device)
     return {f"{name}_ptr": table, f"{name}_index_ptr": index, f"{name}_row": row}
 
 

@@ -15,7 +15,8 @@ anyway.
 import functools
 import logging
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,6 +116,8 @@ class Op:
             ValueError: as `select`, where ``backend`` was asked for by name and cannot run here.
         """
         tensors = list(tensors)
+        if _as_on_gpu:
+            return backend != "reference" and self.triton is not None and all(t.dtype != torch.float64 for t in tensors)
         kernel = _kernel(backend, tensors[0].device)
         if backend == "reference" or getattr(self, kernel) is None or any(t.dtype == torch.float64 for t in tensors):
             return False
@@ -140,6 +143,26 @@ class Op:
 def _kernel(backend: str, device: torch.device) -> str:
     """The kernel that a backend means on a device."""
     return backend if backend != "auto" else ("triton" if device.type == "cuda" else "cpp")
+
+
+_as_on_gpu = False
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Within, ops with Triton kernels and custom operations run as those: for tensors that have shapes and no content,
+    to count what a GPU would run."""
+    global _as_on_gpu
+    _as_on_gpu = True
+    try:
+        yield
+    finally:
+        _as_on_gpu = False
+
+
+def runs_as_custom_op() -> bool:
+    """Whether a call is looked at and not run: by torch.compile, or within `as_on_gpu`."""
+    return torch.compiler.is_compiling() or _as_on_gpu
 
 
 _OPS: dict[str, Op] = {}

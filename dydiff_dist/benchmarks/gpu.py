@@ -44,15 +44,21 @@ class NetworkSize(NamedTuple):
     batch: int
 
 
+def _named(size: str, **fields: bool) -> VideoTransformerConfig:
+    return VideoTransformerConfig.model_validate({"size": size, "patch_size": 2, **fields})
+
+
 LATENTS = InputSizes(num_frames=12, num_history_frames=2, num_channels=4, height=32, width=32)
 """Of robot video at 256 x 256, as configs/robonet_xl.json has them."""
 TINY = replace(LATENTS, num_frames=3, height=8, width=8)
 NETWORKS = {
     "tiny": NetworkSize(VideoTransformerConfig(width=16, depth=2, num_heads=2, patch_size=4), TINY, 2),
-    "S": NetworkSize(VideoTransformerConfig(size="S", patch_size=2), LATENTS, 32),
-    "B": NetworkSize(VideoTransformerConfig(size="B", patch_size=2), LATENTS, 16),
+    "S": NetworkSize(_named("S"), LATENTS, 32),
+    "B": NetworkSize(_named("B"), LATENTS, 16),
     "XL": NetworkSize(
-        VideoTransformerConfig(size="XL", patch_size=2, patch_skip=True), replace(LATENTS, num_action_channels=5), 8
+        _named("XL", patch_skip=True),
+        replace(LATENTS, num_action_channels=5),
+        8,
     ),
 }
 TINY_SHAPE = (2, 3, 1, 8, 8)

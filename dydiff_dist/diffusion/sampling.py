@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,18 +130,10 @@ def sample(
             check_accuracy(output.dtype)
         # in memory of the step before, and of the x̂ which this step is the last to read
         made = {"z": True, f"x0_{index % max(memory, 1)}": memory > 0}
-        fresh = _noise_of(noise, index) if step.weights.sigma else None
-        result = process.run_step(
-            z,
-            output,
-            coefficients.at(index),
-            step.weights,
-            previous=list(estimates)[: len(step.weights.previous)],
-            noise=fresh,
-            history=history,
-            return_x0=memory > 0,
-            out=workspace.take_all(ReverseStep, made, z),
-        )
+        options: dict[str, Any] = dict(history=history, out=workspace.take_all(ReverseStep, made, z))
+        options |= dict(previous=list(estimates)[: len(step.weights.previous)], return_x0=memory > 0)
+        options["noise"] = _noise_of(noise, index) if step.weights.sigma else None
+        result = process.run_step(z, output, coefficients.at(index), step.weights, **options)
         z, x0 = workspace.keep_all(result, made)
         if x0 is not None:
             estimates.appendleft(x0)

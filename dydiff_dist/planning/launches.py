@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from dydiff_dist.models import ExecutionConfig, InputSizes
 from dydiff_dist.tasks.config import RunConfig
+from dydiff_kernels.registry import as_on_gpu
 
 Kind = Literal["products", "attention", "norms", "elementwise", "copies", "reductions", "fused", "optimizer"]
 
@@ -80,16 +81,18 @@ def trace_network(config: RunConfig, sizes: InputSizes, batch: int = 1) -> Netwo
         sizes: of a sample as the network sees it.
         batch: samples of the micro-batch.
     """
+    asked = config.execution.attention_backend
     # every attention backend but the written-out one keeps and moves what torch's flash attention does
-    written_out = config.execution.attention_backend in ("reference", "sdpa_math")
-    execution = ExecutionConfig(
-        attention_backend="reference" if written_out else "sdpa",
-        checkpoint_fraction=config.execution.checkpoint_fraction,
+    counted_as = {"auto": "auto", "reference": "reference", "sdpa_math": "reference"}
+    execution = ExecutionConfig.model_validate(
+        {
+            "attention_backend": counted_as.get(asked, "sdpa"),
+            "checkpoint_fraction": config.execution.checkpoint_fraction,
+        }
     )
     dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
-    with FakeTensorMode():
-        # on GPUs torch's own operations run inside the network; ours on CPUs keep less
-        network = config.model.build(sizes, execution, kernels="reference").requires_grad_(False)
+    with FakeTensorMode(), as_on_gpu():
+        network = config.model.build(sizes, execution, kernels=config.kernels.backend).requires_grad_(False)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_().register_post_accumulate_grad_hook(_drop_gradient)
@@ -144,7 +147,9 @@ class LaunchCounter(TorchDispatchMode):
         looks_at = [] if name.endswith("_like") or name.startswith("new_") else given
         reads = {self._number(tensor): _bytes(tensor) for tensor in looks_at}
         writes = {self._number(tensor): _bytes(tensor) for tensor in made}
-        if "scaled_dot_product" in name:
+        if function.namespace == "dydiff":
+            yield Launch(name, "fused", reads, writes)
+        elif "scaled_dot_product" in name:
             yield Launch(name, "attention", reads, writes, flops=_attention_flops(given, backward="backward" in name))
         elif function._overloadpacket in flop_registry:
             flops = flop_registry[function._overloadpacket](*args, **kwargs, out_val=out)

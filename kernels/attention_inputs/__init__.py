@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.attention_inputs.reference import attention_inputs_reference
 from dydiff_kernels.outputs import channels_contiguous, new_result
-from dydiff_kernels.registry import Operands, Passes, register_op
+from dydiff_kernels.registry import Operands, Passes, register_op, runs_as_custom_op
 
 MAX_CHANNELS = 4096
 """ROW of csrc/rows.h: the most channels that a head may have."""
@@ -65,7 +65,7 @@ def attention_inputs(
     arguments = (qkv, weight_q, weight_k, cos.contiguous(), sin.contiguous(), num_heads, norm, epsilon)
     if not qkv.numel():
         return attention_inputs_reference(*arguments)
-    if torch.compiler.is_compiling():
+    if runs_as_custom_op():
         compiled = _OP.has_kernel(backend, (qkv,))
         return _compiled(*arguments, backend) if compiled else attention_inputs_reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))

@@ -69,9 +69,8 @@ class LossWeights:
         """w_b f_s / (Σ_s f_s · elements per frame), (B, S), in the dtype of the calculation."""
         weights = self.frames.to(output.device).expand(output.shape[:2]) / max(1, output.shape[2:].numel())
         if self.samples is not None:
-            rows = isinstance(self.samples, TableRows)
-            w = of_samples(self.samples, output).values if rows else self.samples.to(output.device)
-            weights = weights * w[:, None]
+            samples = Numbers(self.samples) if isinstance(self.samples, torch.Tensor) else self.samples
+            weights = weights * of_samples(samples, output).values.to(output.device)[:, None]
         return weights.to(compute_dtype(output)).contiguous()
 
 
@@ -126,8 +125,8 @@ def _run_cpp(
         native.run("loss_backward", Operands(output, dict(grad=grad), reads))
         return grad
     loss = torch.empty(output.shape[0], dtype=torch.float64)
-    reads = dict(output=output, target=target, weights=matrix, loss=loss.data_ptr())
-    native.run("loss_forward", Operands(output, {}, reads))
+    operands: dict[str, object] = dict(output=output, target=target, weights=matrix, loss=loss.data_ptr())
+    native.run("loss_forward", Operands(output, {}, operands))
     return loss.float()
 
 

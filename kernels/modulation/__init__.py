@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
 from dydiff_kernels.outputs import channels_contiguous, new_result
-from dydiff_kernels.registry import Op, Operands, Passes, register_op
+from dydiff_kernels.registry import Op, Operands, Passes, register_op, runs_as_custom_op
 
 COMPILED = object()
 """In the place of kernels, in code that torch.compile traces."""
@@ -112,7 +112,7 @@ def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Any:
             f"{op.name}: backend={backend!r} needs one dtype and at most {MAX_CHANNELS} channels; x has "
             f"{tuple(x.shape)}, dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
         )
-    if torch.compiler.is_compiling():
+    if runs_as_custom_op():
         return COMPILED if op.has_kernel(backend, (x, *others)) else op.reference
     return op.select(backend, (x, *others))
 

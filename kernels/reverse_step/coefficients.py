@@ -86,7 +86,7 @@ class StepCoefficients:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "StepCoefficients":
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return StepCoefficients(**{name: None if v is None else change(v) for name, v in values.items()})
+        return dataclasses.replace(self, **{name: change(v) for name, v in values.items() if v is not None})
 
     def factors(self) -> tuple[Tensor, ...]:
         """from_z, from_output, a, b, c, k, σ of a checked one."""

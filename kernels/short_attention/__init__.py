@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dydiff_kernels.attention_inputs import HeadNorm, check_projection
-from dydiff_kernels.registry import Passes, register_op
+from dydiff_kernels.registry import Passes, register_op, runs_as_custom_op
 from dydiff_kernels.short_attention.reference import short_attention_reference
 
 MAX_TOKENS, MAX_CHANNELS = 32, 128
@@ -49,7 +49,7 @@ def short_attention(
         )
     if not qkv.numel():
         return short_attention_reference(*arguments)
-    if torch.compiler.is_compiling():
+    if runs_as_custom_op():
         return _compiled(*arguments, backend) if _OP.has_kernel(backend, (qkv,)) else _OP.reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))
     return _ShortAttentionFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)

@@ -87,7 +87,7 @@ def tokens(dtype):
 def modulated(dtype):
     x, grad, _, (shift, scale, _) = tokens(dtype)
     leaves = [tensor.detach().requires_grad_() for tensor in (x, shift, scale)]
-    return traced(lambda: modulated_norm_reference(*leaves, 1e-6), [x, grad, shift, scale], grad)
+    return traced(lambda: modulated_norm_reference(*leaves, 1e-6, False), [x, grad, shift, scale], grad)
 
 
 def gated(dtype):
