@@ -5,6 +5,8 @@ blocks [ROWS, HALF], so that the rotation moves nothing between threads. The sec
 keys; in the backward pass also values, whose gradient is only copied.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -229,7 +231,7 @@ PASSES = Passes(_forward, _backward)
 
 _READS = ("qkv_ptr", "weight_q_ptr", "weight_k_ptr")
 _STRIDES = tuple(f"{name}_{axis}" for name, axes in (("qkv", "bnh"), *((x, "bhn") for x in "qkv")) for axis in axes)
-_OPTIONS = dict(floats=("epsilon",), divisible=_STRIDES)
+_OPTIONS: dict[str, Any] = dict(floats=("epsilon",), divisible=_STRIDES)
 _CONSTANTS = dict(NORM=1, E=64, ROWS=32, HALF=32)
 AOT_CASES = [
     AotCase(

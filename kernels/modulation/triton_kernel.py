@@ -4,6 +4,8 @@ A program owns ROWS tokens of a group, whose shift, scale or gate it reads once;
 a thread. Sums over a group's tokens leave a row of partial sums for each program; a second kernel adds those up.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -136,7 +138,7 @@ def _launch(kernel, groups: int, tokens: dict[str, Tensor], rows: dict[str, Tens
     """Runs a kernel over ``tokens``, (B, S, N, D) of any strides, and ``rows`` (G, D); none of them is empty."""
     B, S, N, D = next(iter(tokens.values())).shape
     T, block = B * S * N // groups, max(32, triton.next_power_of_2(D))
-    arguments = {f"{name}_ptr": tensor for name, tensor in {**tokens, **rows}.items()}
+    arguments: dict[str, Any] = {f"{name}_ptr": tensor for name, tensor in {**tokens, **rows}.items()}
     for name, tensor in tokens.items():
         arguments |= dict(zip((f"{name}_b", f"{name}_s", f"{name}_n"), tensor.stride()[:3], strict=True))
     arguments |= {f"{name}_row": row.stride(0) for name, row in rows.items()}

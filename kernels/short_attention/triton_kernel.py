@@ -7,6 +7,8 @@ attention does; softmax, norm and rotation are in float32. With P probabilities,
     dv = Pᵀ dy,   dP = dy vᵀ,   dS = C P (dP - Σ P dP),   dq = dS k,   dk = dSᵀ q
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -195,7 +197,7 @@ _CONSTANTS, _STRIDES = (
     dict(NORM=1, E=64, TOKENS=16, HALF=32, WIDE=False),
     ("qkv_b", "qkv_n", "qkv_h", "grad_b", "grad_n"),
 )
-_OPTIONS = dict(floats=("epsilon",), divisible=_STRIDES)
+_OPTIONS: dict[str, Any] = dict(floats=("epsilon",), divisible=_STRIDES)
 AOT_CASES = [
     AotCase(
         "short_attention",
