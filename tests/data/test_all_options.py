@@ -130,8 +130,7 @@ def test_there_are_inputs_for_every_source():
 
 
 @pytest.mark.slow
-# Simulated flows are rounded by the number of torch's threads, of which other processes have one.
-@pytest.mark.parametrize("source", [name for name in WRITERS if name != "turbulence"])
+@pytest.mark.parametrize("source", list(WRITERS))
 def test_all_options_give_the_same_bytes_in_several_processes(tmp_path, source):
     kind = SOURCES[source]
     (tmp_path / "inputs").mkdir()

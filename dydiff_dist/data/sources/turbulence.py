@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from dydiff_dist.data.manifest import FrameSchema, Independent
@@ -59,24 +60,21 @@ class TurbulenceSource(Source[TurbulenceSourceConfig]):
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem]:
         """Simulates the runs of the shard; yields segment after segment, run after run."""
         first_run, num_runs, segments, keep, first = task.items[0]
-        config = self.config
-        stretches = simulate(
-            config.flow,
-            config.seed,
-            task.split,
-            range(first_run, first_run + num_runs),
-            segments,
-            config.num_frames,
-            config.gap_frames,
-        )
-        number = 0
-        for segment, velocity in enumerate(stretches):
-            for run, frames in enumerate(velocity.numpy()):
-                if number == keep:
-                    return
-                meta = {"run": first_run + run, "segment": segment}
-                yield Sample(f"{task.split}-{first + number:06d}", np.ascontiguousarray(frames), meta=meta)
-                number += 1
+        runs = range(first_run, first_run + num_runs)
+        config, number, threads = self.config, 0, torch.get_num_threads()
+        torch.set_num_threads(1)  # as other processes have it: the last bit of a transform depends on their number
+        try:
+            for segment, velocity in enumerate(
+                simulate(config.flow, config.seed, task.split, runs, segments, config.num_frames, config.gap_frames)
+            ):
+                for run, frames in enumerate(velocity.numpy()):
+                    if number == keep:
+                        return
+                    meta = {"run": first_run + run, "segment": segment}
+                    yield Sample(f"{task.split}-{first + number:06d}", np.ascontiguousarray(frames), meta=meta)
+                    number += 1
+        finally:
+            torch.set_num_threads(threads)
 
     def independent(self, split: str) -> Independent | None:
         """Each sample where it is the only one of its run."""
