@@ -76,7 +76,7 @@ class Objective:
             error = self.change(output.to(compute) - target.to(compute), gamma, backend=backend)
         return denoising_loss(
             output if error is None else error,
-            target if error is None else None,
+            target if error is None else "zero",
             sample_weights=None if self._weight_table is None else self._weight_table.at(timesteps),
             frame_weights=(torch.arange(target.shape[1]) >= first).double() if first else None,
             backend=backend,

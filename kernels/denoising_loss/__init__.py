@@ -6,6 +6,7 @@ gradient (3·N·b). Frames of weight 0 are skipped, whatever they hold.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -21,7 +22,7 @@ from dydiff_kernels.tables import Numbers, TableRows, of_samples
 
 def denoising_loss(
     output: torch.Tensor,
-    target: torch.Tensor | None,
+    target: torch.Tensor | Literal["zero"],
     *,
     sample_weights: torch.Tensor | TableRows[Numbers] | None = None,
     frame_weights: torch.Tensor | None = None,
@@ -31,7 +32,8 @@ def denoising_loss(
 
     Args:
         output: the network's output, (B, S, *rest), any strides.
-        target: like ``output`` (storage types may differ); not differentiated. None is 0: ``output`` is the error.
+        target: like ``output`` (storage types may differ); not differentiated. ``"zero"``: ``output`` is the
+            error itself.
         sample_weights: w, (B,) ≥ 0, or rows of a table of them; default ones.
         frame_weights: f, (S,) or (B, S), ≥ 0 with a positive sum; 0 masks a frame, as of history; default ones. (S,) on
             the CPU serves tensors on any device, which is sent them once.
@@ -46,14 +48,16 @@ def denoising_loss(
     """
     op = "denoising_loss"
     check_frames(op, "output", output)
-    if target is not None:
+    goal: torch.Tensor | None = None
+    if not (isinstance(target, str) and target == "zero"):
         check_like(op, "target", target, "output", output)
         check_no_grad(op, "target", target)
+        goal = target
     weights = _checked_weights(op, output, sample_weights, frame_weights)
-    run = _OP.select(backend, (output, target))
+    run = _OP.select(backend, (output, goal))
     if run is _OP.reference:
-        return run(output, target, weights.matrix(output))
-    return _DenoisingLossFunction.apply(output, target, weights, run)
+        return run(output, goal, weights.matrix(output))
+    return _DenoisingLossFunction.apply(output, goal, weights, run)
 
 
 @dataclass(eq=False)
