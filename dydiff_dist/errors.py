@@ -96,7 +96,7 @@ def user_message(error: BaseException) -> str | None:
     Returns:
         None where the error is a bug.
 
-    Example:
+    Examples:
         >>> user_message(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "notes.txt/run"))
         'notes.txt/run: Not a directory; a part of the path is a file: choose another path'
         >>> user_message(KeyError("x")) is None

@@ -34,7 +34,7 @@ def import_extensions(arguments: Sequence[str] | None = None) -> None:
     Raises:
         ValueError: a module can't be imported, whatever it raised.
 
-    Example:
+    Examples:
         >>> import_extensions(["--import", "json", "turbulence", "--out", "shards"])
         >>> import_extensions(["--import", "no_such_module"])
         Traceback (most recent call last):

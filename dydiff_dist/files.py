@@ -71,7 +71,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: no room, no permission, no such folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with atomic_file(folder / "notes.txt") as partial:
@@ -156,7 +156,7 @@ def plain_name(name: str) -> str:
     Raises:
         ValueError: it is empty, longer than 255 bytes, begins with a dot, or holds a separator or a control character.
 
-    Example:
+    Examples:
         >>> plain_name("train-000000.tar")
         'train-000000.tar'
         >>> plain_name("../train-000000.tar")
@@ -220,7 +220,7 @@ def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 def seal(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The document with its checksum under the key ``SEAL``: SHA-256 of all else in it, whatever the layout.
 
-    Example:
+    Examples:
         >>> sealed = seal({"steps": 3})
         >>> parse_sealed(json.dumps(sealed).encode(), "run.json", "make it again")
         {'steps': 3}

@@ -18,7 +18,7 @@ _CREDENTIALS = (
 def without_credentials(text: str) -> str:
     """The text with ``***`` in place of user, password, query and fragment of every URL in it.
 
-    Example:
+    Examples:
         >>> without_credentials("s3://key:secret@host/shards and https://host/x?X-Amz-Signature=abc cannot be read")
         's3://***@host/shards and https://host/x?*** cannot be read'
     """
@@ -31,7 +31,7 @@ def shortened(text: str, limit: int = MAX_QUOTED) -> str:
     """Foreign text as an error line may repeat it: one line, without credentials, ``limit`` characters at most, those
     left out in the last third.
 
-    Example:
+    Examples:
         >>> len(shortened("x" * 7000))
         200
     """

@@ -197,7 +197,7 @@ def register_op(
     Raises:
         ValueError: an op of this name is there already.
 
-    Example:
+    Examples:
         >>> DOUBLE = register_op("double", reference=lambda x: 2 * x)
         >>> DOUBLE.select("auto", [torch.ones(2)])(torch.ones(2))
         tensor([2., 2.])

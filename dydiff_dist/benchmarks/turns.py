@@ -63,7 +63,7 @@ def ratios(readings: Sequence[float], over: Sequence[float]) -> list[float]:
 def spread(readings: Sequence[float]) -> Spread:
     """Of one reading or more.
 
-    Example:
+    Examples:
         >>> spread([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
         Spread(median=3.5, p20=2.0, p80=5.0)
     """

@@ -123,7 +123,7 @@ def parse_part(text: str) -> tuple[int, int]:
     Raises:
         ValueError: not of this form.
 
-    Example:
+    Examples:
         >>> parse_part("0/8")
         (0, 8)
     """

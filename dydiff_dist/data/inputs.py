@@ -152,7 +152,7 @@ def unique_stems(names: Iterable[str]) -> dict[str, str]:
     apart by a hash: those alike but for suffix, dots, folders or length, and those that another one with a number would
     equal. Names that are not plain ASCII, or long, are shortened to ASCII and have the hash too.
 
-    Example:
+    Examples:
         >>> unique_stems(["train/a.npy", "b.npy"])
         {'train/a.npy': 'train-a', 'b.npy': 'b'}
         >>> sorted(unique_stems(["a.npy", "a.npz", "a-0001.npy"]).values())

@@ -52,7 +52,7 @@ class SealedDocument(StrictConfig):
 class FrameSchema(StrictConfig):
     """What one sample holds.
 
-    Example:
+    Examples:
         >>> FrameSchema(num_frames=15, shape=(2, 64, 64), dtype="float32", allowed_augmentations=("flip",)).num_actions
         0
     """
@@ -108,7 +108,7 @@ class FrameSchema(StrictConfig):
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
         """``bounds`` as (low, high), (C, 1, 1) float64 each in stored units, infinite where there is none.
 
-        Example:
+        Examples:
             >>> schema = FrameSchema(num_frames=2, shape=(1, 4, 4), dtype="float32", bounds=((0, None),))
             >>> np.clip(np.full((2, 1, 4, 4), -0.5), *schema.limits()).max()
             np.float64(0.0)

@@ -19,7 +19,7 @@ def add_options(parser: argparse._ActionsContainer, config: type[StrictConfig]) 
     """Adds an option ``--field-name`` to a parser or a group of one, for each field of ``config`` and of the configs
     inside it.
 
-    Example:
+    Examples:
         >>> class Waves(StrictConfig):
         ...     num_waves: int = 3
         >>> parser = argparse.ArgumentParser()

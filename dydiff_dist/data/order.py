@@ -48,7 +48,7 @@ class SampleOrder:
     def address(self, position: int) -> SampleAddress:
         """The sample at ``position`` ≥ 0 of the endless global order.
 
-        Example:
+        Examples:
             >>> from types import SimpleNamespace as Part  # a manifest's numbers alone
             >>> shards = [Part(num_samples=2, bytes=10), Part(num_samples=3, bytes=10)]
             >>> order = SampleOrder(Part(num_samples=5, shards=shards), seed=0, window_bytes=100)

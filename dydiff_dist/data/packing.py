@@ -44,7 +44,7 @@ def unpack(stored: np.ndarray, attributes: Mapping[str, Any]) -> Unpacked:
     Raises:
         ValueError: an attribute that changes values in a way not known here, or one that is no number.
 
-    Example:
+    Examples:
         >>> found = unpack(np.array([-32768, 100], np.int16), {"scale_factor": 0.5, "_FillValue": -32768})
         >>> found.values.tolist(), found.is_missing.tolist()
         ([-16384.0, 50.0], [True, False])

@@ -56,7 +56,7 @@ def check_address(address: str) -> str:
     Raises:
         ValueError: it is not; credentials are not repeated.
 
-    Example:
+    Examples:
         >>> check_address("s3://bucket/shards/train")
         's3://bucket/shards/train'
         >>> check_address("simplecache::http://me:secret@host/shards")

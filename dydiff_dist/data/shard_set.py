@@ -91,7 +91,7 @@ class ShardSet:
             FileNotFoundError: no such folder, no manifest in it, or a shard is missing.
             ValueError: the manifest is not valid, or a shard has another size or checksum than the manifest says.
 
-        Example:
+        Examples:
             >>> ShardSet.open("none")
             Traceback (most recent call last):
                 ...

@@ -74,7 +74,7 @@ def plain_key(key: str, max_bytes: int = MAX_KEY_BYTES, told_apart_by: str = "")
         max_bytes: of the result.
         told_apart_by: what the hash is of, where there must be one.
 
-    Example:
+    Examples:
         >>> plain_key("storm-7"), plain_key("Überflug 3.2")
         ('storm-7', 'Uberflug_3_2_85aaa3058c')
     """

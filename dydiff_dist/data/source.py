@@ -211,7 +211,7 @@ def register_source(name: str, config: type[StrictConfig], summary: str) -> Call
     Raises:
         ValueError: another source has this name.
 
-    Example:
+    Examples:
         >>> class WavesConfig(StrictConfig):
         ...     num_samples: int = 8
         >>> @register_source("waves", WavesConfig, "Travelling waves of one channel.")

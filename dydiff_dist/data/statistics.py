@@ -17,7 +17,7 @@ class FrameMoments:
 
     Letters: S frames, C channels, H W height and width. All samples have the same (S, C).
 
-    Example:
+    Examples:
         >>> moments = FrameMoments()
         >>> moments.add(np.arange(8.0).reshape(2, 1, 2, 2))
         >>> [float(value[0]) for value in moments.mean_and_std()]  # doctest: +ELLIPSIS

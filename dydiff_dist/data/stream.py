@@ -101,7 +101,7 @@ def rank_positions(
 ) -> Iterator[list[int]]:
     """The positions of each micro-batch of one rank, without end; the first global batch begins at ``start_position``.
 
-    Example:
+    Examples:
         >>> batches = rank_positions(8, 2, rank=1, world_size=2, start_position=0)
         >>> [next(batches) for _ in range(3)]
         [[4, 5], [6, 7], [12, 13]]

@@ -90,7 +90,7 @@ def parse_number(cell: str, decimal: Decimal = "point") -> float:
     Raises:
         ValueError: it is neither.
 
-    Example:
+    Examples:
         >>> parse_number("0,5", "comma"), parse_number("1e3"), parse_number("n/a")
         (0.5, 1000.0, nan)
     """
@@ -105,7 +105,7 @@ def parse_integer(cell: str) -> int:
     Raises:
         ValueError: it is none.
 
-    Example:
+    Examples:
         >>> parse_integer("3"), parse_integer("3.0"), parse_integer("3,0")
         (3, 3, 3)
     """
@@ -125,7 +125,7 @@ def parse_time(text: str, day_first: bool | None = None) -> datetime:
     Raises:
         ValueError: no time, or one that may be read in two ways.
 
-    Example:
+    Examples:
         >>> parse_time("2019-01-01 01:00+02:00"), parse_time("26.8.2010 5:25")
         (datetime.datetime(2018, 12, 31, 23, 0), datetime.datetime(2010, 8, 26, 5, 25))
     """

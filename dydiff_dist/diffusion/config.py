@@ -183,7 +183,7 @@ def build_process(
     Raises:
         ValueError: one line: unknown field, value out of range, or fields that don't go together.
 
-    Example:
+    Examples:
         >>> build_process(gamma_ratio=0.5, prediction="v").num_timesteps
         1000
         >>> build_process(process="flow_matching").table.target_signal[0].item()

@@ -21,7 +21,7 @@ def timestep_grid(table: ProcessTable, num_steps: int, spacing: Spacing = "unifo
     Raises:
         ValueError: K out of range, or unknown spacing.
 
-    Example:
+    Examples:
         >>> from dydiff_dist.diffusion import build_process
         >>> timestep_grid(build_process().table, 4)
         [751, 501, 251, 1]

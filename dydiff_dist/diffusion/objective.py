@@ -124,7 +124,7 @@ def loss_by_timestep_bin(
     Raises:
         ValueError: ``num_bins`` is not in 1..N.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sums, counts = loss_by_timestep_bin(torch.tensor([1.0, 3.0]), torch.tensor([10, 990]), 1000, num_bins=2)
         >>> sums.tolist(), counts.tolist()

@@ -77,7 +77,7 @@ class DiffusionProcess:
         Raises:
             ValueError: shapes, dtypes or timesteps that don't fit.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from dydiff_dist.diffusion import build_process
             >>> x = torch.randn(2, 6, 1, 8, 8)

@@ -139,7 +139,7 @@ def register_sampler(name: str, sampler: Sampler) -> None:
     Raises:
         ValueError: the name is taken.
 
-    Example:
+    Examples:
         >>> def in_one_leap(levels, eta):
         ...     return [Step(levels[0], levels[-1], StepWeights(clean=1.0, noise=0.0))]
         >>> register_sampler("one_leap", Sampler(in_one_leap, order=1))

@@ -225,7 +225,7 @@ def register_prediction(name: str, prediction: Prediction) -> None:
     Raises:
         ValueError: the name is taken.
 
-    Example:
+    Examples:
         >>> from dydiff_dist.diffusion import build_process
         >>> register_prediction("half_v", Prediction(lambda a, s, config: (a / 2, -s / 2)))
         >>> v, half = build_process(prediction="v"), build_process(prediction="half_v")
@@ -368,7 +368,7 @@ def register_process(name: str, builder: ProcessBuilder) -> None:
     Raises:
         ValueError: the name is taken.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dydiff_dist.diffusion import build_process
         >>> def circle(config):

@@ -55,7 +55,7 @@ def register_baseline(baseline: Baseline) -> None:
 class Persistence(Baseline):
     """The last given frame at every lead time, an ensemble of one.
 
-    Example:
+    Examples:
         >>> case = ForecastCase(0, "a", np.array([1.0, 2.0]).reshape(2, 1, 1, 1), np.zeros((3, 1, 1, 1)), np.zeros(0))
         >>> Persistence().ensemble(case).ravel().tolist()
         [2.0, 2.0, 2.0]

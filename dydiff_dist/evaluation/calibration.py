@@ -52,7 +52,7 @@ def central_interval(ascending: np.ndarray, level: float) -> tuple[np.ndarray, n
     Returns:
         lower and upper end, or None where M members are too few: the range of all holds (M - 1)/(M + 1).
 
-    Example:
+    Examples:
         >>> central_interval(np.arange(1.0, 10.0), 0.8)  # 9 members
         (np.float64(1.0), np.float64(9.0))
         >>> central_interval(np.arange(1.0, 10.0), 0.9) is None

@@ -12,7 +12,7 @@ import numpy as np
 class ForecastCase:
     """A forecast beside what happened; all arrays in the same, stored units.
 
-    Example:
+    Examples:
         >>> history, truth = np.zeros((2, 1, 8, 8)), np.ones((3, 1, 8, 8))
         >>> case = ForecastCase(0, "storm-00", history, truth, members=np.zeros((4, 3, 1, 8, 8)))
         >>> case.problem()  # none

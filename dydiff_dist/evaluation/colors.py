@@ -141,7 +141,7 @@ def field_style(
         bounds: least and largest value of each channel; images are black and white there, or else at the ends of their
             integer type, floats at 0 and 1.
 
-    Example:
+    Examples:
         >>> field_style(1, channels=("vil",)).quantity
         'VIL'
     """

@@ -107,7 +107,7 @@ def protocol_differences(first: dict, second: dict, prefix: str = "") -> list[st
 
     Two results with any difference here are not to be compared.
 
-    Example:
+    Examples:
         >>> protocol_differences({"num_members": 8, "model": "a"}, {"num_members": 4, "model": "b"})
         ['num_members: 8 and 4']
     """

@@ -226,7 +226,7 @@ def evaluate(
     Returns:
         the tables; ``protocol`` says how scores and baselines were made.
 
-    Example:
+    Examples:
         >>> truth = np.arange(3.0).reshape(3, 1, 1, 1)
         >>> case = ForecastCase(0, "a", truth[:1], truth, members=np.stack([truth - 0.5, truth + 0.5]))
         >>> evaluation = evaluate([case])

@@ -164,7 +164,7 @@ def image_suite(data_range: float) -> Suite:
 def psnr(frames: np.ndarray, truth_SCHW: np.ndarray, data_range: float) -> np.ndarray:
     """10 log10(data_range² / MSE) per frame in dB, at most 100; arguments and result as of ``ssim``.
 
-    Example:
+    Examples:
         >>> float(psnr(np.full((1, 1, 4, 4), 25.5), np.zeros((1, 1, 4, 4)), data_range=255.0)[0])
         20.0
     """

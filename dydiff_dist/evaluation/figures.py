@@ -29,7 +29,7 @@ def forecast_figure(case: ForecastCase, style: FieldStyle, title: str = "") -> F
         style: how its frames are shown, as ``CaseReader.style()`` gives it.
         title: above all; empty names members, quantity and case.
 
-    Example:
+    Examples:
         >>> from dydiff_dist.evaluation.colors import field_style
         >>> noise = np.random.default_rng(0).normal(size=(5, 1, 16, 16))
         >>> case = ForecastCase(0, "noise", history=noise[:2], truth=noise[2:], members=noise[None, 2:])
@@ -214,7 +214,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 140) -> Path:
 def spaced(count: int, most: int) -> list[int]:
     """At most ``most`` of 0..count-1, evenly spaced, first and last included.
 
-    Example:
+    Examples:
         >>> spaced(11, 6)
         [0, 2, 4, 6, 8, 10]
     """

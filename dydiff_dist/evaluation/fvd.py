@@ -171,7 +171,7 @@ def frechet_distance(first_ND: np.ndarray, second_ND: np.ndarray, divisor: Divis
     Raises:
         ValueError: fewer than two clips.
 
-    Example:
+    Examples:
         >>> features = np.array([[0.0], [2.0]])
         >>> frechet_distance(features, features + 3)
         9.0

@@ -49,7 +49,7 @@ def group_draws(num_groups: int, num_draws: int) -> np.ndarray:
 def interval_95(draws: np.ndarray) -> np.ndarray:
     """(2, …): the 2.5 % and 97.5 % quantiles of draws (D, …).
 
-    Example:
+    Examples:
         >>> interval_95(np.arange(41.0)).tolist()
         [1.0, 39.0]
     """
@@ -59,7 +59,7 @@ def interval_95(draws: np.ndarray) -> np.ndarray:
 def distance_interval_95(distance: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """(2, …): the basic interval of a distance (…) through its square, from draws (D, …); it holds the distance.
 
-    Example:
+    Examples:
         >>> distance_interval_95(np.array(1.0), np.sqrt(np.linspace(0.9, 1.9, 41))).round(3).tolist()
         [0.354, 1.037]
     """
@@ -73,7 +73,7 @@ def distance_difference_interval_95(
     """The basic interval of ``second - first`` of two distances, from paired draws (D,): that of the difference of
     their squares, over their sum. It leaves out 0 where that of the squares does.
 
-    Example:
+    Examples:
         >>> draws = np.linspace(1, 2, 41)
         >>> distance_difference_interval_95(1.0, 1.0, draws, draws)
         (0.0, 0.0)

@@ -47,7 +47,7 @@ def format_more_scores(evaluation: Evaluation) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Lines of columns, the first one flush left and the others flush right.
 
-    Example:
+    Examples:
         >>> print(aligned([["score", "ours"], ["crps", "1.25"]]))
         score  ours
         crps   1.25

@@ -24,7 +24,7 @@ def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
     Returns:
         (ensemble, fair), each (S,) float64, in the units of the data.
 
-    Example:
+    Examples:
         >>> members, truth = np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), np.full((1, 1, 1, 1), 2.0)
         >>> ensemble, fair = crps(members, truth)
         >>> ensemble.tolist(), fair.tolist()
@@ -47,7 +47,7 @@ def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
 def mse_of_mean(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     """Squared error of the ensemble mean at every lead time, (S,) float64, in squared units.
 
-    Example:
+    Examples:
         >>> mse_of_mean(np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), np.full((1, 1, 1, 1), 1.0)).tolist()
         [1.0]
     """

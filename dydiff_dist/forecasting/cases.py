@@ -83,7 +83,7 @@ class Cases(ABC):
 class CaseReader(Cases):
     """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded.
 
-    Example:
+    Examples:
         >>> cases = CaseReader.for_model("runs/turbulence_small", "shards/turbulence/test")  # doctest: +SKIP
         >>> case = cases.read(0)  # doctest: +SKIP
     """
@@ -268,7 +268,7 @@ def stack_cases(
     Returns:
         history (B, S_h, C, H, W), actions (B, S, A) or None, case_index (B,) int64.
 
-    Example:
+    Examples:
         >>> cases = [Case(n, f"k{n}", np.zeros((2, 1, 8, 8)), np.zeros((3, 1, 8, 8)), None) for n in (4, 7)]
         >>> history, actions, case_index = stack_cases(cases)
         >>> tuple(history.shape), case_index.tolist()
@@ -293,7 +293,7 @@ def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, s
         num_members: M.
         seed: key of all noise.
 
-    Example:
+    Examples:
         >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
         >>> forecast = forecast_case(forecaster, cases.read(0), num_members=8)  # doctest: +SKIP
         >>> forecast.members.shape  # doctest: +SKIP

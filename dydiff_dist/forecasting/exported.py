@@ -291,7 +291,7 @@ def load_forecaster(
         FileNotFoundError: no model there.
         ValueError: a damaged file, or weights that don't fit the configuration.
 
-    Example:
+    Examples:
         >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
     """
     folder = find_model(path)

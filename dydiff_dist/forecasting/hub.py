@@ -44,7 +44,7 @@ def from_pretrained(
         FileNotFoundError: neither a folder nor a repository that can be reached has a model of this name.
         ValueError: huggingface_hub is needed and not installed, or the model is damaged.
 
-    Example:
+    Examples:
         >>> forecaster = from_pretrained("owner/turbulence", revision="v1")  # doctest: +SKIP
     """
     if Path(name).exists():

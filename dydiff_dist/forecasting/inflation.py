@@ -123,7 +123,7 @@ def read_inflation(model: str | Path, weights_sha256: str, sampling: SamplingCon
 def inflate(members_MSCHW: np.ndarray, factors: tuple[float, ...], schema: FrameSchema) -> np.ndarray:
     """Members (M, S, C, H, W) at ``factors`` times their distance from their mean, within the schema's bounds.
 
-    Example:
+    Examples:
         >>> schema = FrameSchema(num_frames=2, shape=(1, 1, 1), dtype="float32", bounds=((0, None),))
         >>> inflate(np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), (3.0,), schema).ravel().tolist()
         [0.0, 5.0]

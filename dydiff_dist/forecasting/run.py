@@ -41,7 +41,7 @@ class ForecastRun:
     Raises:
         ValueError, FileNotFoundError: one line with what doesn't fit, before the first forecast.
 
-    Example:
+    Examples:
         >>> run = ForecastRun("runs/radar", "shards/radar/test", "forecasts/radar", num_members=16)  # doctest: +SKIP
         >>> run.run()  # doctest: +SKIP
     """

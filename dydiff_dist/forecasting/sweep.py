@@ -86,7 +86,7 @@ def measure(
 def best_for_its_cost(measured: Sequence[Measured]) -> Measured:
     """The cheapest setting whose CRPS is within 1 % of the least one.
 
-    Example:
+    Examples:
         >>> one, other = (Measured(SamplingConfig(), 8, sec, {"crps": crps}) for sec, crps in ((9, 1.0), (1, 1.009)))
         >>> best_for_its_cost([one, other]).seconds_per_member
         1

@@ -227,7 +227,7 @@ def register_network(name: str, config_type: type[DenoiserConfig]) -> None:
     Raises:
         ValueError: the field says something else, or another class has the name.
 
-    Example:
+    Examples:
         >>> class SameConfig(DenoiserConfig):
         ...     network: str = "same"
         ...     def build(self, sizes, execution=None, kernels="auto"):

@@ -33,7 +33,7 @@ are 16 of 72, which attention kernels of GPUs pad to 128."""
 class VideoTransformerConfig(DenoiserConfig):
     """Configuration of `VideoTransformer`.
 
-    Example:
+    Examples:
         >>> sizes = InputSizes(num_frames=6, num_history_frames=2, num_channels=1, height=16, width=16)
         >>> network = VideoTransformerConfig(width=32, depth=1, num_heads=2, patch_size=4).build(sizes)
         >>> z, history = torch.zeros(1, 6, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16)

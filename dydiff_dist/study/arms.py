@@ -157,7 +157,7 @@ def _shards_identity(shards: str) -> str:
 def hash_of(content: Any) -> str:
     """The first 12 digits of the SHA-256 of JSON types, whatever the order of keys.
 
-    Example:
+    Examples:
         >>> hash_of({"a": 1, "b": [2]})
         '0855bfc20eb6'
     """

@@ -51,7 +51,7 @@ def frame_mix(
     Raises:
         ValueError: wrong shape, dtype, device or length, ``gamma_bar`` out of range, or ``backend`` cannot run here.
 
-    Example:
+    Examples:
         >>> x = torch.ones(1, 3)  # one sample of three frames, one number each
         >>> frame_mix(x, torch.tensor([0.36]))
         tensor([[1.0000, 1.4000, 1.7200]])

@@ -37,7 +37,7 @@ def normal(
     Raises:
         ValueError: ``shape[0]`` is not B, a sample has more than 2³⁴ elements, or ``dtype`` is not floating.
 
-    Example:
+    Examples:
         >>> both = normal(NoiseCounter(seed=7, sample_index=torch.tensor([3, 5]), step=0), (2, 4))
         >>> alone = normal(NoiseCounter(seed=7, sample_index=torch.tensor([5]), step=0), (1, 4))
         >>> torch.equal(both[1:], alone)  # a sample's noise is its own, whatever else is drawn

@@ -277,7 +277,7 @@ def find_layout(shape: tuple[int, ...], layout: Layout | None, num_frames: int, 
     Raises:
         ValueError: it has other axes than ``layout``, or may be of several layouts, or of none.
 
-    Example:
+    Examples:
         >>> find_layout((100, 3, 64, 64), None, num_frames=15), find_layout((4, 20, 64, 64, 2), None, 15)
         ('channels_first', 'channels_last')
     """
