@@ -37,7 +37,7 @@ class DiffusionConfig(StrictConfig):
     process: str = "dydiff"
     """dydiff (the method), dydiff_independent (its ablation: noise is not mixed), standard, correlated_noise (noise
     alone is mixed), flow_matching, edm; or a registered one."""
-    num_timesteps: int = Field(default=1000, ge=2, le=100_000)
+    num_timesteps: int = Field(default=1000, ge=2, le=1_000_000)
     """N, diffusion timesteps in training."""
     beta_schedule: BetaSchedule = "cosine"
     """Noise schedule of the variance-preserving processes. flow_matching and edm refuse it and the next two fields, and

@@ -66,9 +66,7 @@ def attention() -> Iterator[Finding]:
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     chosen = resolve_attention("auto", device, dtype).__name__.removesuffix("_attention")
     if versions()["xformers"] != "absent" and device == "cuda" and (failure := xformers_failure(device, dtype, 64)):
-        advice = (
-            "training takes torch's own; to get xformers, install the version built for this torch, or uninstall it"
-        )
+        advice = "training takes torch's own; install the xformers that is built for this torch, or uninstall xformers"
         yield Finding("attention", "warning", f"{chosen} on {device}; xformers {failure}", advice)
     else:
         yield Finding("attention", "ok", f"{chosen} on {device}")

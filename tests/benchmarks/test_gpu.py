@@ -37,10 +37,10 @@ def test_every_part_runs(tmp_path):
 
 
 def test_one_part_that_is_too_slow_spoils_no_other(tmp_path):
-    only = ["--only", "network-tiny", "ceilings", "--budget", "2"]
+    only = ["--only", "network-tiny", "ceilings", "--budget", "1.05"]  # less than it takes to import torch and to start
     done = run([*TOOL, *only, "--csv", tmp_path / "rows.csv"], timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "not done after 2 s" in done.stdout and "the budget is spent" in done.stdout
+    assert "not done after 1 s" in done.stdout and "the budget is spent" in done.stdout
 
 
 def test_unknown_parts_are_named():

@@ -101,7 +101,9 @@ def test_batch_arithmetic():
 def test_deepspeed_settings_are_derived_and_checked():
     settings = derive_deepspeed({"zero_optimization": {"stage": 2}}, training(precision="bf16"), 1)
     assert settings["train_batch_size"] == 4 and settings["gradient_accumulation_steps"] == 2
-    assert settings["bf16"] == {"enabled": True} and settings["zero_optimization"] == {"stage": 2}
+    assert settings["bf16"] == {"enabled": True, "check_grad_overflow": False} and settings["zero_optimization"] == {
+        "stage": 2
+    }
     for section, message in (
         ({"zero_optimisation": {}}, "did you mean 'deepspeed.zero_optimization'"),
         ({"train_batch_size": 3}, "follows from training.global_batch_size"),
