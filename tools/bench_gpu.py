@@ -74,7 +74,9 @@ def run_part(name: str, device: str, limit_sec: float) -> list[dict[str, str]]:
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout.decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
         failure = f"not done after {limit_sec:.0f} s"
-    readings = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
+    readings = [
+        json.loads(line) for line in output.splitlines() if line.startswith('["')
+    ]  # DeepSpeed's lines begin with [ too
     rows = [row(name, what, f"{value:.5g}", unit) for what, value, unit in readings]
     if name == "checks" and not failure:
         rows.append(row(name, output.strip().splitlines()[-1], "passed", ""))

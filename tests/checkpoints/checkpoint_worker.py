@@ -76,12 +76,12 @@ class Run:
             self.ema.update(self.step)
 
     def save(self) -> None:
-        self.store.save(RunPosition(self.step, self.step), {"width": 13})
+        self.store.save(RunPosition(self.step, BATCH * self.step), {"width": 13})
         self.store.wait()
 
     def load(self) -> None:
-        position = self.store.load_latest(lambda config: None)
-        assert position.step == position.batches == STEPS, position
+        position = self.store.load_latest(lambda config, data_sha256: None)
+        assert position == RunPosition(STEPS, BATCH * STEPS), position
         self.step = position.step
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ SUMS = {"_modulated_norm_kernel": 2, "_attention_inputs_backward_kernel": 4, "_p
 # A block of 16 tokens leaves 4 elements a thread: 64 bits of 16-bit types.
 SCALARS["_short_attention_backward_kernel"] = 4
 SUMS["_short_attention_backward_kernel"] = 10
+NARROW_STORES = {"_short_attention_backward_kernel"}
 FAST = [("add_noise", "bf16", 90), ("loss_forward", "fp32", 80), ("reverse_step", "fp32", 90)]
 FAST += [("modulated_norm_backward", "bf16", 90), ("attention_inputs_backward", "bf16", 80)]
 
@@ -46,7 +47,9 @@ def check(case: AotCase, storage: str, arch: int) -> None:
     assert row.spilled_bytes == 0, f"{row} spills"
     kernel = case.kernel.__name__
     if kernel != "_partial_sums_kernel":  # which reads and writes few numbers
-        assert bool(row.vector_loads) == bool(case.reads) and bool(row.vector_stores) == bool(case.writes)
+        assert bool(row.vector_loads) == bool(case.reads)
+    if kernel != "_partial_sums_kernel" and not (kernel in NARROW_STORES and storage != "fp32"):
+        assert bool(row.vector_stores) == bool(case.writes)
     assert row.scalar_loads <= SCALARS.get(kernel, 0), f"{row} reads tensors in less than 128 bits"
     # a sum of the whole program, where it writes no tensor
     expected_stores = SUMS.get(kernel, int(not case.writes))
