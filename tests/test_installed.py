@@ -58,7 +58,7 @@ def test_the_wheel_brings_commands_kernels_and_pages(installed, tmp_path):
         assert f"\n  {name} " in commands
         assert f"usage: dydiff {name} " in run(installed / "dydiff", name, "--help", cwd=tmp_path)
     run(installed / "dydiff", *SHARDS.split(), cwd=tmp_path)
-    assert "2 samples" in run(installed / "dydiff", "inspect", "shards/train", cwd=tmp_path)
+    assert "samples  2 in 1 shards" in run(installed / "dydiff", "inspect", "shards/train", cwd=tmp_path)
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from dydiff_kernels.benchmark.cases import BenchmarkCase, Inputs
 from dydiff_kernels.modulation.benchmark import TOKEN_SIZES
 
 HEAD_WIDTH = {128: 32}
-"""E by the tokens' channels D; 64 where not named."""
+"""E by the tokens' channels D; 64 where not named, and no more than D."""
 
 Parameters = tuple[Tensor, list[Tensor], list[Tensor], int]
 """qkv, the norms' weights, cosines and sines, heads."""
@@ -17,7 +17,7 @@ Parameters = tuple[Tensor, list[Tensor], list[Tensor], int]
 def _parameters(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Parameters:
     """For the attention within each frame: samples and frames are the batch."""
     B, S, N, D = shape
-    generator, E = torch.Generator(device).manual_seed(0), HEAD_WIDTH.get(D, 64)
+    generator, E = torch.Generator(device).manual_seed(0), HEAD_WIDTH.get(D, min(D, 64))
     qkv = torch.randn(B * S, N, 3 * D, generator=generator, device=device).to(dtype)
     weights = [torch.ones(E, device=device, dtype=dtype) for _ in range(2)]
     angles = torch.randn(N, E // 2, generator=generator, device=device)
