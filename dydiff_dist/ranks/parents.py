@@ -8,6 +8,14 @@ PARENT = os.getppid()
 """The process that started this one; it stays the same number when that is gone."""
 
 
+def _note_parent() -> None:
+    global PARENT
+    PARENT = os.getppid()
+
+
+os.register_at_fork(after_in_child=_note_parent)
+
+
 def parent_of(process: int) -> int | None:
     """Number of a process's parent; None where it can't be known, as the process is gone or the system has no /proc."""
     if process == os.getpid():

@@ -18,6 +18,7 @@ from pathlib import Path
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.command import run_training
 
+LOCAL_RANK = [sys.argv.pop(1)] if sys.argv[1].startswith("--local_rank") else []  # DeepSpeed's launcher puts it first
 KIND, RANK, BATCHES = sys.argv[1], int(sys.argv[2]), [int(word) for word in sys.argv[3].split(",")]
 
 
@@ -49,5 +50,5 @@ class FaultyTask(DiffusionTask):
 
 
 if __name__ == "__main__":
-    del sys.argv[1:4]
+    sys.argv[1:4] = LOCAL_RANK
     run_training(FaultyTask, __doc__)
