@@ -47,14 +47,14 @@ def main() -> int:
     )
     sampling, forecaster = run.sampling, run.forecaster
     if world.is_main:
-        reused = f", {run.num_reused} of this process's are there already" if run.num_reused else ""
+        reused = f", {run.num_reused} are there already" if run.num_reused else ""
         print(
             f"{run.num_cases} cases x {run.num_members} members, {sampling.sampler} in {sampling.num_steps} steps, on "
             f"{forecaster.device}{reused}"
         )
         if sampling.caution:
             print(f"warning: {sampling.caution}", file=sys.stderr)
-    with CaseProgress("forecast", len(run.missing), run.num_members, enabled=world.is_main) as progress:
+    with CaseProgress("forecast", run.num_cases - run.num_reused, run.num_members, enabled=world.is_main) as progress:
         run.run(progress.advance)
     for suffix, num_cases in (("gif", arguments.gif), ("mp4", arguments.mp4)):
         for path in run.animate(num_cases, suffix):

@@ -96,17 +96,23 @@ class ForecastRun:
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
         self._mine = range(rank, self.num_cases, world_size)
-        self.missing: list[int] = sorted(set(self._mine) - set(self.store.cases()))
+        there = self._cases_there()
+        self.missing: list[int] = sorted(set(self._mine) - set(there))
         """Cases that this process has yet to forecast."""
-        self.num_reused, self.problems = len(self._mine) - len(self.missing), {}
+        self.num_reused, self.problems = len(there), {}
 
     def run(self, on_cases: Callable[[int], None] = lambda num_cases: None) -> None:
-        """Forecasts the missing cases; ``on_cases`` is called with the number of cases just done. A case that can't be
-        forecast is named in ``problems`` and stops no other."""
+        """Forecasts the missing cases; ``on_cases`` is called with the number of cases done since the last call, by all
+        processes. A case that can't be forecast is named in ``problems`` and stops no other."""
+        done = self.num_reused
         for start in range(0, len(self.missing), self._cases_at_once):
-            numbers = self.missing[start : start + self._cases_at_once]
-            self._forecast(numbers)
-            on_cases(len(numbers))
+            self._forecast(self.missing[start : start + self._cases_at_once])
+            done, before = len(self._cases_there()) + len(self.problems), done
+            on_cases(done - before)
+
+    def _cases_there(self) -> list[int]:
+        """Those of the run that any process has written, in this start or before."""
+        return [number for number in self.store.cases() if number < self.num_cases]
 
     def _forecast(self, numbers: Sequence[int]) -> None:
         cases = [case for number in numbers if (case := self._forecastable(number)) is not None]

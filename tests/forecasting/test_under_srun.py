@@ -41,7 +41,7 @@ def test_two_tasks_share_the_cases(flow_model, flow_shards, tmp_path):
     assert ForecastStore.open(out).cases() == [0, 1, 2, 3, 4]
     assert not list(out.rglob("*.partial"))
     again, _ = srun("tools/forecast.py", flow_model, *shards, "--out", out)
-    assert "3 of this process's are there already" in again, "its share is every second case"
+    assert "5 are there already" in again
     first, second = srun("tools/evaluate.py", out, "--out", scores)
     assert "5 cases" in first and "scores.json" in first and "scores.json" not in second
     assert (scores / "scores.json").is_file()
