@@ -96,8 +96,7 @@ class ForecastRun:
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once = max(1, batch // num_members)
         self._mine = range(rank, self.num_cases, world_size)
-        there = self._cases_there()
-        self.missing: list[int] = sorted(set(self._mine) - set(there))
+        self.missing: list[int] = sorted(set(self._mine) - set(there := self._cases_there()))
         """Cases that this process has yet to forecast."""
         self.num_reused, self.problems = len(there), {}
 
