@@ -21,7 +21,7 @@ from dydiff_dist.data.inputs import printable
 from dydiff_dist.data.manifest import FrameSchema, SealedDocument, ShardEntry, document_bytes
 from dydiff_dist.data.members import PLAIN, EncodingConfig, all_finite
 from dydiff_dist.data.shard_writer import Sample, plain_key, write_shard
-from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, reading
+from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, array_facts, reading
 from dydiff_dist.files import write_bytes
 from dydiff_dist.strict_config import describe_error
 
@@ -244,14 +244,7 @@ def _checked(source: Source[Any], sample: Sample) -> FrameSchema | str:
         return describe_error(error, FrameSchema)
     except ValueError as error:
         return str(error)
-    found = {
-        "num_frames": sample.frames.shape[0],
-        "shape": sample.frames.shape[1:],
-        "dtype": str(sample.frames.dtype),
-        "num_actions": 0 if sample.actions is None else sample.actions.shape[1],
-        "has_logvar": sample.logvar is not None,
-    }
-    problems = differences(schema.model_copy(update=found), schema)
+    problems = differences(schema.model_copy(update=array_facts(sample)), schema)
     return f"{'; '.join(problems)} as the source says" if problems else schema
 
 

@@ -230,6 +230,7 @@ def register_source(name: str, config: type[StrictConfig], summary: str) -> Call
     """
 
     def register(source: SourceClass) -> SourceClass:
+        """Lists the class under ``name``, which a module that is imported again may do again."""
         place = (source.__module__, source.__qualname__)
         standing = SOURCES.get(name)
         if standing and place != (standing.source.__module__, standing.source.__qualname__):
@@ -276,11 +277,15 @@ def schema_of(sample: Sample, **facts: Any) -> FrameSchema:
     Raises:
         ValueError: shards do not hold frames of this type.
     """
-    found = {
+    return FrameSchema.model_validate({**array_facts(sample), **facts})
+
+
+def array_facts(sample: Sample) -> dict[str, Any]:
+    """The fields of ``FrameSchema`` that a sample's arrays decide."""
+    return {
         "num_frames": sample.frames.shape[0],
         "shape": sample.frames.shape[1:],
         "dtype": str(sample.frames.dtype),
         "num_actions": 0 if sample.actions is None else sample.actions.shape[1],
         "has_logvar": sample.logvar is not None,
     }
-    return FrameSchema.model_validate({**found, **facts})
