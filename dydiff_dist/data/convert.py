@@ -216,7 +216,7 @@ def _jobs(
     schema = None if like is None else like.schema.model_dump(mode="json")
     jobs = []
     for task in tasks:
-        files = list(source.input_files(task))
+        files = list(dict.fromkeys(path for item in task.items for path in source.item_files(item)))
         states |= {path: input_state(path) for path in files if path not in states}
         inputs = json_hash([task.items, [states[path] for path in files], schema])
         jobs.append(ShardJob(source, task, out, encoding, like, inputs))

@@ -36,10 +36,9 @@ MAX_STEM_BYTES = 56
 class InputFiles:
     """What a folder holds: names relative to it, with / between folders, in order."""
 
-    root: Path
     files: list[str] = field(default_factory=list)
     aside: list[BadItem | LeftOut] = field(default_factory=list)
-    """What is no input, by name and reason, for ``source.set_aside``."""
+    """What is no input, by name and reason, for ``source.split_tasks``."""
 
     def first_fault(self) -> str:
         """The first bad input, to end an error with; "" where there is none."""
@@ -79,7 +78,7 @@ def find_files(root: Path, suffixes: Sequence[str], option: str = "--root", fold
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; {option} must be the folder of the inputs")
-    found = InputFiles(root)
+    found = InputFiles()
     seen: set[tuple[int, int]] = set()
     for name in _walk(root, "", folder_suffix, seen, found.aside):
         path, suffix = root / name, Path(name).suffix.lower()

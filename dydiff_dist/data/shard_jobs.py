@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,10 +114,10 @@ def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | N
     if not tasks or not _reads_items(source):
         return None
     items = [item for task in tasks for item in task.items]
-    found: dict[str, FirstSample] = {}
+    found: dict[tuple[object, ...], FirstSample] = {}
     for item in (items[0], items[len(items) // 2], items[-1], *tasks[0].items):
         name = source.item_name(item)
-        files = str(list(source.input_files(replace(tasks[0], items=(item,)))) or name)
+        files: tuple[object, ...] = tuple(source.item_files(item)) or (name,)
         if files in found:
             continue
         with closing(reading(name, source.read_item(item))) as results:

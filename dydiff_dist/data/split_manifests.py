@@ -9,14 +9,7 @@ import numpy as np
 
 from dydiff_dist import __version__
 from dydiff_dist.data.inputs import SPLITS, printable
-from dydiff_dist.data.manifest import (
-    MANIFEST_NAME,
-    FrameSchema,
-    Manifest,
-    ShardIndex,
-    document_bytes,
-    read_document,
-)
+from dydiff_dist.data.manifest import MANIFEST_NAME, FrameSchema, Manifest, ShardIndex, document_bytes, read_document
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, differences, first_sample
 from dydiff_dist.data.shard_writer import index_path

@@ -30,9 +30,8 @@ from dydiff_dist.data.source import (
     reading,
     register_source,
     schema_of,
-    set_aside,
-    shard_tasks,
     split_of,
+    split_tasks,
 )
 from dydiff_dist.data.video import decoded_bytes, read_video
 from dydiff_dist.strict_config import StrictConfig
@@ -117,12 +116,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
                     by_split[split_folder or hashed].append(((name, number, stems[name]), size))
         if not by_split["train"]:
             raise ValueError(f"no trajectory under {root} is left for training; lower the fractions or fill train/")
-        tasks = [
-            task
-            for split, items in by_split.items()
-            for task in shard_tasks(split, items, config.trajectories_per_shard)
-        ]
-        return set_aside(tasks, found.aside)
+        return split_tasks(by_split, config.trajectories_per_shard, found.aside)
 
     def read_item(self, item: Any) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory."""
@@ -159,9 +153,9 @@ class ArraysSource(Source[ArraysSourceConfig]):
         name, number, _ = item
         return name if number < 0 else f"{name}, trajectory {number}"
 
-    def input_files(self, task: ShardTask) -> list[Path]:
-        """The files of the shard's trajectories."""
-        return [Path(self.config.root) / name for name in dict.fromkeys(item[0] for item in task.items)]
+    def item_files(self, item: Any) -> list[Path]:
+        """The trajectory's file."""
+        return [Path(self.config.root) / item[0]]
 
     def independent(self, split: str) -> Independent:
         """Each trajectory: keys go on with the window's first frame."""
