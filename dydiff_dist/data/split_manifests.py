@@ -1,9 +1,10 @@
 """The end of a conversion: records of shards become one manifest per split, once all splits are found to agree."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,20 @@ SPREAD_RATIO = 30
 """Ratio between the spreads of two splits' values above which they are hardly in the same units."""
 
 Records = dict[ShardJob, ShardRecord]
+Kind = TypeVar("Kind", BadItem, LeftOut)
+
+
+def planned_aside(jobs: Iterable[ShardJob], kind: type[Kind]) -> list[Kind]:
+    """What planning gave to no shard, of one kind."""
+    return [item for job in jobs for item in job.task.aside if isinstance(item, kind)]
+
+
+def bad_items(records: Records) -> list[BadItem]:
+    """What was rejected, in planning and then in the shards, in words that any terminal takes."""
+    planned = planned_aside(records, BadItem)
+    return [replace(item, name=printable(item.name), reason=printable(item.reason)) for item in planned] + [
+        BadItem(*item) for record in records.values() for item in record.bad_items
+    ]
 
 
 def agreed_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | None:
@@ -99,9 +114,7 @@ def _manifest(
 ) -> Manifest:
     entries = tuple(record.entry for record in records.values() if record.entry.num_samples)
     left_out = sum((Counter(record.left_out) for record in records.values()), Counter[str]())
-    aside = [item for job in records for item in job.task.aside]
-    left_out.update(item.reason for item in aside if isinstance(item, LeftOut))
-    rejected = sum(len(record.bad_items) for record in records.values())
+    left_out.update(item.reason for item in planned_aside(records, LeftOut))
     return Manifest(
         source=source.name,
         split=split,
@@ -117,7 +130,7 @@ def _manifest(
         details={
             "options": _printable_tree(source.config.model_dump(mode="json")),
             "encoding": encoding.model_dump(mode="json"),
-            "rejected_items": rejected + sum(isinstance(item, BadItem) for item in aside),
+            "rejected_items": len(bad_items(records)),
             "left_out_items": dict(left_out),
             **source.details(),
         },
@@ -159,11 +172,10 @@ def _check_agreement(by_split: dict[str, Records], hint: str) -> None:
 
 def _why_empty(records: Records) -> str:
     """Why no sample came of a split's shards."""
-    bad = [item for record in records.values() for item in record.bad_items]
-    bad += [(item.name, item.reason) for job in records for item in job.task.aside if isinstance(item, BadItem)]
+    bad = bad_items(records)
     left_out = [reason for record in records.values() for reason in record.left_out]
     if bad:
-        return f"all of its inputs were rejected, {len(bad)} in all; the first is {bad[0][0]}: {bad[0][1]}"
+        return f"all of its inputs were rejected, {len(bad)} in all; the first is {bad[0].name}: {bad[0].reason}"
     return f"all of its inputs were left out: {left_out[0]}" if left_out else "its inputs hold none"
 
 
