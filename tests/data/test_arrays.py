@@ -74,9 +74,9 @@ def test_video_files_give_rgb_frames(tmp_path):
 
 
 def test_channels_last_folders_as_splits_and_types(tmp_path):
-    for split in ("train", "test"):
+    for split, dtype in (("train", "<f8"), ("test", ">f8")):
         (tmp_path / "in" / split).mkdir(parents=True)
-        np.save(tmp_path / "in" / split / "a.npy", FRAMES[0].transpose(0, 2, 3, 1).astype(np.float64))
+        np.save(tmp_path / "in" / split / "a.npy", FRAMES[0].transpose(0, 2, 3, 1).astype(dtype))
     convert(source(tmp_path / "in", layout="channels_last", vector_channels=(0, 1), allow=("flip",)), tmp_path / "out")
     (first, second) = samples(tmp_path / "out" / "test")
     assert np.array_equal(first.frames, FRAMES[0, :3]) and np.array_equal(second.frames, FRAMES[0, 3:6])
@@ -280,7 +280,7 @@ def test_names_of_any_kind_give_shards_that_are_read(tmp_path):
 
 
 def test_what_is_not_read_is_named_last(tmp_path):
-    write(tmp_path / "in" / "train", "npy")
+    write(tmp_path / "in" / "Train", "npy")
     write(tmp_path / "elsewhere", "npy")
     (tmp_path / "in" / "validation").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "extra").mkdir()

@@ -14,14 +14,14 @@ of a trajectory stay together.
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
 from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
-from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent
+from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent, StoredType
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
     BadItem,
@@ -37,7 +37,7 @@ from dydiff_dist.data.video import decoded_bytes, read_video
 from dydiff_dist.strict_config import StrictConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".ts")
-STORED_DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
+STORED_DTYPES = get_args(StoredType)
 
 Layout = Literal["channels_first", "channels_last", "no_channels"]
 LAYOUTS: dict[Layout, str] = {"channels_first": "SCHW", "channels_last": "SHWC", "no_channels": "SHW"}
@@ -93,6 +93,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
     """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type."""
 
     unlike_hint = "convert them to one kind first (--fps brings videos to one rate)"
+    _folders_split: bool = False
+    """Whether folders are the splits; known when the inputs were planned."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone, stem of
@@ -102,6 +104,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
         if any(Path(name).suffix.lower() == ".zarr" for name in found.files) and find_spec("zarr") is None:
             raise ValueError(f"{root} holds zarr stores; pip install dydiff_dist[zarr] to read them")
         folders = found.by_split()
+        self._folders_split = folders is not None
         stems = unique_stems(found.files)
         by_split: dict[str, list[tuple[tuple[str, int, str], int]]] = {split: [] for split in SPLITS}
         for split_folder, names in (folders or {"": found.files}).items():
@@ -126,27 +129,24 @@ class ArraysSource(Source[ArraysSourceConfig]):
             clip = read_video(path, self.config.fps)
             frames = np.stack(clip.frames).transpose(0, 3, 1, 2)
             meta = {"frames_per_sec": clip.frames_per_sec, "is_video": True}
-            yield from self._windows(item, frames, None, meta, np.zeros(len(frames), bool), None)
+            yield from self._windows(item, frames, None, meta)
             return
         with open_arrays(path, self.config.packing) as arrays:
             stored = self._frames_of(arrays)
             layout = self._layout(stored.shape)
             unpacked = stored.read(number)
-            absent = np.zeros(unpacked.values.shape[0], bool)
-            if self.config.absent_chunks == "reject":
-                absent = stored.absent(number)
+            absent = stored.absent(number) if self.config.absent_chunks == "reject" else None
             actions = arrays.get(self.config.actions_name)
             if actions is not None and number >= 0 and actions.shape[0] != stored.shape[0]:
                 raise ValueError(f"actions {actions.shape} are not of the trajectories of frames {stored.shape}")
             actions_SA = None if actions is None else _real_numbers(actions, number)
-        missing = unpacked.is_missing
         frames = _storable(_channels_first(unpacked.values, layout))
         if actions_SA is not None and (actions_SA.ndim != 2 or len(actions_SA) != len(frames)):
             raise ValueError(
                 f"actions {actions_SA.shape} do not fit {len(frames)} frames; (S, A) is expected, the action at "
                 "frame s being the one that leads to it"
             )
-        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, missing)
+        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, unpacked.is_missing)
 
     def item_name(self, item: Any) -> str:
         """File and trajectory."""
@@ -163,7 +163,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def split_hint(self, split: str) -> str:
         """The folder or the fraction that decides."""
-        if any((Path(self.config.root) / folder).is_dir() for folder in ("train", "training")):
+        if self._folders_split:
             return f"there is no folder {split}/ with files under {self.config.root}"
         fraction = getattr(self.config, f"{split}_fraction", None)
         return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
@@ -223,8 +223,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
         frames: np.ndarray,
         actions: np.ndarray | None,
         meta: dict[str, Any],
-        absent: np.ndarray,
-        missing: np.ndarray | None,
+        absent: np.ndarray | None = None,
+        missing: np.ndarray | None = None,
     ) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory, without those that lack chunks (``absent``, (S,)) or values (``missing``)."""
         name, number, stem = item
@@ -235,7 +235,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
         for start in range(0, len(frames) - length + 1, self.config.window_step or length):
             cut = slice(start, start + length)
             where = f"frames {start} to {start + length - 1}"
-            if absent[cut].any():
+            if absent is not None and absent[cut].any():
                 reason = (
                     f"{where}: chunks of frame {start + int(absent[cut].argmax())} are not in the file: lost by a "
                     "copy, never written, or left out as they hold the fill value (then --absent-chunks fill)"
@@ -325,8 +325,9 @@ def _real_numbers(array: StoredArray, number: int) -> np.ndarray:
 
 
 def _storable(frames: np.ndarray) -> np.ndarray:
-    """The frames in a type that shards hold: float64 becomes float32, bool uint8, others stay or are refused."""
-    if frames.dtype == np.float64:
+    """The frames in a type that shards hold, of either byte order: float64 becomes float32, bool uint8, others stay or
+    are refused."""
+    if frames.dtype.name == "float64":
         return frames.astype(np.float32)
     if frames.dtype == np.bool_:
         return frames.astype(np.uint8)
