@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from dydiff_dist.arrays import read_npz
+from dydiff_dist.data.inputs import first_names
 from dydiff_dist.data.packing import CF_ATTRIBUTES, UNKNOWN_ATTRIBUTES, Unpacked, unpack
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
@@ -35,6 +36,7 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the array as it is stored, in any layout."""
         return tuple(self.array.shape)
 
     def read(self, number: int) -> Unpacked:
@@ -43,9 +45,8 @@ class StoredArray:
 
     def absent(self, number: int) -> np.ndarray:
         """(S,) bool: frames of entry ``number``, or of the whole array (-1), of which pieces are not in the file."""
-        length = self.shape[1 if number >= 0 else 0]
-        absent = np.zeros(length, bool)
         frame_axis = 1 if number >= 0 else 0
+        absent = np.zeros(self.shape[frame_axis], bool)
         for start, stop in _absent_pieces(self.array, number, frame_axis):
             absent[start:stop] = True
         return absent
@@ -70,7 +71,9 @@ def open_arrays(path: Path, packing: str = "cf") -> Iterator["ArrayFile"]:
             names = list(archive.files)
         yield ArrayFile({name: _NpzArray(path, name) for name in names}, packing)
     elif suffix == ".zarr":
-        yield ArrayFile(_open_zarr(path), packing)
+        import zarr  # an extra
+
+        yield ArrayFile(zarr.open(store=str(path), mode="r"), packing)
     else:
         with h5py.File(path, "r") as file:
             yield ArrayFile(file, packing)
@@ -102,7 +105,7 @@ class ArrayFile:
         if isinstance(array, _NpzArray):
             array = array.load()
         if not hasattr(array, "shape"):
-            raise ValueError(f"{name!r} is a group of {_some(list(array))}, not an array")
+            raise ValueError(f"{name!r} is a group of {first_names(list(array))}, not an array")
         given = getattr(array, "attrs", {})
         units = given.get("units", "")
         attributes = {}
@@ -123,20 +126,13 @@ class _NpzArray:
     name: str
 
     def load(self) -> np.ndarray:
+        """The array, as the file is now."""
         return _load_npz(self.path, self.name, self.path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def _load_npz(path: Path, name: str, _: int) -> np.ndarray:
     return read_npz(path, only=name)[name]
-
-
-def _open_zarr(path: Path) -> Any:
-    try:
-        import zarr
-    except ImportError:
-        raise ValueError(f"{path} needs the package zarr; install it with pip install dydiff_dist[zarr]") from None
-    return zarr.open(store=str(path), mode="r")
 
 
 def _fill_of_zarr(array: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +181,3 @@ def _has_chunk(array: Any, place: tuple[int, ...], chunks: tuple[int, ...]) -> b
         return array.id.get_chunk_info_by_coord(offset).byte_offset is not None
     folder = Path(array.store_path.store.root) / array.store_path.path
     return (folder / array.metadata.encode_chunk_key(place)).exists()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

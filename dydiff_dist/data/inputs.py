@@ -95,7 +95,7 @@ def find_files(root: Path, suffixes: Sequence[str], option: str = "--root", fold
         else:
             found.files.append(name)
     if not found.files:
-        others = f"; it holds {_some([item.name for item in found.aside])}" if found.aside else ""
+        others = f"; it holds {first_names([item.name for item in found.aside])}" if found.aside else ""
         raise FileNotFoundError(f"{root} holds no {', '.join(suffixes)} file; give another {option}{others}")
     found.files.sort()
     return found
@@ -129,10 +129,10 @@ def describe_aside(left_out: Iterable[LeftOut]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in left_out:
         by_reason.setdefault(item.reason, []).append(item.name)
-    return [f"not read: {len(names)} ({_some(names)}): {reason}" for reason, names in by_reason.items()]
+    return [f"not read: {len(names)} ({first_names(names)}): {reason}" for reason, names in by_reason.items()]
 
 
-def _some(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """The first few names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(printable(name) for name in names[:3]) + more
