@@ -76,10 +76,12 @@ class ShardJob:
 
     @property
     def tar_path(self) -> Path:
+        """Where the shard is to stand."""
         return self.out / self.task.split / self.task.name
 
     @property
     def record_path(self) -> Path:
+        """Where its ``ShardRecord`` is to stand."""
         return self.tar_path.parent / ".records" / (self.tar_path.stem + ".json")
 
     @cached_property
