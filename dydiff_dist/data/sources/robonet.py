@@ -97,8 +97,9 @@ class RobonetSource(Source[RobonetSourceConfig]):
         return split_tasks(by_split, self.config.trajectories_per_shard, found.aside)
 
     def item_files(self, item: Any) -> list[Path]:
-        """The trajectory's file."""
-        return [Path(self.config.root) / item[0]]
+        """The trajectory's file, and the list that says whether it is whole."""
+        lists = [] if self.config.hashes is None else [Path(self.config.hashes)]
+        return [Path(self.config.root) / item[0], *lists]
 
     def independent(self, split: str) -> Independent:
         """Each trajectory, whatever the camera: keys go on with the stretch and the camera."""
