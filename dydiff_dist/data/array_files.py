@@ -73,7 +73,8 @@ def open_arrays(path: Path, packing: str = "cf") -> Iterator["ArrayFile"]:
     elif suffix == ".zarr":
         import zarr  # an extra
 
-        yield ArrayFile(zarr.open(store=str(path), mode="r"), packing)
+        store = zarr.open(store=str(path), mode="r")
+        yield ArrayFile({"": store} if hasattr(store, "shape") else store, packing)
     else:
         with h5py.File(path, "r") as file:
             yield ArrayFile(file, packing)
@@ -84,22 +85,19 @@ class ArrayFile:
     """The arrays of an open file."""
 
     content: Any
-    """Arrays by name: a dict, a group of HDF5 or zarr, or a zarr array alone; the array of an npy file has no name."""
+    """Arrays by name: a dict, or a group of HDF5 or zarr. That of a file that is one array alone has the name ""."""
     packing: str
 
-    def get(self, name: str) -> StoredArray | None:
-        """The array of that name (with / between groups); None if there is none. A file that is one array alone has it
-        under any name but "actions"."""
-        content = self.content
-        if hasattr(content, "shape"):
-            content = {"": content}
-        if isinstance(content, dict) and set(content) == {""}:
-            return None if name == "actions" else self._stored(content[""], name)
-        return self._stored(content[name], name) if name in content else None
+    def get(self, name: str, or_alone: bool = False) -> StoredArray | None:
+        """The array of that name (with / between groups), None if there is none; ``or_alone`` takes that of a file that
+        is one array alone."""
+        if isinstance(self.content, dict) and "" in self.content:
+            return self._stored(self.content[""], name) if or_alone else None
+        return self._stored(self.content[name], name) if name in self.content else None
 
     def names(self) -> list[str]:
         """Of what it holds."""
-        return [] if hasattr(self.content, "shape") else [name for name in self.content if name]
+        return list(self.content)
 
     def _stored(self, array: Any, name: str) -> StoredArray:
         if isinstance(array, _NpzArray):

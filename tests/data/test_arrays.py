@@ -266,6 +266,12 @@ def test_a_zarr_store_of_one_array_is_the_frames(tmp_path):
     assert np.array_equal(samples(tmp_path / "out" / "train")[0].frames, FRAMES[0, :3])
 
 
+def test_a_file_of_one_array_has_no_actions_whatever_they_are_called(tmp_path):
+    write(tmp_path / "in", "npy")
+    report = convert(source(tmp_path / "in", actions_name="moves"), tmp_path / "out")
+    assert not report.bad_items and samples(tmp_path / "out" / "train")[0].actions is None
+
+
 def test_names_of_any_kind_give_shards_that_are_read(tmp_path):
     (tmp_path / "in").mkdir()
     names = ["Überflug_1.npy", "x" * 180 + ".npy", "run 1 (2).npy", "飛行.NPY", "a.npy", "a.npz", "a-00000.npy"]

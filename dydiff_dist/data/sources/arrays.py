@@ -195,7 +195,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def _frames_of(self, arrays: ArrayFile) -> StoredArray:
         name = self.config.frames_name
-        frames = arrays.get(name)
+        frames = arrays.get(name, or_alone=True)
         if frames is None:
             names = ", ".join(arrays.names()[:6]) or "nothing"
             raise ValueError(f"it has no array {name!r}, only {names}; say which holds the frames with --frames-name")
