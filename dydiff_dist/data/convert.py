@@ -157,12 +157,12 @@ def convert(
         on_bad_item: called for each rejected input or sample as soon as it is known.
 
     Raises:
-        ValueError: ``out`` holds shards made with other options, disk space is short, another process writes this part,
-            the splits don't agree, or too many inputs are bad.
+        ValueError: a number that can't be, ``out`` holds shards made with other options, disk space is short, another
+            process writes this part, the splits don't agree, or too many inputs are bad.
         OSError: ``out`` can't be written.
     """
     number, count = part
-    _check_options(number, count, max_bad_rate)
+    _check_options(number, count, max_bad_rate, num_processes)
     tasks = tasks or source.plan()
     jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
     for item in planned_aside(jobs[number::count], BadItem):
@@ -191,7 +191,9 @@ def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> Co
     return report
 
 
-def _check_options(number: int, count: int, max_bad_rate: float | None) -> None:
+def _check_options(number: int, count: int, max_bad_rate: float | None, num_processes: int) -> None:
+    if num_processes < 1:
+        raise ValueError(f"--processes is {num_processes}; give at least 1")
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
     if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
@@ -236,7 +238,7 @@ class _Run:
         _check_disk(self.out, sum(job.task.estimated_bytes for job in missing))
         for job in missing:
             prepare_folder(job)
-        if missing and (self.num_processes <= 1 or len(missing) == 1) and self.cluster is None:
+        if missing and (self.num_processes == 1 or len(missing) == 1) and self.cluster is None:
             missing[0].source.expect([job.task for job in missing])
         for job, record in self._written(missing):
             records[job] = record

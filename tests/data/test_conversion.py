@@ -393,6 +393,11 @@ def test_a_rate_that_is_no_share_is_refused(tmp_path, rate):
         convert(many(tmp_path / "in"), tmp_path / "out", max_bad_rate=rate)
 
 
+def test_no_processes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--processes is 0; give at least 1"):
+        convert(many(tmp_path / "in"), tmp_path / "out", num_processes=0)
+
+
 def test_a_plan_without_shards_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="source 'json_files' planned no shard"):
