@@ -245,6 +245,14 @@ def test_what_the_user_said_is_held_against_the_shape(tmp_path, options, message
         convert(source(tmp_path / "in", layout="channels_first", **options), tmp_path / "out")
 
 
+@pytest.mark.parametrize("options", [{"channels": ("grey",)}, {"vector_channels": (2, 3)}])
+def test_what_the_user_said_of_videos_is_held_against_their_colours(tmp_path, options):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", moving(3))
+    with pytest.raises(ValueError, match=r"--(channels|vector-channels) .* have 3 (channels )?as a video"):
+        convert(source(tmp_path / "in", **options), tmp_path / "out")
+
+
 def test_frames_of_another_name_and_files_that_hold_none(tmp_path):
     h5(tmp_path / "in" / "a.h5", FRAMES, name="fields/velocity")
     h5(tmp_path / "in" / "b.h5", FRAMES)

@@ -128,6 +128,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
         if path.suffix.lower() in VIDEO_SUFFIXES:
             clip = read_video(path, self.config.fps)
             frames = np.stack(clip.frames).transpose(0, 3, 1, 2)
+            self._check_channels(frames.shape, len(RGB), "a video")
             meta = {"frames_per_sec": clip.frames_per_sec, "is_video": True}
             yield from self._windows(item, frames, None, meta)
             return
@@ -203,19 +204,21 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         layout = find_layout(shape, self.config.layout, self.config.num_frames, len(self.config.channels))
-        channel = LAYOUTS[layout].find("C") - len(LAYOUTS[layout])
-        num_channels = 1 if layout == "no_channels" else shape[channel]
+        self._check_channels(shape, _sizes(shape, LAYOUTS[layout]).get("C", 1), layout)
+        return layout
+
+    def _check_channels(self, shape: tuple[int, ...], num_channels: int, kind: str) -> None:
+        """Holds what the options say of channels against an array of a layout, or a video."""
         if self.config.channels and len(self.config.channels) != num_channels:
             raise ValueError(
-                f"--channels names {len(self.config.channels)}, frames {shape} have {num_channels} as {layout}; "
+                f"--channels names {len(self.config.channels)}, frames {shape} have {num_channels} as {kind}; "
                 "correct --channels or --layout"
             )
         if self.config.vector_channels and max(self.config.vector_channels) >= num_channels:
             raise ValueError(
                 f"--vector-channels are {self.config.vector_channels}, frames {shape} have {num_channels} channels as "
-                f"{layout}, counted from 0; correct it or --layout"
+                f"{kind}, counted from 0; correct it or --layout"
             )
-        return layout
 
     def _windows(
         self,
