@@ -133,11 +133,11 @@ def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | N
     return max(found.values(), key=lambda first: schemas.count(first.schema), default=None)
 
 
-def differences(found: FrameSchema, expected: FrameSchema) -> list[str]:
-    """What differs between two schemas, a few words per field."""
+def differences(found: FrameSchema, expected: FrameSchema) -> str:
+    """What differs between two schemas, a few words per field; "" where nothing does."""
     names = FrameSchema.model_fields
     pairs = ((name, getattr(found, name), getattr(expected, name)) for name in names)
-    return [f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other]
+    return "; ".join(f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other)
 
 
 def write_shard_of(job: ShardJob) -> ShardRecord:
@@ -191,8 +191,7 @@ class _GoodSamples:
             like = like or FirstSample(where, schema)
             result.key = stored_key(result.key)
             if schema != like.schema:
-                problem = "; ".join(differences(schema, like.schema))
-                self.bad_items.append(BadItem(where, f"{problem} as in {like.where}"))
+                self.bad_items.append(BadItem(where, f"{differences(schema, like.schema)} as in {like.where}"))
             elif result.key in keys:
                 self.bad_items.append(BadItem(where, f"an earlier sample has its key {result.key!r}"))
             else:
@@ -247,7 +246,7 @@ def _checked(source: Source[Any], sample: Sample) -> FrameSchema | str:
     except ValueError as error:
         return str(error)
     problems = differences(schema.model_copy(update=array_facts(sample)), schema)
-    return f"{'; '.join(problems)} as the source says" if problems else schema
+    return f"{problems} as the source says" if problems else schema
 
 
 def _shape_problem(name: str, array: np.ndarray, num_frames: int) -> str | None:

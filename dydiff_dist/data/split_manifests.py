@@ -10,7 +10,7 @@ import numpy as np
 
 from dydiff_dist import __version__
 from dydiff_dist.data.inputs import SPLITS, printable
-from dydiff_dist.data.manifest import MANIFEST_NAME, FrameSchema, Manifest, ShardIndex, document_bytes, read_document
+from dydiff_dist.data.manifest import MANIFEST_NAME, Manifest, ShardIndex, document_bytes, read_document
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, differences, first_sample
 from dydiff_dist.data.shard_writer import index_path
@@ -50,19 +50,19 @@ def agreed_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | 
         by_split.setdefault(task.split, []).append(task)
     found = {split: first_sample(source, own) for split, own in by_split.items()}
     known = {split: first for split, first in found.items() if first is not None}
-    _check_splits({split: (first.schema, first.where) for split, first in known.items()}, source.unlike_hint)
+    _check_splits(known, source.unlike_hint)
     return next(iter(known.values()), None)
 
 
-def _check_splits(schemas: dict[str, tuple[FrameSchema, str]], hint: str) -> None:
-    """One-line ``ValueError`` where the samples of two splits differ; each is given with the name of one of them."""
-    pairs = list(schemas.items())
-    for split, (schema, where) in pairs[1:]:
-        first_split, (first_schema, first_where) = pairs[0]
-        if schema != first_schema:
+def _check_splits(firsts: dict[str, FirstSample], hint: str) -> None:
+    """One-line ``ValueError`` where the samples of two splits differ, by one of each."""
+    pairs = list(firsts.items())
+    for split, own in pairs[1:]:
+        first_split, first = pairs[0]
+        if own.schema != first.schema:
             raise ValueError(
-                f"the splits differ: {split!r} ({where}) has {'; '.join(differences(schema, first_schema))} as "
-                f"{first_split!r} ({first_where}); {hint}"
+                f"the splits differ: {split!r} ({own.where}) has {differences(own.schema, first.schema)} as "
+                f"{first_split!r} ({first.where}); {hint}"
             )
 
 
@@ -150,13 +150,13 @@ def _check_agreement(by_split: dict[str, Records], hint: str) -> None:
     """All shards of all splits hold samples of one kind, and no key comes twice in a split."""
     firsts = {}
     for split, records in by_split.items():
-        schemas = [(record.frames, job.task.name) for job, record in records.items() if record.frames is not None]
-        firsts[split] = schemas[0]
-        for schema, name in schemas:
-            if schema != schemas[0][0]:
-                problem = "; ".join(differences(schema, schemas[0][0]))
+        first, *others = (FirstSample(job.task.name, found.frames) for job, found in records.items() if found.frames)
+        firsts[split] = first
+        for other in others:
+            if other.schema != first.schema:
                 raise ValueError(
-                    f"split {split!r} has shards of different schemas: {name} has {problem} as {schemas[0][1]}; {hint}"
+                    f"split {split!r} has shards of different schemas: {other.where} has "
+                    f"{differences(other.schema, first.schema)} as {first.where}; {hint}"
                 )
         seen: dict[str, str] = {}
         for job, record in records.items():
