@@ -177,9 +177,9 @@ def convert(
 def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> ConversionReport:
     """Writes a part's shards, and the manifests if those of all parts stand then."""
     stale = leftovers(run.out, jobs)
-    records, rewritten = run.write_missing(own_jobs)
+    records, num_reused, rewritten = run.write_missing(own_jobs)
     finished = standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
-    report = ConversionReport.of_records(records, run.num_reused, len(jobs) - len(finished), rewritten)
+    report = ConversionReport.of_records(records, num_reused, len(jobs) - len(finished), rewritten)
     if len(finished) == len(jobs):
         _check_bad_rate(finished, run.max_bad_rate, at_end=True)
         # parts that end at the same time write the manifests one after the other
@@ -217,7 +217,7 @@ def _jobs(
     return jobs
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
     """How missing shards are written, and who hears of it."""
 
@@ -227,13 +227,12 @@ class _Run:
     max_bad_rate: float | None
     on_shard: OnShard
     on_bad_item: Callable[[BadItem], None]
-    num_reused: int = 0
 
-    def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, Counter[str]]:
-        """Writes the shards that do not stand yet; the records of all in the plan's order, and why some that stood are
-        written anew."""
+    def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, int, Counter[str]]:
+        """Writes the shards that do not stand yet; the records of all in the plan's order, how many stood, and why some
+        that stood are written anew."""
         records, rewritten = standing_records(jobs, self.num_processes, self._tell)
-        self.num_reused = len(records)
+        num_reused = len(records)
         missing = [job for job in jobs if job not in records]
         _check_disk(self.out, sum(job.task.estimated_bytes for job in missing))
         for job in missing:
@@ -244,7 +243,7 @@ class _Run:
             records[job] = record
             self._tell(job, record)
             _check_bad_rate(records, self.max_bad_rate)
-        return {job: records[job] for job in jobs}, rewritten
+        return {job: records[job] for job in jobs}, num_reused, rewritten
 
     def _written(self, missing: list[ShardJob]) -> Iterable[tuple[ShardJob, ShardRecord]]:
         try:
