@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from dydiff_dist.arrays import read_npz
+from dydiff_dist.data.inputs import first_names
 from dydiff_dist.data.packing import CF_ATTRIBUTES, UNKNOWN_ATTRIBUTES, Unpacked, unpack
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
@@ -35,6 +36,7 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the array as it is stored, in any layout."""
         return tuple(self.array.shape)
 
     def read(self, number: int) -> Unpacked:
@@ -43,9 +45,8 @@ class StoredArray:
 
     def absent(self, number: int) -> np.ndarray:
         """(S,) bool: frames of entry ``number``, or of the whole array (-1), of which pieces are not in the file."""
-        length = self.shape[1 if number >= 0 else 0]
-        absent = np.zeros(length, bool)
         frame_axis = 1 if number >= 0 else 0
+        absent = np.zeros(self.shape[frame_axis], bool)
         for start, stop in _absent_pieces(self.array, number, frame_axis):
             absent[start:stop] = True
         return absent
@@ -70,7 +71,10 @@ def open_arrays(path: Path, packing: str = "cf") -> Iterator["ArrayFile"]:
             names = list(archive.files)
         yield ArrayFile({name: _NpzArray(path, name) for name in names}, packing)
     elif suffix == ".zarr":
-        yield ArrayFile(_open_zarr(path), packing)
+        import zarr  # an extra
+
+        store = zarr.open(store=str(path), mode="r")
+        yield ArrayFile({"": store} if hasattr(store, "shape") else store, packing)
     else:
         with h5py.File(path, "r") as file:
             yield ArrayFile(file, packing)
@@ -81,28 +85,25 @@ class ArrayFile:
     """The arrays of an open file."""
 
     content: Any
-    """Arrays by name: a dict, a group of HDF5 or zarr, or a zarr array alone; the array of an npy file has no name."""
+    """Arrays by name: a dict, or a group of HDF5 or zarr. That of a file that is one array alone has the name ""."""
     packing: str
 
-    def get(self, name: str) -> StoredArray | None:
-        """The array of that name (with / between groups); None if there is none. A file that is one array alone has it
-        under any name but "actions"."""
-        content = self.content
-        if hasattr(content, "shape"):
-            content = {"": content}
-        if isinstance(content, dict) and set(content) == {""}:
-            return None if name == "actions" else self._stored(content[""], name)
-        return self._stored(content[name], name) if name in content else None
+    def get(self, name: str, or_alone: bool = False) -> StoredArray | None:
+        """The array of that name (with / between groups), None if there is none; ``or_alone`` takes that of a file that
+        is one array alone."""
+        if isinstance(self.content, dict) and "" in self.content:
+            return self._stored(self.content[""], name) if or_alone else None
+        return self._stored(self.content[name], name) if name in self.content else None
 
     def names(self) -> list[str]:
         """Of what it holds."""
-        return [] if hasattr(self.content, "shape") else [name for name in self.content if name]
+        return list(self.content)
 
     def _stored(self, array: Any, name: str) -> StoredArray:
         if isinstance(array, _NpzArray):
             array = array.load()
         if not hasattr(array, "shape"):
-            raise ValueError(f"{name!r} is a group of {_some(list(array))}, not an array")
+            raise ValueError(f"{name!r} is a group of {first_names(list(array))}, not an array")
         given = getattr(array, "attrs", {})
         units = given.get("units", "")
         attributes = {}
@@ -123,20 +124,13 @@ class _NpzArray:
     name: str
 
     def load(self) -> np.ndarray:
+        """The array, as the file is now."""
         return _load_npz(self.path, self.name, self.path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def _load_npz(path: Path, name: str, _: int) -> np.ndarray:
     return read_npz(path, only=name)[name]
-
-
-def _open_zarr(path: Path) -> Any:
-    try:
-        import zarr
-    except ImportError:
-        raise ValueError(f"{path} needs the package zarr; install it with pip install dydiff_dist[zarr]") from None
-    return zarr.open(store=str(path), mode="r")
 
 
 def _fill_of_zarr(array: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +179,3 @@ def _has_chunk(array: Any, place: tuple[int, ...], chunks: tuple[int, ...]) -> b
         return array.id.get_chunk_info_by_coord(offset).byte_offset is not None
     folder = Path(array.store_path.store.root) / array.store_path.path
     return (folder / array.metadata.encode_chunk_key(place)).exists()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from dydiff_dist.data.inputs import describe_aside, input_state, printable
+from dydiff_dist.data.inputs import describe_aside, input_state
 from dydiff_dist.data.manifest import Manifest, read_document
 from dydiff_dist.data.members import PLAIN, EncodingConfig
 from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, json_hash, write_shard_of
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source
-from dydiff_dist.data.split_manifests import Records, agreed_sample, write_manifests
+from dydiff_dist.data.split_manifests import Records, agreed_sample, bad_items, planned_aside, write_manifests
 from dydiff_dist.data.standing import leftovers, prepare_folder, remove, standing_records
 from dydiff_dist.data.workers import run_in_processes, run_on_cluster
 from dydiff_dist.files import hold_lock
@@ -30,8 +30,6 @@ MIN_ITEMS_TO_JUDGE = 20
 """Items seen before the rate of bad ones may stop a conversion that goes on."""
 DEFAULT_BAD_RATE = 0.05
 """Share of bad inputs that is taken, where the user does not say."""
-
-Kind = TypeVar("Kind", BadItem, LeftOut)
 
 OnShard = Callable[[ShardTask, int, bool], None]
 """Called for each shard: task, number of samples, whether it was written by an earlier conversion."""
@@ -65,16 +63,15 @@ class ConversionReport:
         cls, records: Records, num_reused: int, num_elsewhere: int, rewritten: Counter[str]
     ) -> ConversionReport:
         """What a part's shards came to, before there are manifests."""
-        bad = [BadItem(*item) for record in records.values() for item in record.bad_items]
         return cls(
             manifests={},
             num_written=len(records) - num_reused,
             num_reused=num_reused,
             num_elsewhere=num_elsewhere,
-            bad_items=_aside(records, BadItem) + bad,
+            bad_items=bad_items(records),
             left_out=sum((Counter(record.left_out) for record in records.values()), Counter()),
             rewritten=rewritten,
-            not_read=_aside(records, LeftOut),
+            not_read=planned_aside(records, LeftOut),
         )
 
     def describe(self) -> list[str]:
@@ -90,13 +87,8 @@ class ConversionReport:
         lines += [f"{_in_words(read_document(path, Manifest))} -> {path}" for path in self.manifests.values()]
         lines += [f"no {split} split: {reason}" for split, reason in self.missing_splits.items()]
         if self.bad_items:
-            lines.append(f"rejected {len(self.bad_items)}, the first {printable(self.bad_items[0].name)}")
+            lines.append(f"rejected {len(self.bad_items)}, the first {self.bad_items[0].name}")
         return lines + self.remarks + describe_aside(self.not_read)
-
-
-def _aside(jobs: Iterable[ShardJob], kind: type[Kind]) -> list[Kind]:
-    """What planning set aside, of one kind."""
-    return [item for job in jobs for item in job.task.aside if isinstance(item, kind)]
 
 
 def _in_words(manifest: Manifest) -> str:
@@ -165,15 +157,15 @@ def convert(
         on_bad_item: called for each rejected input or sample as soon as it is known.
 
     Raises:
-        ValueError: ``out`` holds shards made with other options, disk space is short, another process writes this part,
-            the splits don't agree, or too many inputs are bad.
+        ValueError: a number that can't be, ``out`` holds shards made with other options, disk space is short, another
+            process writes this part, the splits don't agree, or too many inputs are bad.
         OSError: ``out`` can't be written.
     """
     number, count = part
-    _check_options(number, count, max_bad_rate)
+    _check_options(number, count, max_bad_rate, num_processes)
     tasks = tasks or source.plan()
     jobs = _jobs(source, tasks, out, encoding, agreed_sample(source, tasks))
-    for item in _aside(jobs[number::count], BadItem):
+    for item in planned_aside(jobs[number::count], BadItem):
         on_bad_item(item)
     busy = f"another conversion is writing to {out}; wait for it or give another --out"
     out.mkdir(parents=True, exist_ok=True)
@@ -185,9 +177,9 @@ def convert(
 def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> ConversionReport:
     """Writes a part's shards, and the manifests if those of all parts stand then."""
     stale = leftovers(run.out, jobs)
-    records, rewritten = run.write_missing(own_jobs)
+    records, num_reused, rewritten = run.write_missing(own_jobs)
     finished = standing_records(jobs, 0)[0] if len(own_jobs) < len(jobs) else records
-    report = ConversionReport.of_records(records, run.num_reused, len(jobs) - len(finished), rewritten)
+    report = ConversionReport.of_records(records, num_reused, len(jobs) - len(finished), rewritten)
     if len(finished) == len(jobs):
         _check_bad_rate(finished, run.max_bad_rate, at_end=True)
         # parts that end at the same time write the manifests one after the other
@@ -199,7 +191,9 @@ def _write_part(run: _Run, jobs: list[ShardJob], own_jobs: list[ShardJob]) -> Co
     return report
 
 
-def _check_options(number: int, count: int, max_bad_rate: float | None) -> None:
+def _check_options(number: int, count: int, max_bad_rate: float | None, num_processes: int) -> None:
+    if num_processes < 1:
+        raise ValueError(f"--processes is {num_processes}; give at least 1")
     if not 0 <= number < count:
         raise ValueError(f"part {number}/{count} does not exist; parts count from 0 to {count - 1}")
     if max_bad_rate is not None and not 0 <= max_bad_rate <= 1:
@@ -216,14 +210,14 @@ def _jobs(
     schema = None if like is None else like.schema.model_dump(mode="json")
     jobs = []
     for task in tasks:
-        files = list(source.input_files(task))
+        files = list(dict.fromkeys(path for item in task.items for path in source.item_files(item)))
         states |= {path: input_state(path) for path in files if path not in states}
         inputs = json_hash([task.items, [states[path] for path in files], schema])
         jobs.append(ShardJob(source, task, out, encoding, like, inputs))
     return jobs
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
     """How missing shards are written, and who hears of it."""
 
@@ -233,24 +227,23 @@ class _Run:
     max_bad_rate: float | None
     on_shard: OnShard
     on_bad_item: Callable[[BadItem], None]
-    num_reused: int = 0
 
-    def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, Counter[str]]:
-        """Writes the shards that do not stand yet; the records of all in the plan's order, and why some that stood are
-        written anew."""
+    def write_missing(self, jobs: list[ShardJob]) -> tuple[Records, int, Counter[str]]:
+        """Writes the shards that do not stand yet; the records of all in the plan's order, how many stood, and why some
+        that stood are written anew."""
         records, rewritten = standing_records(jobs, self.num_processes, self._tell)
-        self.num_reused = len(records)
+        num_reused = len(records)
         missing = [job for job in jobs if job not in records]
         _check_disk(self.out, sum(job.task.estimated_bytes for job in missing))
         for job in missing:
             prepare_folder(job)
-        if missing and (self.num_processes <= 1 or len(missing) == 1) and self.cluster is None:
+        if missing and (self.num_processes == 1 or len(missing) == 1) and self.cluster is None:
             missing[0].source.expect([job.task for job in missing])
         for job, record in self._written(missing):
             records[job] = record
             self._tell(job, record)
             _check_bad_rate(records, self.max_bad_rate)
-        return {job: records[job] for job in jobs}, rewritten
+        return {job: records[job] for job in jobs}, num_reused, rewritten
 
     def _written(self, missing: list[ShardJob]) -> Iterable[tuple[ShardJob, ShardRecord]]:
         try:
@@ -289,18 +282,15 @@ def _check_bad_rate(records: Records, max_bad_rate: float | None, at_end: bool =
     """
     rate = DEFAULT_BAD_RATE if max_bad_rate is None else max_bad_rate
     judges_few = at_end and max_bad_rate is not None
-    aside = _aside(records, BadItem)
-    bad = [item for record in records.values() for item in record.bad_items]
-    bad += [(printable(item.name), printable(item.reason)) for item in aside]
+    bad, num_aside = bad_items(records), len(planned_aside(records, BadItem))
     num_samples = sum(record.entry.num_samples for record in records.values())
-    lost = sum(record.num_lost_inputs for record in records.values()) + len(aside)
-    inputs = sum(record.num_inputs for record in records.values()) + len(aside)
-    for count, total in ((len(bad), len(bad) + num_samples), (lost if inputs > len(aside) else 0, inputs)):
+    lost = sum(record.num_lost_inputs for record in records.values()) + num_aside
+    inputs = sum(record.num_inputs for record in records.values()) + num_aside
+    for count, total in ((len(bad), len(bad) + num_samples), (lost if inputs > num_aside else 0, inputs)):
         # the product may be off by a rounding error
         allowed = math.ceil(rate * total - 1e-9)
         if count > allowed and (judges_few or total >= MIN_ITEMS_TO_JUDGE):
-            name, reason = bad[0]
             raise ValueError(
-                f"{count} of {total} inputs are bad, more than the allowed rate {rate}; the first is {name}: "
-                f"{reason}; mend them, or give another --max-bad-rate"
+                f"{count} of {total} inputs are bad, more than the allowed rate {rate}; the first is "
+                f"{bad[0].name}: {bad[0].reason}; mend them, or give another --max-bad-rate"
             )

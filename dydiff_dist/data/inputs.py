@@ -36,10 +36,9 @@ MAX_STEM_BYTES = 56
 class InputFiles:
     """What a folder holds: names relative to it, with / between folders, in order."""
 
-    root: Path
     files: list[str] = field(default_factory=list)
     aside: list[BadItem | LeftOut] = field(default_factory=list)
-    """What is no input, by name and reason, for ``source.set_aside``."""
+    """What is no input, by name and reason, for ``source.split_tasks``."""
 
     def first_fault(self) -> str:
         """The first bad input, to end an error with; "" where there is none."""
@@ -79,7 +78,7 @@ def find_files(root: Path, suffixes: Sequence[str], option: str = "--root", fold
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; {option} must be the folder of the inputs")
-    found = InputFiles(root)
+    found = InputFiles()
     seen: set[tuple[int, int]] = set()
     for name in _walk(root, "", folder_suffix, seen, found.aside):
         path, suffix = root / name, Path(name).suffix.lower()
@@ -96,7 +95,7 @@ def find_files(root: Path, suffixes: Sequence[str], option: str = "--root", fold
         else:
             found.files.append(name)
     if not found.files:
-        others = f"; it holds {_some([item.name for item in found.aside])}" if found.aside else ""
+        others = f"; it holds {first_names([item.name for item in found.aside])}" if found.aside else ""
         raise FileNotFoundError(f"{root} holds no {', '.join(suffixes)} file; give another {option}{others}")
     found.files.sort()
     return found
@@ -130,10 +129,10 @@ def describe_aside(left_out: Iterable[LeftOut]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for item in left_out:
         by_reason.setdefault(item.reason, []).append(item.name)
-    return [f"not read: {len(names)} ({_some(names)}): {reason}" for reason, names in by_reason.items()]
+    return [f"not read: {len(names)} ({first_names(names)}): {reason}" for reason, names in by_reason.items()]
 
 
-def _some(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """The first few names and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(printable(name) for name in names[:3]) + more

@@ -180,7 +180,8 @@ def _draw(axis: Any, shards: ShardSet, frame_CHW: np.ndarray, channel: int | Non
     """One frame: colours as they are, or one channel in a scale common to all samples, around 0 where it has signs."""
     low, high = shards.manifest.statistics.min, shards.manifest.statistics.max
     if channel is None:
-        ends = [end for pair in shards.schema.bounds for end in pair if end is not None] or [*low, *high]
+        bounds = [end for pair in shards.schema.bounds for end in pair if end is not None]
+        ends = bounds or ([0, 255] if shards.schema.dtype == "uint8" else [*low, *high])
         axis.imshow(((frame_CHW.transpose(1, 2, 0) - min(ends)) / ((max(ends) - min(ends)) or 1.0)).clip(0, 1))
         return
     bound = max(abs(low[channel]), abs(high[channel]))

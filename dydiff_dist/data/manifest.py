@@ -102,8 +102,9 @@ class FrameSchema(StrictConfig):
 
     @property
     def is_rgb(self) -> bool:
-        """Whether the channels are the colours of a picture; black and white are the ends of their ``bounds``."""
-        return self.channels == RGB
+        """Whether the channels are the colours of a picture: they are called so, or are three of 8 bits without names.
+        Black and white are the ends of their ``bounds``."""
+        return self.channels == RGB or (not self.channels and self.shape[0] == 3 and self.dtype == "uint8")
 
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
         """``bounds`` as (low, high), (C, 1, 1) float64 each in stored units, infinite where there is none.
@@ -177,7 +178,7 @@ class Manifest(SealedDocument):
     earlier version wrote it."""
     format_version: Literal[1] = 1
     source: str
-    """What the data are and which command and options made them."""
+    """Name of the source that made them; ``details`` has its options."""
     split: str
     """train, valid or test."""
     tool_version: str

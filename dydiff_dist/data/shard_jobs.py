@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from dydiff_dist.data.inputs import printable
 from dydiff_dist.data.manifest import FrameSchema, SealedDocument, ShardEntry, document_bytes
 from dydiff_dist.data.members import PLAIN, EncodingConfig, all_finite
 from dydiff_dist.data.shard_writer import Sample, plain_key, write_shard
-from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, reading
+from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, array_facts, reading
 from dydiff_dist.files import write_bytes
 from dydiff_dist.strict_config import describe_error
 
@@ -76,10 +76,12 @@ class ShardJob:
 
     @property
     def tar_path(self) -> Path:
+        """Where the shard is to stand."""
         return self.out / self.task.split / self.task.name
 
     @property
     def record_path(self) -> Path:
+        """Where its ``ShardRecord`` is to stand."""
         return self.tar_path.parent / ".records" / (self.tar_path.stem + ".json")
 
     @cached_property
@@ -114,10 +116,10 @@ def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | N
     if not tasks or not _reads_items(source):
         return None
     items = [item for task in tasks for item in task.items]
-    found: dict[str, FirstSample] = {}
+    found: dict[tuple[object, ...], FirstSample] = {}
     for item in (items[0], items[len(items) // 2], items[-1], *tasks[0].items):
         name = source.item_name(item)
-        files = str(list(source.input_files(replace(tasks[0], items=(item,)))) or name)
+        files: tuple[object, ...] = tuple(source.item_files(item)) or (name,)
         if files in found:
             continue
         with closing(reading(name, source.read_item(item))) as results:
@@ -131,11 +133,11 @@ def first_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | N
     return max(found.values(), key=lambda first: schemas.count(first.schema), default=None)
 
 
-def differences(found: FrameSchema, expected: FrameSchema) -> list[str]:
-    """What differs between two schemas, a few words per field."""
+def differences(found: FrameSchema, expected: FrameSchema) -> str:
+    """What differs between two schemas, a few words per field; "" where nothing does."""
     names = FrameSchema.model_fields
     pairs = ((name, getattr(found, name), getattr(expected, name)) for name in names)
-    return [f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other]
+    return "; ".join(f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other)
 
 
 def write_shard_of(job: ShardJob) -> ShardRecord:
@@ -189,8 +191,7 @@ class _GoodSamples:
             like = like or FirstSample(where, schema)
             result.key = stored_key(result.key)
             if schema != like.schema:
-                problem = "; ".join(differences(schema, like.schema))
-                self.bad_items.append(BadItem(where, f"{problem} as in {like.where}"))
+                self.bad_items.append(BadItem(where, f"{differences(schema, like.schema)} as in {like.where}"))
             elif result.key in keys:
                 self.bad_items.append(BadItem(where, f"an earlier sample has its key {result.key!r}"))
             else:
@@ -244,15 +245,8 @@ def _checked(source: Source[Any], sample: Sample) -> FrameSchema | str:
         return describe_error(error, FrameSchema)
     except ValueError as error:
         return str(error)
-    found = {
-        "num_frames": sample.frames.shape[0],
-        "shape": sample.frames.shape[1:],
-        "dtype": str(sample.frames.dtype),
-        "num_actions": 0 if sample.actions is None else sample.actions.shape[1],
-        "has_logvar": sample.logvar is not None,
-    }
-    problems = differences(schema.model_copy(update=found), schema)
-    return f"{'; '.join(problems)} as the source says" if problems else schema
+    problems = differences(schema.model_copy(update=array_facts(sample)), schema)
+    return f"{problems} as the source says" if problems else schema
 
 
 def _shape_problem(name: str, array: np.ndarray, num_frames: int) -> str | None:

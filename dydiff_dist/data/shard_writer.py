@@ -15,11 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import webdataset
 
-from dydiff_dist.data.manifest import (
-    ShardEntry,
-    ShardIndex,
-    document_bytes,
-)
+from dydiff_dist.data.manifest import ShardEntry, ShardIndex, document_bytes
 from dydiff_dist.data.members import (
     ACTIONS_MEMBER,
     LOGVAR_MEMBER,

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -60,7 +60,7 @@ class ShardTask:
     items: tuple[Any, ...]
     estimated_bytes: int
     aside: tuple[BadItem | LeftOut, ...] = ()
-    """What planning found and gave to no shard; it is reported with this one (``set_aside``)."""
+    """What planning found and gave to no shard; it is reported with this one (``split_tasks``)."""
 
 
 class Source(ABC, Generic[Config]):
@@ -110,9 +110,9 @@ class Source(ABC, Generic[Config]):
         for item in task.items:
             yield from reading(self.item_name(item), self.read_item(item))
 
-    def input_files(self, task: ShardTask) -> Iterable[Path]:
-        """Files (or folders that stand for one) that the shard is read from: where one of them changes, a conversion
-        that is started again writes the shard anew."""
+    def item_files(self, item: Any) -> Iterable[Path]:
+        """Files (or folders that stand for one) that an item is read from: where one of them changes, a conversion that
+        is started again writes its shard anew."""
         return ()
 
     def independent(self, split: str) -> Independent | None:
@@ -230,6 +230,7 @@ def register_source(name: str, config: type[StrictConfig], summary: str) -> Call
     """
 
     def register(source: SourceClass) -> SourceClass:
+        """Lists the class under ``name``, which a module that is imported again may do again."""
         place = (source.__module__, source.__qualname__)
         standing = SOURCES.get(name)
         if standing and place != (standing.source.__module__, standing.source.__qualname__):
@@ -252,11 +253,13 @@ def shard_tasks(split: str, items: Iterable[tuple[Any, int]], per_shard: int) ->
     ]
 
 
-def set_aside(tasks: list[ShardTask], found: Iterable[BadItem | LeftOut]) -> list[ShardTask]:
-    """The tasks, with what planning ``found`` but gave to none of them, to be reported with the first."""
-    if not tasks:
-        return []
-    return [replace(tasks[0], aside=(*tasks[0].aside, *found)), *tasks[1:]]
+def split_tasks(
+    by_split: Mapping[str, Iterable[tuple[Any, int]]], per_shard: int, aside: Iterable[BadItem | LeftOut] = ()
+) -> list[ShardTask]:
+    """The ``shard_tasks`` of each split, one split after the other. What planning found and gave to none of them,
+    ``aside``, is reported with the first."""
+    tasks = [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
+    return [replace(task, aside=tuple(aside)) for task in tasks[:1]] + tasks[1:]
 
 
 def split_of(name: str, valid_fraction: float, test_fraction: float = 0.0) -> str:
@@ -276,11 +279,15 @@ def schema_of(sample: Sample, **facts: Any) -> FrameSchema:
     Raises:
         ValueError: shards do not hold frames of this type.
     """
-    found = {
+    return FrameSchema.model_validate({**array_facts(sample), **facts})
+
+
+def array_facts(sample: Sample) -> dict[str, Any]:
+    """The fields of ``FrameSchema`` that a sample's arrays decide."""
+    return {
         "num_frames": sample.frames.shape[0],
         "shape": sample.frames.shape[1:],
         "dtype": str(sample.frames.dtype),
         "num_actions": 0 if sample.actions is None else sample.actions.shape[1],
         "has_logvar": sample.logvar is not None,
     }
-    return FrameSchema.model_validate({**found, **facts})

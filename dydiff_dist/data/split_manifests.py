@@ -1,22 +1,16 @@
 """The end of a conversion: records of shards become one manifest per split, once all splits are found to agree."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dydiff_dist import __version__
 from dydiff_dist.data.inputs import SPLITS, printable
-from dydiff_dist.data.manifest import (
-    MANIFEST_NAME,
-    FrameSchema,
-    Manifest,
-    ShardIndex,
-    document_bytes,
-    read_document,
-)
+from dydiff_dist.data.manifest import MANIFEST_NAME, Manifest, ShardIndex, document_bytes, read_document
 from dydiff_dist.data.members import EncodingConfig
 from dydiff_dist.data.shard_jobs import FirstSample, ShardJob, ShardRecord, differences, first_sample
 from dydiff_dist.data.shard_writer import index_path
@@ -28,6 +22,20 @@ SPREAD_RATIO = 30
 """Ratio between the spreads of two splits' values above which they are hardly in the same units."""
 
 Records = dict[ShardJob, ShardRecord]
+Kind = TypeVar("Kind", BadItem, LeftOut)
+
+
+def planned_aside(jobs: Iterable[ShardJob], kind: type[Kind]) -> list[Kind]:
+    """What planning gave to no shard, of one kind."""
+    return [item for job in jobs for item in job.task.aside if isinstance(item, kind)]
+
+
+def bad_items(records: Records) -> list[BadItem]:
+    """What was rejected, in planning and then in the shards, in words that any terminal takes."""
+    planned = planned_aside(records, BadItem)
+    return [replace(item, name=printable(item.name), reason=printable(item.reason)) for item in planned] + [
+        BadItem(*item) for record in records.values() for item in record.bad_items
+    ]
 
 
 def agreed_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | None:
@@ -42,19 +50,19 @@ def agreed_sample(source: Source[Any], tasks: list[ShardTask]) -> FirstSample | 
         by_split.setdefault(task.split, []).append(task)
     found = {split: first_sample(source, own) for split, own in by_split.items()}
     known = {split: first for split, first in found.items() if first is not None}
-    _check_splits({split: (first.schema, first.where) for split, first in known.items()}, source.unlike_hint)
+    _check_splits(known, source.unlike_hint)
     return next(iter(known.values()), None)
 
 
-def _check_splits(schemas: dict[str, tuple[FrameSchema, str]], hint: str) -> None:
-    """One-line ``ValueError`` where the samples of two splits differ; each is given with the name of one of them."""
-    pairs = list(schemas.items())
-    for split, (schema, where) in pairs[1:]:
-        first_split, (first_schema, first_where) = pairs[0]
-        if schema != first_schema:
+def _check_splits(firsts: dict[str, FirstSample], hint: str) -> None:
+    """One-line ``ValueError`` where the samples of two splits differ, by one of each."""
+    pairs = list(firsts.items())
+    for split, own in pairs[1:]:
+        first_split, first = pairs[0]
+        if own.schema != first.schema:
             raise ValueError(
-                f"the splits differ: {split!r} ({where}) has {'; '.join(differences(schema, first_schema))} as "
-                f"{first_split!r} ({first_where}); {hint}"
+                f"the splits differ: {split!r} ({own.where}) has {differences(own.schema, first.schema)} as "
+                f"{first_split!r} ({first.where}); {hint}"
             )
 
 
@@ -106,9 +114,7 @@ def _manifest(
 ) -> Manifest:
     entries = tuple(record.entry for record in records.values() if record.entry.num_samples)
     left_out = sum((Counter(record.left_out) for record in records.values()), Counter[str]())
-    aside = [item for job in records for item in job.task.aside]
-    left_out.update(item.reason for item in aside if isinstance(item, LeftOut))
-    rejected = sum(len(record.bad_items) for record in records.values())
+    left_out.update(item.reason for item in planned_aside(records, LeftOut))
     return Manifest(
         source=source.name,
         split=split,
@@ -124,7 +130,7 @@ def _manifest(
         details={
             "options": _printable_tree(source.config.model_dump(mode="json")),
             "encoding": encoding.model_dump(mode="json"),
-            "rejected_items": rejected + sum(isinstance(item, BadItem) for item in aside),
+            "rejected_items": len(bad_items(records)),
             "left_out_items": dict(left_out),
             **source.details(),
         },
@@ -144,13 +150,13 @@ def _check_agreement(by_split: dict[str, Records], hint: str) -> None:
     """All shards of all splits hold samples of one kind, and no key comes twice in a split."""
     firsts = {}
     for split, records in by_split.items():
-        schemas = [(record.frames, job.task.name) for job, record in records.items() if record.frames is not None]
-        firsts[split] = schemas[0]
-        for schema, name in schemas:
-            if schema != schemas[0][0]:
-                problem = "; ".join(differences(schema, schemas[0][0]))
+        first, *others = (FirstSample(job.task.name, found.frames) for job, found in records.items() if found.frames)
+        firsts[split] = first
+        for other in others:
+            if other.schema != first.schema:
                 raise ValueError(
-                    f"split {split!r} has shards of different schemas: {name} has {problem} as {schemas[0][1]}; {hint}"
+                    f"split {split!r} has shards of different schemas: {other.where} has "
+                    f"{differences(other.schema, first.schema)} as {first.where}; {hint}"
                 )
         seen: dict[str, str] = {}
         for job, record in records.items():
@@ -166,11 +172,10 @@ def _check_agreement(by_split: dict[str, Records], hint: str) -> None:
 
 def _why_empty(records: Records) -> str:
     """Why no sample came of a split's shards."""
-    bad = [item for record in records.values() for item in record.bad_items]
-    bad += [(item.name, item.reason) for job in records for item in job.task.aside if isinstance(item, BadItem)]
+    bad = bad_items(records)
     left_out = [reason for record in records.values() for reason in record.left_out]
     if bad:
-        return f"all of its inputs were rejected, {len(bad)} in all; the first is {bad[0][0]}: {bad[0][1]}"
+        return f"all of its inputs were rejected, {len(bad)} in all; the first is {bad[0].name}: {bad[0].reason}"
     return f"all of its inputs were left out: {left_out[0]}" if left_out else "its inputs hold none"
 
 

@@ -96,6 +96,7 @@ def leftovers(out: Path, jobs: list[ShardJob]) -> list[ShardJob]:
 
 
 def remove(jobs: list[ShardJob]) -> None:
+    """Removes shards with their records, and the manifests of their splits, which list them."""
     for job in jobs:
         for path in (job.tar_path.with_name(MANIFEST_NAME), job.tar_path, index_path(job.tar_path), job.record_path):
             path.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from dydiff_dist.quoting import first_line
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -59,8 +61,7 @@ def run_on_cluster(
     try:
         client = distributed.Client(address, timeout=CONNECT_TIMEOUT_SEC)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"no Dask scheduler answers at --cluster {address}: {reason}") from None
+        raise ValueError(f"no Dask scheduler answers at --cluster {address}: {first_line(error)}") from None
     with client:
         folder = os.getcwd()
         futures = {client.submit(_in_folder, folder, function, job, pure=False): job for job in jobs}

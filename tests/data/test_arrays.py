@@ -74,9 +74,9 @@ def test_video_files_give_rgb_frames(tmp_path):
 
 
 def test_channels_last_folders_as_splits_and_types(tmp_path):
-    for split in ("train", "test"):
+    for split, dtype in (("train", "<f8"), ("test", ">f8")):
         (tmp_path / "in" / split).mkdir(parents=True)
-        np.save(tmp_path / "in" / split / "a.npy", FRAMES[0].transpose(0, 2, 3, 1).astype(np.float64))
+        np.save(tmp_path / "in" / split / "a.npy", FRAMES[0].transpose(0, 2, 3, 1).astype(dtype))
     convert(source(tmp_path / "in", layout="channels_last", vector_channels=(0, 1), allow=("flip",)), tmp_path / "out")
     (first, second) = samples(tmp_path / "out" / "test")
     assert np.array_equal(first.frames, FRAMES[0, :3]) and np.array_equal(second.frames, FRAMES[0, 3:6])
@@ -245,6 +245,14 @@ def test_what_the_user_said_is_held_against_the_shape(tmp_path, options, message
         convert(source(tmp_path / "in", layout="channels_first", **options), tmp_path / "out")
 
 
+@pytest.mark.parametrize("options", [{"channels": ("grey",)}, {"vector_channels": (2, 3)}])
+def test_what_the_user_said_of_videos_is_held_against_their_colours(tmp_path, options):
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", moving(3))
+    with pytest.raises(ValueError, match=r"--(channels|vector-channels) .* have 3 (channels )?as a video"):
+        convert(source(tmp_path / "in", **options), tmp_path / "out")
+
+
 def test_frames_of_another_name_and_files_that_hold_none(tmp_path):
     h5(tmp_path / "in" / "a.h5", FRAMES, name="fields/velocity")
     h5(tmp_path / "in" / "b.h5", FRAMES)
@@ -266,6 +274,12 @@ def test_a_zarr_store_of_one_array_is_the_frames(tmp_path):
     assert np.array_equal(samples(tmp_path / "out" / "train")[0].frames, FRAMES[0, :3])
 
 
+def test_a_file_of_one_array_has_no_actions_whatever_they_are_called(tmp_path):
+    write(tmp_path / "in", "npy")
+    report = convert(source(tmp_path / "in", actions_name="moves"), tmp_path / "out")
+    assert not report.bad_items and samples(tmp_path / "out" / "train")[0].actions is None
+
+
 def test_names_of_any_kind_give_shards_that_are_read(tmp_path):
     (tmp_path / "in").mkdir()
     names = ["Überflug_1.npy", "x" * 180 + ".npy", "run 1 (2).npy", "飛行.NPY", "a.npy", "a.npz", "a-00000.npy"]
@@ -280,7 +294,7 @@ def test_names_of_any_kind_give_shards_that_are_read(tmp_path):
 
 
 def test_what_is_not_read_is_named_last(tmp_path):
-    write(tmp_path / "in" / "train", "npy")
+    write(tmp_path / "in" / "Train", "npy")
     write(tmp_path / "elsewhere", "npy")
     (tmp_path / "in" / "validation").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "extra").mkdir()

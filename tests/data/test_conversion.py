@@ -16,12 +16,13 @@ import pytest
 import webdataset
 
 from dydiff_dist.data.convert import convert
+from dydiff_dist.data.inputs import SPLITS
 from dydiff_dist.data.manifest import Manifest, ShardIndex, manifest_identity, read_document
 from dydiff_dist.data.members import PLAIN
 from dydiff_dist.data.shard_jobs import ShardJob, ShardRecord
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import BadItem, LeftOut, Source, schema_of, set_aside, shard_tasks
+from dydiff_dist.data.source import BadItem, LeftOut, Source, schema_of, split_tasks
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -39,12 +40,8 @@ class JsonSource(Source[JsonConfig]):
 
     def plan(self):
         files = sorted(path.name for path in Path(self.config.root).glob("*.json"))
-        tasks = [
-            task
-            for split in ("train", "valid", "test")
-            for task in shard_tasks(split, ((n, 4096) for n in files if n.startswith(split)), self.config.per_shard)
-        ]
-        return set_aside(tasks, [LeftOut("it is not of this kind", "README")])
+        by_split = {split: [(n, 4096) for n in files if n.startswith(split)] for split in SPLITS}
+        return split_tasks(by_split, self.config.per_shard, [LeftOut("it is not of this kind", "README")])
 
     def read_item(self, item):
         facts = json.loads((Path(self.config.root) / item).read_text())
@@ -56,8 +53,8 @@ class JsonSource(Source[JsonConfig]):
         arrays = {name: np.array(facts[name]) for name in ("actions", "states") if name in facts}
         yield Sample(facts.get("key", item.removesuffix(".json")), frames, **arrays)
 
-    def input_files(self, task):
-        return [Path(self.config.root) / item for item in task.items]
+    def item_files(self, item):
+        return [Path(self.config.root) / item]
 
     def schema(self, sample):
         return schema_of(sample)
@@ -394,6 +391,11 @@ def test_a_process_that_dies_is_one_line(tmp_path):
 def test_a_rate_that_is_no_share_is_refused(tmp_path, rate):
     with pytest.raises(ValueError, match=r"--max-bad-rate is .*; give a share from 0 to 1"):
         convert(many(tmp_path / "in"), tmp_path / "out", max_bad_rate=rate)
+
+
+def test_no_processes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--processes is 0; give at least 1"):
+        convert(many(tmp_path / "in"), tmp_path / "out", num_processes=0)
 
 
 def test_a_plan_without_shards_is_refused(tmp_path):

@@ -363,6 +363,10 @@ def test_robonet_file_hashes_are_checked(tmp_path):
     reasons = {item.name: item.reason for item in report.bad_items}
     assert set(reasons) == {"altered.hdf5", "unlisted.hdf5"} and sample.key == "good-00"
     assert "fetch the file again" in reasons["altered.hdf5"] and "does not list it" in reasons["unlisted.hdf5"]
+    with open(tmp_path / "SHA256", "a") as sums_file:
+        sums_file.write(f"{file_sha256(tmp_path / 'in' / 'unlisted.hdf5')}  unlisted.hdf5\n")
+    report, _ = convert_one(tmp_path, hashes=str(tmp_path / "SHA256"))
+    assert {item.name for item in report.bad_items} == {"altered.hdf5"}
 
 
 def test_robonet_several_cameras_give_samples_of_their_own(tmp_path):

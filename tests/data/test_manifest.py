@@ -62,11 +62,33 @@ class FloatColours(NumberedSource):
         return schema_of(sample, channels=RGB, bounds=((0, 1),) * 3)
 
 
-def test_colours_are_drawn_as_they_are_between_their_bounds(tmp_path, monkeypatch):
-    convert(FloatColours(NumberedSourceConfig(counts=(2,))), tmp_path / "out")
-    shards = ShardSet.open(tmp_path / "out" / "train")
+class UnnamedColours(NumberedSource):
+    """Three channels of 8 bits, as people store pictures, at a fifth of white."""
+
+    def read(self, task):
+        for number in range(2):
+            yield Sample(f"picture-{number}", np.full((5, 3, 4, 4), 51, np.uint8))
+
+    def schema(self, sample):
+        return schema_of(sample)
+
+
+def drawn_pixels(source, folder, monkeypatch):
+    """What is drawn of two samples, and the settings of each picture."""
+    convert(source(NumberedSourceConfig(counts=(2,))), folder / "out")
     drawn = []
     monkeypatch.setattr(Axes, "imshow", lambda axis, pixels, **settings: drawn.append((pixels, settings)))
-    save_pictures(shards, tmp_path / "picture.png", num_samples=2)
+    save_pictures(ShardSet.open(folder / "out" / "train"), folder / "picture.png", num_samples=2)
+    return drawn
+
+
+def test_colours_are_drawn_as_they_are_between_their_bounds(tmp_path, monkeypatch):
+    drawn = drawn_pixels(FloatColours, tmp_path, monkeypatch)
     assert len(drawn) == 10 and all((pixels == 0.25).all() and not settings for pixels, settings in drawn)
-    assert "max 0.25 within 0 to 1; network units" in "\n".join(describe(shards))
+    lines = describe(ShardSet.open(tmp_path / "out" / "train"))
+    assert "max 0.25 within 0 to 1; network units" in "\n".join(lines)
+
+
+def test_three_channels_of_8_bits_without_names_are_drawn_as_colours(tmp_path, monkeypatch):
+    drawn = drawn_pixels(UnnamedColours, tmp_path, monkeypatch)
+    assert len(drawn) == 10 and all((pixels == 0.2).all() and not settings for pixels, settings in drawn)

@@ -14,14 +14,14 @@ of a trajectory stay together.
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
 from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
-from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent
+from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent, StoredType
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
     BadItem,
@@ -30,15 +30,14 @@ from dydiff_dist.data.source import (
     reading,
     register_source,
     schema_of,
-    set_aside,
-    shard_tasks,
     split_of,
+    split_tasks,
 )
 from dydiff_dist.data.video import decoded_bytes, read_video
 from dydiff_dist.strict_config import StrictConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".ts")
-STORED_DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
+STORED_DTYPES = get_args(StoredType)
 
 Layout = Literal["channels_first", "channels_last", "no_channels"]
 LAYOUTS: dict[Layout, str] = {"channels_first": "SCHW", "channels_last": "SHWC", "no_channels": "SHW"}
@@ -94,6 +93,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
     """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type."""
 
     unlike_hint = "convert them to one kind first (--fps brings videos to one rate)"
+    _folders_split: bool = False
+    """Whether folders are the splits; known when the inputs were planned."""
 
     def plan(self) -> list[ShardTask]:
         """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone, stem of
@@ -103,6 +104,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
         if any(Path(name).suffix.lower() == ".zarr" for name in found.files) and find_spec("zarr") is None:
             raise ValueError(f"{root} holds zarr stores; pip install dydiff_dist[zarr] to read them")
         folders = found.by_split()
+        self._folders_split = folders is not None
         stems = unique_stems(found.files)
         by_split: dict[str, list[tuple[tuple[str, int, str], int]]] = {split: [] for split in SPLITS}
         for split_folder, names in (folders or {"": found.files}).items():
@@ -117,12 +119,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
                     by_split[split_folder or hashed].append(((name, number, stems[name]), size))
         if not by_split["train"]:
             raise ValueError(f"no trajectory under {root} is left for training; lower the fractions or fill train/")
-        tasks = [
-            task
-            for split, items in by_split.items()
-            for task in shard_tasks(split, items, config.trajectories_per_shard)
-        ]
-        return set_aside(tasks, found.aside)
+        return split_tasks(by_split, config.trajectories_per_shard, found.aside)
 
     def read_item(self, item: Any) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory."""
@@ -131,37 +128,35 @@ class ArraysSource(Source[ArraysSourceConfig]):
         if path.suffix.lower() in VIDEO_SUFFIXES:
             clip = read_video(path, self.config.fps)
             frames = np.stack(clip.frames).transpose(0, 3, 1, 2)
+            self._check_channels(frames.shape, len(RGB), "a video")
             meta = {"frames_per_sec": clip.frames_per_sec, "is_video": True}
-            yield from self._windows(item, frames, None, meta, np.zeros(len(frames), bool), None)
+            yield from self._windows(item, frames, None, meta)
             return
         with open_arrays(path, self.config.packing) as arrays:
             stored = self._frames_of(arrays)
             layout = self._layout(stored.shape)
             unpacked = stored.read(number)
-            absent = np.zeros(unpacked.values.shape[0], bool)
-            if self.config.absent_chunks == "reject":
-                absent = stored.absent(number)
+            absent = stored.absent(number) if self.config.absent_chunks == "reject" else None
             actions = arrays.get(self.config.actions_name)
             if actions is not None and number >= 0 and actions.shape[0] != stored.shape[0]:
                 raise ValueError(f"actions {actions.shape} are not of the trajectories of frames {stored.shape}")
             actions_SA = None if actions is None else _real_numbers(actions, number)
-        missing = unpacked.is_missing
         frames = _storable(_channels_first(unpacked.values, layout))
         if actions_SA is not None and (actions_SA.ndim != 2 or len(actions_SA) != len(frames)):
             raise ValueError(
                 f"actions {actions_SA.shape} do not fit {len(frames)} frames; (S, A) is expected, the action at "
                 "frame s being the one that leads to it"
             )
-        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, missing)
+        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, unpacked.is_missing)
 
     def item_name(self, item: Any) -> str:
         """File and trajectory."""
         name, number, _ = item
         return name if number < 0 else f"{name}, trajectory {number}"
 
-    def input_files(self, task: ShardTask) -> list[Path]:
-        """The files of the shard's trajectories."""
-        return [Path(self.config.root) / name for name in dict.fromkeys(item[0] for item in task.items)]
+    def item_files(self, item: Any) -> list[Path]:
+        """The trajectory's file."""
+        return [Path(self.config.root) / item[0]]
 
     def independent(self, split: str) -> Independent:
         """Each trajectory: keys go on with the window's first frame."""
@@ -169,7 +164,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def split_hint(self, split: str) -> str:
         """The folder or the fraction that decides."""
-        if any((Path(self.config.root) / folder).is_dir() for folder in ("train", "training")):
+        if self._folders_split:
             return f"there is no folder {split}/ with files under {self.config.root}"
         fraction = getattr(self.config, f"{split}_fraction", None)
         return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
@@ -201,7 +196,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def _frames_of(self, arrays: ArrayFile) -> StoredArray:
         name = self.config.frames_name
-        frames = arrays.get(name)
+        frames = arrays.get(name, or_alone=True)
         if frames is None:
             names = ", ".join(arrays.names()[:6]) or "nothing"
             raise ValueError(f"it has no array {name!r}, only {names}; say which holds the frames with --frames-name")
@@ -209,19 +204,21 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         layout = find_layout(shape, self.config.layout, self.config.num_frames, len(self.config.channels))
-        channel = LAYOUTS[layout].find("C") - len(LAYOUTS[layout])
-        num_channels = 1 if layout == "no_channels" else shape[channel]
+        self._check_channels(shape, _sizes(shape, LAYOUTS[layout]).get("C", 1), layout)
+        return layout
+
+    def _check_channels(self, shape: tuple[int, ...], num_channels: int, kind: str) -> None:
+        """Holds what the options say of channels against an array of a layout, or a video."""
         if self.config.channels and len(self.config.channels) != num_channels:
             raise ValueError(
-                f"--channels names {len(self.config.channels)}, frames {shape} have {num_channels} as {layout}; "
+                f"--channels names {len(self.config.channels)}, frames {shape} have {num_channels} as {kind}; "
                 "correct --channels or --layout"
             )
         if self.config.vector_channels and max(self.config.vector_channels) >= num_channels:
             raise ValueError(
                 f"--vector-channels are {self.config.vector_channels}, frames {shape} have {num_channels} channels as "
-                f"{layout}, counted from 0; correct it or --layout"
+                f"{kind}, counted from 0; correct it or --layout"
             )
-        return layout
 
     def _windows(
         self,
@@ -229,8 +226,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
         frames: np.ndarray,
         actions: np.ndarray | None,
         meta: dict[str, Any],
-        absent: np.ndarray,
-        missing: np.ndarray | None,
+        absent: np.ndarray | None = None,
+        missing: np.ndarray | None = None,
     ) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory, without those that lack chunks (``absent``, (S,)) or values (``missing``)."""
         name, number, stem = item
@@ -241,7 +238,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
         for start in range(0, len(frames) - length + 1, self.config.window_step or length):
             cut = slice(start, start + length)
             where = f"frames {start} to {start + length - 1}"
-            if absent[cut].any():
+            if absent is not None and absent[cut].any():
                 reason = (
                     f"{where}: chunks of frame {start + int(absent[cut].argmax())} are not in the file: lost by a "
                     "copy, never written, or left out as they hold the fill value (then --absent-chunks fill)"
@@ -331,8 +328,9 @@ def _real_numbers(array: StoredArray, number: int) -> np.ndarray:
 
 
 def _storable(frames: np.ndarray) -> np.ndarray:
-    """The frames in a type that shards hold: float64 becomes float32, bool uint8, others stay or are refused."""
-    if frames.dtype == np.float64:
+    """The frames in a type that shards hold, of either byte order: float64 becomes float32, bool uint8, others stay or
+    are refused."""
+    if frames.dtype.name == "float64":
         return frames.astype(np.float32)
     if frames.dtype == np.bool_:
         return frames.astype(np.uint8)

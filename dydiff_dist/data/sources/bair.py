@@ -21,9 +21,8 @@ from dydiff_dist.data.source import (
     reading,
     register_source,
     schema_of,
-    set_aside,
-    shard_tasks,
     split_of,
+    split_tasks,
 )
 from dydiff_dist.data.tfrecord import FeatureValue, Record, iterate_records, read_example
 from dydiff_dist.strict_config import StrictConfig
@@ -75,11 +74,9 @@ class BairSource(Source[BairSourceConfig]):
                     split = split_of(f"{name}/{number}", self.config.valid_fraction) if folder == "train" else folder
                     item = (name, number, record.offset, record.size, stems[name])
                     by_split[split].append((item, sample_bytes))
-        per_shard = self.config.trajectories_per_shard
-        tasks = [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
         if not by_split["train"]:
             raise ValueError(f"{root} has no trajectory for training{found.first_fault()}")
-        return set_aside(tasks, found.aside)
+        return split_tasks(by_split, self.config.trajectories_per_shard, found.aside)
 
     def read_item(self, item: Any) -> Iterator[Sample]:
         """A trajectory."""
@@ -91,9 +88,9 @@ class BairSource(Source[BairSourceConfig]):
         """File and record."""
         return f"{item[0]}, record {item[1]}"
 
-    def input_files(self, task: ShardTask) -> list[Path]:
-        """The files of the shard's records."""
-        return [Path(self.config.root) / name for name in dict.fromkeys(item[0] for item in task.items)]
+    def item_files(self, item: Any) -> list[Path]:
+        """The record's file."""
+        return [Path(self.config.root) / item[0]]
 
     def independent(self, split: str) -> Independent:
         """Each trajectory: the robot's arm begins each anew."""

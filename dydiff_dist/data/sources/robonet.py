@@ -19,16 +19,7 @@ from dydiff_dist.data.hdf5 import dataset, open_hdf5
 from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
 from dydiff_dist.data.manifest import RGB, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import (
-    LeftOut,
-    ShardTask,
-    Source,
-    register_source,
-    schema_of,
-    set_aside,
-    shard_tasks,
-    split_of,
-)
+from dydiff_dist.data.source import LeftOut, ShardTask, Source, register_source, schema_of, split_of, split_tasks
 from dydiff_dist.data.tables import read_text
 from dydiff_dist.data.video import decode_video
 from dydiff_dist.files import file_sha256
@@ -103,13 +94,12 @@ class RobonetSource(Source[RobonetSourceConfig]):
             by_split[self._split(file, test_names)].append(((file, stems[file]), file_bytes))
         if not by_split["train"]:
             raise ValueError(f"no trajectory of {len(found.files)} is left for training; lower the fractions")
-        per_shard = self.config.trajectories_per_shard
-        tasks = [task for split, items in by_split.items() for task in shard_tasks(split, items, per_shard)]
-        return set_aside(tasks, found.aside)
+        return split_tasks(by_split, self.config.trajectories_per_shard, found.aside)
 
-    def input_files(self, task: ShardTask) -> list[Path]:
-        """The shard's trajectories."""
-        return [Path(self.config.root) / item[0] for item in task.items]
+    def item_files(self, item: Any) -> list[Path]:
+        """The trajectory's file, and the list that says whether it is whole."""
+        lists = [] if self.config.hashes is None else [Path(self.config.hashes)]
+        return [Path(self.config.root) / item[0], *lists]
 
     def independent(self, split: str) -> Independent:
         """Each trajectory, whatever the camera: keys go on with the stretch and the camera."""

@@ -17,15 +17,7 @@ from pydantic import Field, model_validator
 
 from dydiff_dist.data.manifest import FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import (
-    LeftOut,
-    ShardTask,
-    Source,
-    register_source,
-    schema_of,
-    set_aside,
-    shard_tasks,
-)
+from dydiff_dist.data.source import LeftOut, ShardTask, Source, register_source, schema_of, split_tasks
 from dydiff_dist.data.sources.sevir_catalogue import Catalogue, SevirEvent, read_catalogue
 from dydiff_dist.data.sources.sevir_files import Layout, StoredEvent, files_without_ids, read_event
 from dydiff_dist.data.sources.sevir_values import (
@@ -173,7 +165,7 @@ class SevirSource(Source[SevirSourceConfig]):
         catalogue = read_catalogue(Path(self.config.root), self.config.image_type, self.config.max_pct_missing)
         self._interval = catalogue.frame_interval()
         events = self._with_files(catalogue)
-        tasks: list[ShardTask] = []
+        by_split: dict[str, list[tuple[tuple[Any, ...], int]]] = {}
         for split, begin, end in self.config.intervals():
             items = []
             for event in events:
@@ -187,8 +179,8 @@ class SevirSource(Source[SevirSourceConfig]):
                     f"no window of {self.config.window_frames} frames lies wholly in the split {split!r}; the events "
                     f"span {_span(events)}: move --valid-start or --test-start, or shorten --window-frames"
                 )
-            tasks += shard_tasks(split, items, self.config.events_per_shard)
-        return set_aside(tasks, catalogue.aside)
+            by_split[split] = items
+        return split_tasks(by_split, self.config.events_per_shard, catalogue.aside)
 
     def read_item(self, item: Any) -> Iterator[Sample | LeftOut]:
         """The windows of an event."""
@@ -213,9 +205,9 @@ class SevirSource(Source[SevirSourceConfig]):
         """The event and its file."""
         return f"event {item[0]} in {item[1]}"
 
-    def input_files(self, task: ShardTask) -> list[Path]:
-        """The HDF5 files of the shard's events."""
-        return [self._data_folder() / name for name in dict.fromkeys(item[1] for item in task.items)]
+    def item_files(self, item: Any) -> list[Path]:
+        """The event's HDF5 file."""
+        return [self._data_folder() / item[1]]
 
     def independent(self, split: str) -> Independent:
         """Each event: keys go on with a window's first frame."""

@@ -21,7 +21,7 @@ from pydantic import Field
 from dydiff_dist.data.manifest import FrameSchema, Independent
 from dydiff_dist.data.scaling import history_scale
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, register_source, schema_of, shard_tasks
+from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, register_source, schema_of, split_tasks
 from dydiff_dist.data.sources.series_files import Series, read_json_lines, read_series, stack_targets
 from dydiff_dist.data.tables import Decimal
 from dydiff_dist.strict_config import StrictConfig
@@ -108,11 +108,8 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
             groups = self._test_groups(self.config.test_file, series.values.shape[1])
             by_split["test"] = [(number, len(group.values) - self._window) for number, group in enumerate(groups)]
         sample_bytes = self._window * series.values.shape[1] * 4 + 3072
-        return [
-            task
-            for split, items in by_split.items()
-            for task in shard_tasks(split, ((item, sample_bytes) for item in items), self.config.samples_per_shard)
-        ]
+        sized = {split: [(item, sample_bytes) for item in items] for split, items in by_split.items()}
+        return split_tasks(sized, self.config.samples_per_shard)
 
     def read(self, task: ShardTask) -> Iterator[Sample | BadItem | LeftOut]:
         """The windows of the shard; those with a missing value are rejected, all that hold the same one together, and
@@ -138,7 +135,7 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
             span = "" if len(starts) == 1 else f" at times {starts[0]} to {starts[-1]}"
             yield BadItem(windows + span, reason)
 
-    def input_files(self, task: ShardTask) -> list[Path]:
+    def item_files(self, item: Any) -> list[Path]:
         """The file or files of the series."""
         return [Path(name) for name in (self.config.train_file, self.config.test_file) if name is not None]
 
