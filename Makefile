@@ -55,7 +55,7 @@ test-all: $(STAMP_ALL) ## all tests
 test-fast: $(STAMP_ALL) ## unit tests only, under 3 minutes
 	$(PYTEST) -m "not slow and not distributed and not long"
 
-lint: $(STAMP_ALL) ## ruff and mypy, as CI and pre-commit run them
+lint: $(STAMP_ALL) ## ruff and mypy, as CI runs them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/types && ln -sfn ../../kernels $(VENV)/types/dydiff_kernels

@@ -240,7 +240,9 @@ _HEADER = (
     "Dynamical Diffusion and other processes against standard diffusion, trained alike: the same network, data order,",
     "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 %",
     "interval of the difference leaves out zero; of twenty comparisons without any true difference about one would do",
-    f"so by chance. Below {FEW_GROUPS} independent groups of cases nothing is said.",
+    "so by chance. Training luck is estimated from all arms of a table, so the same difference may have another",
+    "interval in another table. Where all have one seed the interval is over cases alone, and decides nothing: *one",
+    f"seed*. Below {FEW_GROUPS} independent groups of cases nothing is said.",
     "[Choosing γ](choosing_gamma.md) says what follows, [the log](study_log.md) what was expected and learnt.",
     "",
     "`tools/study.py` ran what stands in `configs/studies/`, and wrote the tables in `docs/study/` and from them this",
@@ -297,6 +299,8 @@ def _verdict(difference: Difference) -> list[str]:
     numbers = f"{100 * difference.relative:+.1f} % [{100 * difference.lower:+.1f}, {100 * difference.upper:+.1f}]"
     if difference.num_groups < FEW_GROUPS:
         return [numbers, f"{difference.num_groups} groups: nothing can be said"]
+    if not difference.covers_training:
+        return [numbers, "one seed"]
     if not difference.is_significant:
         return [numbers, "no clear difference"]
     return [numbers, "**better**" if difference.upper < 0 else "**worse**"]

@@ -12,15 +12,15 @@ from dydiff_dist.study.page import StudySection, write_page
 from dydiff_dist.study.records import CaseRow, read_case_rows, read_run_rows, write_case_rows, write_run_rows
 
 
-def tables(folder, ratio: float, forecasts=("main",), num_cases: int = 30) -> None:
+def tables(folder, ratio: float, forecasts=("main",), num_cases: int = 30, seeds=(0, 1)) -> None:
     """Tables of a study with arms a and b, where b's CRPS is ``ratio`` of a's in every case."""
     random = np.random.default_rng(0)
     rows, runs = [], []
     for forecast in forecasts:
-        for arm, factor, seeds in (("a", 1.0, (0, 1)), ("b", ratio, (0, 1)), ("persistence", 2.0, (-1,))):
+        for arm, factor, of_arm in (("a", 1.0, seeds), ("b", ratio, seeds), ("persistence", 2.0, (-1,))):
             random = np.random.default_rng(0)
             values = random.uniform(1, 2, (num_cases, 3))
-            for seed in seeds:
+            for seed in of_arm:
                 for case, leads in enumerate(values * factor):
                     key = f"event{case // 2}-{case % 2}"
                     rows += [
@@ -46,6 +46,16 @@ def test_the_verdict_is_that_of_the_rows(study_tree, tmp_path, ratio, verdict):
     assert "over 15 groups of cases" in page and "0.5 CPU minutes" in page
     assert "(images/study_tiny_1.png)" in page and "(study/tiny_runs.csv)" in page
     assert imread(tmp_path / "images" / "study_tiny_1.png").std() > 0.05
+
+
+def test_one_seed_decides_nothing(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9, seeds=(0,))
+    study = StudyConfig.model_validate_json(json.dumps(study_tree))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    page = (tmp_path / "study.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| DyDiff"))
+    assert "-10.0 %" in row and row.endswith("| one seed |")
+    assert "over 30 cases only; with one seed nothing is known" in page
 
 
 def test_below_ten_groups_of_cases_nothing_is_said(study_tree, tmp_path, monkeypatch):

@@ -53,6 +53,18 @@ def test_without_a_gain_one_in_twenty_is_called_significant(seed_luck, case_luck
     assert 3 <= sum(found) <= 30
 
 
+def test_arms_that_share_a_reference_share_its_luck():
+    """Four arms without a gain, three seeds. With the degrees of freedom of all arms 42 of 300 are significant."""
+    random = np.random.default_rng(7)
+    found = 0
+    for _ in range(300):
+        luck = 0.05 * random.standard_normal((3, 1, 1))
+        ones = np.ones((3, 20, 2))
+        arms = [scored(ones * (1 + 0.005 * random.standard_normal((3, 1, 1)))) for _ in range(4)]
+        found += compare(arms, scored(ones * (1 + luck)))[0].is_significant
+    assert found <= 26  # 15 expected, standard deviation 3.8
+
+
 def test_one_seed_takes_the_training_luck_of_the_others():
     random = np.random.default_rng(3)
     several, reference = made_up(random, num_seeds=3, seed_luck=0.05)
@@ -103,7 +115,7 @@ def test_other_cases_or_no_common_seed_are_refused():
 
 def test_the_deviation_is_pooled_over_arms():
     deviation, degrees = pooled_deviation([np.array([0.0, 2.0]), np.array([5.0, 5.0, 8.0]), np.array([1.0])])
-    assert degrees == 3
+    assert degrees == 2  # of the arm with most seeds: the luck of the reference is in all of them
     assert deviation == pytest.approx(np.sqrt((2 + 6) / 3))
     assert pooled_deviation([np.array([1.0])]) == (0.0, 0)
 
