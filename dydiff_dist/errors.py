@@ -125,9 +125,8 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (
-            error.filename is None or str(partial) in (str(error.filename), str(error.filename2))
-        ):
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno is not None and (not named or (partial is not None and str(partial) in named)):
             error.filename, error.filename2 = str(path), None
         raise
 

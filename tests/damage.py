@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def size_field(data: bytes, rng: random.Random) -> bytes:
 
 def decimal_field(data: bytes, rng: random.Random) -> bytes:
     """A number written in digits, as tar and npy headers and JSON have them, made extreme."""
-    places = [n for n in range(len(data)) if data[n : n + 1].isdigit()]
+    places = [digit.start() for digit in re.finditer(rb"\d", data)]
     if not places:
         return flip_bit(data, rng)
     start = end = rng.choice(places)

@@ -66,6 +66,9 @@ def test_a_write_that_fails_names_its_file_not_the_partial_one(tmp_path):
     with pytest.raises(OSError) as caught, naming(tmp_path / "x"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert user_message(caught.value).startswith(f"{tmp_path / 'x'}: No space left on device; ")
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "x"):
+        (tmp_path / "read meanwhile").read_bytes()
+    assert user_message(caught.value).startswith(f"{tmp_path / 'read meanwhile'}: No such file")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError) as caught:
         write_text(tmp_path / "file" / "x.json", "{}")

@@ -117,9 +117,11 @@ class RemoteStore:
         return True
 
     def where(self, name: str) -> str:
+        """The file's URL, or that of the folder for ""."""
         return f"{self.url}/{plain_name(name)}" if name else self.url
 
     def size(self, name: str) -> int:
+        """Bytes of a file; ``FileNotFoundError`` if it is missing, ``OSError`` after ``attempts`` tries."""
         failures = 0
         while True:
             try:
@@ -129,15 +131,17 @@ class RemoteStore:
                 self._wait(name, str(error), failures)
 
     def read(self, name: str) -> bytes:
+        """A whole document, never from the cache; ``OSError`` where it is larger than ``MAX_DOCUMENT_BYTES``."""
         size = self.size(name)
         if size > MAX_DOCUMENT_BYTES:
             raise OSError(f"the server says that it has {size} bytes, too many for a document")
         return b"".join(self.pieces(name, 0, size))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset`` on, from the cache where there is one, which takes the whole file first."""
         if self._cache is None:
             return b"".join(self.pieces(name, offset, size))
-        with open(self._cache.get(name), "rb", buffering=0) as file:
+        with self._cache.open(name) as file:
             return read_at(file, offset, size)
 
     def forget(self, name: str) -> bool:

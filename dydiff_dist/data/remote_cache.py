@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from dydiff_dist.files import commit_file, hold_lock, plain_name, write_text
 
@@ -51,8 +51,8 @@ class ShardCache:
         # by hash: URLs make poor file names
         self.own_folder = folder / hashlib.sha256(url.encode()).hexdigest()[:16]
 
-    def get(self, name: str) -> Path:
-        """The file, fetched first if it is not there. One process fetches, the others wait for it.
+    def open(self, name: str) -> BinaryIO:
+        """The file, unbuffered, fetched first if it is not there. One process fetches, the others wait for it.
 
         Raises:
             OSError: it can't be fetched or kept.
@@ -60,10 +60,12 @@ class ShardCache:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(path.with_name(f".{name}.lock")):
-            if not path.exists():
+            while True:
+                # Where it is missing, it was never fetched, or another process dropped it at once to make room.
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(path)
+                    return open(path, "rb", buffering=0)
                 self._download(name, path)
-            os.utime(path)
-        return path
 
     def forget(self, name: str) -> None:
         """Drops a file, so that it is fetched anew."""
@@ -82,7 +84,8 @@ class ShardCache:
         self._make_room(size, path)
         with open(part, "ab") as file:
             if file.tell() > size:
-                file.truncate(0)
+                file.seek(0)
+                file.truncate()
             for piece in self.origin.pieces(name, file.tell(), size - file.tell()):
                 file.write(piece)
         commit_file(part, path)

@@ -40,13 +40,17 @@ class NetworkError(OSError):
 
 
 class Files(Protocol):
-    """The protocol of one kind of store; names are plain file names."""
+    """The protocol of one kind of store; names are plain file names.
+
+    Both raise ``NetworkError`` where another try may go well, and where none will ``FileNotFoundError`` or another
+    ``OSError``.
+    """
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
 
     def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
-        """The bytes from ``offset`` on as they arrive; may end early."""
+        """``size`` bytes from ``offset`` on as they arrive, without gaps; may end early."""
 
 
 class HttpFiles:
@@ -66,6 +70,7 @@ class HttpFiles:
             self._opener.add_handler(handler)
 
     def size(self, name: str) -> int:
+        """Bytes of a file, as the answer to HEAD says."""
         with self._request(name, "HEAD", {}) as response:
             length = response.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal() and len(length) < 20):
@@ -73,6 +78,7 @@ class HttpFiles:
         return int(length)
 
     def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
+        """The body of one GET with a range, at most ``PIECE_BYTES`` at once."""
         with self._request(name, "GET", {"Range": f"bytes={offset}-{offset + size - 1}"}) as response:
             if response.status != 206 and offset > 0:
                 raise OSError(f"the server does not answer ranges (status {response.status})")
@@ -203,17 +209,19 @@ class FsspecFiles:
             raise ValueError(f"{url} can't be opened: {first_line(error)}") from None
 
     def size(self, name: str) -> int:
+        """Bytes of a file."""
         path = f"{self.root}/{plain_name(name)}"
         return self._in_time(0, lambda: int(self.system.size(path)))
 
     def pieces(self, name: str, offset: int, size: int) -> Iterator[bytes]:
+        """``FSSPEC_PIECE_BYTES`` a request, up to the first that brings less than was asked for."""
         for start in range(offset, offset + size, FSSPEC_PIECE_BYTES):
             end = min(start + FSSPEC_PIECE_BYTES, offset + size)
             read = partial(self.system.cat_file, f"{self.root}/{plain_name(name)}", start=start, end=end)
             piece = self._in_time(end - start, read)
-            if not piece:
-                return
             yield piece
+            if len(piece) < end - start:  # the next one would not follow on it
+                return
 
     def _in_time(self, num_bytes: int, action: Callable[[], Result]) -> Result:
         """What ``action`` returns, which is to bring so many bytes. It runs in a thread, as the stores' packages have

@@ -39,6 +39,7 @@ from dydiff_dist.data.members import (
 )
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
 from dydiff_dist.data.shard_writer import Sample, index_path, scan_shard
+from dydiff_dist.data.source import reason_of
 from dydiff_dist.data.stores import LocalStore, Store
 from dydiff_dist.quoting import first_line, quoted
 
@@ -111,7 +112,7 @@ class ShardSet:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} has no {MANIFEST_NAME}; {_hint_for_folder(Path(path))}") from None
         except OSError as error:
-            raise ValueError(f"{store.where(MANIFEST_NAME)} cannot be read: {_reason(error)}") from None
+            raise ValueError(f"{store.where(MANIFEST_NAME)} cannot be read: {reason_of(error)}") from None
         manifest = parse_document(data, Manifest, store.where(MANIFEST_NAME))
         try:
             manifest.check_plausible()
@@ -158,7 +159,7 @@ class ShardSet:
         except FileNotFoundError:
             raise FileNotFoundError(f"shard {where} is missing; restore it or run tools/make_shards.py again") from None
         except OSError as error:
-            raise ValueError(f"shard {where} cannot be read: {_reason(error)}") from None
+            raise ValueError(f"shard {where} cannot be read: {reason_of(error)}") from None
         if size != entry.bytes:
             kind = "truncated" if size < entry.bytes else "longer than written"
             raise ValueError(
@@ -229,7 +230,7 @@ class ShardSet:
         try:
             data = self.store.read_range(entry.name, offset, size)
         except OSError as error:
-            raise DamagedSampleError(f"{where} cannot be read: {_reason(error)}") from None
+            raise DamagedSampleError(f"{where} cannot be read: {reason_of(error)}") from None
         if len(data) != size:
             raise DamagedSampleError(f"{where} is cut off: {len(data)} of {size} bytes at offset {offset}")
         if zlib.crc32(data) != index.crc32[item]:
@@ -254,7 +255,7 @@ class ShardSet:
             problem = "was altered: its SHA-256 differs from the manifest's"
         except (OSError, ValueError) as error:
             data = b""
-            problem = f"cannot be read: {_reason(error)}"
+            problem = f"cannot be read: {reason_of(error)}"
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
             data = self._rebuilt_index(entry)
             if hashlib.sha256(data).hexdigest() != entry.index_sha256:
@@ -318,11 +319,6 @@ def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise MemberError(f"has {name} {array.dtype} {array.shape}, the manifest says {dtype} {shape}")
     return array
-
-
-def _reason(error: Exception) -> str:
-    """What the system or the store says, without the path, which the message has already."""
-    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _hint_for_folder(folder: Path) -> str:

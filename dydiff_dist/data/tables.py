@@ -5,12 +5,15 @@ What a cell means is taken where it is clear; where it is not, the error names t
 
 import csv
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+
+from dydiff_dist.quoting import quoted
 
 GZIP_MAGIC = b"\x1f\x8b"
 DELIMITERS = (";", "\t", "|", ",")
@@ -64,11 +67,19 @@ def read_text(path: Path) -> str:
 
 
 def split_line(line: str, delimiter: str | None) -> list[str]:
-    """The cells of a line without quotes and blanks around them; None splits at blanks, "" not at all."""
+    """The cells of a line without quotes and blanks around them; None splits at blanks, "" not at all.
+
+    Raises:
+        ValueError: a cell in quotes of more than 131072 characters, ``csv``'s limit.
+    """
     if not delimiter:
         return line.split() if delimiter is None else [line.strip()]
-    cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), []) if '"' in line else None
-    return [cell.strip() for cell in (cells if cells is not None else line.split(delimiter))]
+    if '"' not in line:
+        return [cell.strip() for cell in line.split(delimiter)]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])]
+    except csv.Error as error:
+        raise ValueError(f"{quoted(line)} is no line of a table: {error}") from None
 
 
 def find_delimiter(lines: Sequence[str]) -> str | None:
@@ -110,8 +121,8 @@ def parse_integer(cell: str) -> int:
         (3, 3, 3)
     """
     number = parse_number(cell, "comma")
-    if number != number or number != int(number):
-        raise ValueError(f"{cell!r} is no whole number")
+    if not number.is_integer():  # nor are NaN and infinities
+        raise ValueError(f"{quoted(cell)} is no whole number")
     return int(number)
 
 
@@ -155,12 +166,38 @@ def parse_times(cells: Sequence[str]) -> list[datetime]:
     return [parse_time(cell, day_first) for cell in cells]
 
 
+def parse_epoch_times(cells: Sequence[str]) -> list[datetime]:
+    """A column of times as numbers since 1970: seconds, or thousandths, millionths or billionths of them, whichever
+    lets the first time lie between 1973 and 5138.
+
+    Raises:
+        ValueError: the first one that leads to no time of the calendar.
+
+    Examples:
+        >>> parse_epoch_times(["1577836800000", "1577836800500"])
+        [datetime.datetime(2020, 1, 1, 0, 0), datetime.datetime(2020, 1, 1, 0, 0, 0, 500000)]
+    """
+    first = float(cells[0])
+    unit = 1000.0 ** max(0, int(math.log10(first) - 8) // 3) if 0 < first < math.inf else 1.0
+    times = []
+    for cell in cells:
+        try:
+            times.append(datetime.fromtimestamp(float(cell) / unit, UTC).replace(tzinfo=None))
+        except (ValueError, OverflowError, OSError):
+            raise _no_time(cell) from None
+    return times
+
+
 def _iso_time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no time; write it like 2019-01-01 or 2019-01-01T12:00") from None
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):  # in UTC it may lie before the year 1
+        raise _no_time(text) from None
+
+
+def _no_time(text: str) -> ValueError:
+    return ValueError(f"{quoted(text)} is no time; write it like 2019-01-01 or 2019-01-01T12:00")
 
 
 def _time_of(match: re.Match[str], day_first: bool | None) -> datetime:

@@ -79,7 +79,11 @@ def read_video(path: Path, fps: float | None = None, grey: bool = False) -> Clip
 
 
 def decoded_bytes(path: Path) -> int:
-    """About how many bytes all frames of a file take as RGB, from its header alone."""
+    """About how many bytes all frames of a file take as RGB, from its header alone.
+
+    Raises:
+        ValueError: no video track. What else is wrong with a file raises PyAV's own errors.
+    """
     with av.open(str(path)) as container:
         stream = _video_stream(container)
         length = float(stream.average_rate or 0) * (container.duration or 0) / av.time_base

@@ -110,7 +110,7 @@ def test_no_path_is_formed_of_such_a_name_either(tmp_path, name):
     slow = HttpFiles("http://127.0.0.1:9", 0.1, 0), FsspecFiles("memory://shards", 0.1, 0)
     for action in (
         *(local.size, local.read, lambda name: local.read_range(name, 0, 1)),
-        *(remote.size, lambda name: remote.read_range(name, 0, 1), remote.forget, cache.get, cache.forget),
+        *(remote.size, lambda name: remote.read_range(name, 0, 1), remote.forget, cache.open, cache.forget),
         *(files.size for files in slow),
     ):
         with pytest.raises(ValueError, match="is no plain file name"):

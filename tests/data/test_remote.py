@@ -10,7 +10,9 @@ from faulty_proxy import faulty_proxy, nginx, python_server
 from numbered_source import numbered_sample
 from test_stream import assert_same_batches, config, global_batches
 
+from dydiff_dist.data import remote_files
 from dydiff_dist.data.remote import RemoteConfig, RemoteStore
+from dydiff_dist.data.remote_cache import ShardCache
 from dydiff_dist.data.shard_set import DamagedSampleError, ShardSet
 
 QUICK = {"timeout_sec": 0.3, "back_off_sec": 0.01}
@@ -75,6 +77,56 @@ def test_the_cache_stays_below_its_size(server, tmp_path):
     for _ in range(2):
         assert_all_right(shards)
         assert [path.name for path in (tmp_path / "cache").glob("*/*.tar")] == ["train-000001.tar"]
+
+
+class OneFile:
+    """Where a cache fetches from."""
+
+    def __init__(self, data):
+        self.data, self.num_fetches = data, 0
+
+    def size(self, name):
+        return len(self.data)
+
+    def pieces(self, name, offset, size):
+        self.num_fetches += 1
+        yield self.data[offset : offset + size]
+
+
+def test_a_part_that_is_longer_than_its_shard_is_begun_anew(tmp_path):
+    cache = ShardCache(tmp_path, 100, "http://host", OneFile(b"0123456789"))
+    cache.own_folder.mkdir()
+    (cache.own_folder / ".a.tar.part").write_bytes(b"of a longer shard")
+    with cache.open("a.tar") as file:
+        assert file.read() == b"0123456789"
+
+
+def test_a_shard_that_is_dropped_as_soon_as_it_is_there_is_fetched_again(tmp_path, monkeypatch):
+    """As by another process that needs the room for its own shard."""
+    origin, utime, drops = OneFile(b"0123456789"), os.utime, [1, 1]
+
+    def utime_and_drop(path):
+        utime(path)
+        if drops:
+            drops.pop()
+            path.unlink()
+
+    monkeypatch.setattr(os, "utime", utime_and_drop)
+    with ShardCache(tmp_path, 100, "http://host", origin).open("a.tar") as file:
+        assert file.read() == b"0123456789"
+    assert origin.num_fetches == 3
+
+
+def test_a_store_that_brings_less_than_was_asked_for_leaves_no_gap(monkeypatch):
+    memory, data = fsspec.filesystem("memory"), bytes(range(200))
+    memory.pipe("/short/a.tar", data)
+    monkeypatch.setattr(remote_files, "FSSPEC_PIECE_BYTES", 64)
+    store, whole, lengths = RemoteStore("memory://short", RemoteConfig(**QUICK)), memory.cat_file, iter([64, 30, 0])
+    monkeypatch.setattr(
+        store.files.system, "cat_file", lambda path, **span: whole(path, **span)[: next(lengths, None)], raising=False
+    )
+    assert store.read_range("a.tar", 0, 200) == data and next(lengths, None) is None
+    memory.rm("/short", recursive=True)
 
 
 def test_a_dead_server_is_named_and_does_not_hang(server, caplog):

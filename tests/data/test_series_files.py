@@ -118,6 +118,8 @@ def test_empty_cells_of_any_name_are_missing_values(tmp_path):
         ("date,a\n2020-01-02,1.5\n2020-01-01,2.5\n2020-01-03,2.5\n", "line 3: time does not go on from the row before"),
         ("date,a\n2020-01-01,1.5\n2020-01-01,2.5\n", "line 3: time does not go on from the row before"),
         ("date,a\n1/2/2020,1.5\n2/2/2020,2.5\n", r"column 1 \(date\): '1/2/2020' may begin with the day or the month"),
+        ("ds,y\ninf,1.5\n1577836800,2.5\n", r"column 1 \(ds\): 'inf' is no time; write it like"),
+        ("ds,y\n1577836800,1.5\n1e300,2.5\n", r"column 1 \(ds\): '1e300' is no time"),
         ("date,a\n2020-01-01,1.5\n,2.5\n", r"line 3, column 1 \(date\): the time is missing"),
         ("id,ds,y\na,2020-01-01,1.5\na,2020-01-01,2.5\n", "line 3: a second value of 'a' at 2020-01-01"),
         ("ds,end_time,y\n2020-01-01,2020-01-02,1.5\n", "has times in column 1 .* and column 2"),
@@ -170,12 +172,26 @@ def test_files_that_are_no_text_are_named(tmp_path, data, message):
             "variates of one series begin at different times, '2020-01-01' to '2020-01-02'",
         ),
         ([{"target": [1, 2]}, {"target": [1]}], "variates of 1 to 2 times"),
+        ([{"target": [1, 2]}, {"target": [10**400, 2]}], "line 2: expected a JSON object with a list 'target'"),
     ],
 )
 def test_json_lines_that_do_not_fit_are_named(tmp_path, entries, message):
     (tmp_path / "series.jsonl").write_text("\n".join(map(json.dumps, entries)))
     with pytest.raises(ValueError, match=message):
         stack_targets(read_json_lines(tmp_path / "series.jsonl"), tmp_path / "series.jsonl")
+
+
+def test_json_that_is_nested_too_deeply_is_named_too(tmp_path):
+    (tmp_path / "series.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1: expected a JSON object"):
+        read_json_lines(tmp_path / "series.json")
+
+
+def test_an_error_does_not_repeat_a_whole_line(tmp_path):
+    (tmp_path / "series.csv").write_text(f"1.5,2\n1.5,{'x' * 10**6}\n1.5,2\n")
+    with pytest.raises(ValueError, match=r"line 2, column 2: 'x+ … x+' is no number") as caught:
+        read_series(tmp_path / "series.csv")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
 def test_json_lines_with_nulls_and_a_byte_order_mark(tmp_path):

@@ -302,12 +302,17 @@ def test_another_event_in_the_row_is_named(tmp_path):
         ({"file_index": "1.5"}, "column file_index: '1.5' is no whole number from 0 on"),
         ({"file_index": "-1"}, "column file_index: '-1' is no whole number"),
         ({"file_index": "nan"}, "column file_index: 'nan' is no whole number"),
+        ({"file_index": "inf"}, "column file_index: 'inf' is no whole number"),
         ({"file_name": ""}, "column file_name: '' is no file below data/"),
         ({"file_name": "../../secret.h5"}, "is no file below data/"),
         ({"id": ""}, "column id: the event has no name"),
         ({"minute_offsets": "-120:x"}, "column minute_offsets: '-120:x' are no numbers"),
         ({"minute_offsets": "0:5:0"}, "column minute_offsets: '0:5:0' do not go forward in time"),
+        ({"minute_offsets": "0:5:1e300"}, "column minute_offsets: they lead to no time of the calendar"),
+        ({"minute_offsets": "+nan"}, "column minute_offsets: they lead to no time of the calendar"),
+        ({"time_utc": "0001-01-01T00:00+05:00"}, "column time_utc: '0001-01-01T00:00+05:00' is no time"),
         ({"pct_missing": "much"}, "column pct_missing: 'much' is no number"),
+        ({"size_x": "inf"}, "column size_x: 'inf' is no number"),
     ],
 )
 def test_a_row_that_is_not_clear_is_rejected_by_line_and_column(tmp_path, cells, message):
@@ -346,6 +351,15 @@ def test_events_whose_file_was_not_fetched_are_left_out_by_name(tmp_path):
     [
         ("id,img_type\nS1,vil\n", "has no column 'file_name', only id, img_type"),
         ("", "has no column 'id'"),
+        ("x" * 10**6, r"has no column 'id', only x{100,200} … x{50,100}; restore it$"),
+        (
+            'id,file_name,file_index,img_type,time_utc\n"S1,a.h5,0,vil,2019-01-01\nS2,a.h5,1,vil,2019-01-01\n',
+            "line 3: its quotes do not pair up",
+        ),
+        (
+            'id,file_name,file_index,img_type,time_utc\n"S1,a.h5,0,vil,2019-01-01\n' + "S2,a.h5,1\n" * 20000,
+            r"line \d+: its quotes do not pair up \(field larger than field limit \(131072\)\); restore it",
+        ),
         (
             "id,file_name,file_index,img_type,time_utc\nS1,a.h5,0,vil,\n",
             "none of 1 events of type 'vil' can be read; CATALOG.csv, line 2: column time_utc: the time is missing",
@@ -378,6 +392,9 @@ def broken(path, how):
                 file.create_group("vil/2019")
             elif how == "text":
                 file["vil"] = ["a", "b", "c", "d"]
+            elif how == "one name":
+                del file["id"]
+                file["vil"], file["id"] = pixels(), b"S900000"
     yield
 
 
@@ -390,6 +407,7 @@ def broken(path, how):
         ("a group", "'vil' is a group, not an array"),
         ("text", "'vil' holds object, not numbers"),
         ("absent", "it has no 'vil', only id"),
+        ("one name", "scalar dataset"),
     ],
 )
 def test_odd_files_are_rejected_by_name(tmp_path, how, message):

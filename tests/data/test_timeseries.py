@@ -14,6 +14,7 @@ from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.inspection import save_pictures
 from dydiff_dist.data.shard_set import ShardSet
+from dydiff_dist.data.sources import timeseries
 from dydiff_dist.data.sources.timeseries import TimeseriesSource, TimeseriesSourceConfig
 from dydiff_dist.data.stream import TrainStream
 from dydiff_dist.diffusion.config import DiffusionConfig
@@ -185,6 +186,14 @@ def test_a_context_of_zeros_is_scaled_by_the_training_mean_everywhere(tmp_path):
     np.testing.assert_array_equal(encoded[0].numpy(), read)
     decoded = space.decode(encoded[:, None, 3:], history, encoded[:, :3])
     torch.testing.assert_close(decoded[:, 0], future, rtol=1e-6, atol=0)
+
+
+def test_the_training_mean_is_taken_once_for_all_windows(tmp_path, monkeypatch):
+    late_series(tmp_path)
+    taken, mean_absolute = [], timeseries.mean_absolute
+    monkeypatch.setattr(timeseries, "mean_absolute", lambda values: taken.append(len(values)) or mean_absolute(values))
+    report = convert(plan_and_summary(tmp_path / "loads.txt")[0], tmp_path / "out")
+    assert taken == [114] and len(windows(report.manifests["train"].parent)) == 110
 
 
 def test_a_series_close_to_zero_is_named_with_what_it_reaches(tmp_path):

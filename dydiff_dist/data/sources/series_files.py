@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from dydiff_dist.data.tables import (
     Decimal,
     find_delimiter,
     numbered_lines,
+    parse_epoch_times,
     parse_number,
     parse_times,
     read_text,
     split_line,
 )
+from dydiff_dist.quoting import quoted, shortened
 
 ID_NAMES = ("item_id", "unique_id", "series_id", "id", "series", "item", "variable")
 """Of the column that names the series, in long tables (GluonTS, Nixtla and others)."""
@@ -112,8 +114,8 @@ def _decimal_mark(path: Path, rows: list[list[str]], delimiter: str | None) -> D
     )
     if whole and is_doubtful:
         raise ValueError(
-            f"{path}: {','.join(rows[0])!r} may be {len(rows[0])} whole numbers or fewer with a decimal comma; give "
-            "--decimal point or --decimal comma"
+            f"{path}: {quoted(','.join(rows[0]))} may be {len(rows[0])} whole numbers or fewer with a decimal comma; "
+            "give --decimal point or --decimal comma"
         )
     return "point"
 
@@ -162,7 +164,7 @@ class _Table:
     def name(self, column: int) -> str:
         """Of a column, for messages."""
         known = self.header[column] if self.header is not None else ""
-        return f"column {column + 1}" + (f" ({known})" if known else "")
+        return f"column {column + 1}" + (f" ({shortened(known)})" if known else "")
 
     def read(self) -> Series:
         """The series; a table that names a series in each row is turned into one with a column for each."""
@@ -242,8 +244,8 @@ class _Table:
             return parse_number(cell, self.decimal)
         except ValueError:
             raise ValueError(
-                f"{self.path}, line {self.lines[row][0]}, {self.name(column)}: {cell!r} is no number; write one, or "
-                "leave the cell empty where there is none"
+                f"{self.path}, line {self.lines[row][0]}, {self.name(column)}: {quoted(cell)} is no number; write one, "
+                "or leave the cell empty where there is none"
             ) from None
 
     def _times(self, cells: list[str], column: int) -> tuple[datetime, ...] | None:
@@ -251,14 +253,11 @@ class _Table:
         missing = next((row for row, cell in enumerate(cells) if cell.lower() in MISSING), None)
         if missing is not None:
             raise ValueError(f"{self.path}, line {self.lines[missing][0]}, {self.name(column)}: the time is missing")
-        if all(_is_number(cell, "point") for cell in cells) and not all(len(cell) == 8 for cell in cells):
-            numbers = np.array(cells, np.float64)
-            if numbers[0] < 1e8:  # seconds since 1970 were fewer until 1973
-                return None
-            seconds = numbers / 10.0 ** (3 * max(0, int(np.log10(numbers[0]) - 8) // 3))
-            return tuple(datetime.fromtimestamp(second, UTC).replace(tzinfo=None) for second in seconds)
+        are_numbers = all(_is_number(cell, "point") for cell in cells) and not all(len(cell) == 8 for cell in cells)
+        if are_numbers and float(cells[0]) < 1e8:  # seconds since 1970 were fewer until 1973
+            return None
         try:
-            return tuple(parse_times(cells))
+            return tuple(parse_epoch_times(cells) if are_numbers else parse_times(cells))
         except ValueError as error:
             raise ValueError(f"{self.path}, {self.name(column)}: {error}") from None
 
@@ -283,8 +282,8 @@ class _Table:
             column, cells = next(iter(texts.items()))
             row = next(row for row, cell in enumerate(cells) if not _is_number(cell, self.decimal))
             raise ValueError(
-                f"{self.path}, {places[row]}, {self.name(column)}: {cells[row]!r} is no number and no time; leave the "
-                "column out (a long table has three: times, names of the series, values)"
+                f"{self.path}, {places[row]}, {self.name(column)}: {quoted(cells[row])} is no number and no time; "
+                "leave the column out (a long table has three: times, names of the series, values)"
             )
         if not names:
             raise ValueError(f"{self.path} holds no column of numbers")
@@ -307,7 +306,9 @@ def _widened(
     for value, time, name, place in zip(values, times, ids, places, strict=True):
         cell = rows[time], columns[name]
         if cell in seen:
-            raise ValueError(f"{path}, {place}: a second value of {name!r} at {time}, after {seen[cell]}; leave one")
+            raise ValueError(
+                f"{path}, {place}: a second value of {quoted(name)} at {time}, after {seen[cell]}; leave one"
+            )
         seen[cell] = place
         wide[cell] = value
     note = f"a long table: {len(columns)} series of {len(rows)} times, {np.isnan(wide).sum()} without a value"
@@ -347,7 +348,7 @@ def read_json_lines(path: Path) -> list[tuple[str, np.ndarray]]:
             entry = json.loads(line)
             values = [np.nan if value is None or value == "NaN" else value for value in entry["target"]]
             target = np.array(values, np.float64)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise ValueError(f"{path}, line {number}: expected a JSON object with a list 'target'") from None
         if target.ndim != 1:
             raise ValueError(f"{path}, line {number}: 'target' has {target.ndim} axes; a line holds one variate")
@@ -366,8 +367,8 @@ def stack_targets(targets: Sequence[tuple[str, np.ndarray]], path: Path) -> Seri
     starts = sorted({start for start, _ in targets})
     if len(starts) > 1:
         raise ValueError(
-            f"{path}: variates of one series begin at different times, {starts[0]!r} to {starts[-1]!r}; cut them "
-            "to the times that all of them have, null where there is no value"
+            f"{path}: variates of one series begin at different times, {quoted(starts[0])} to {quoted(starts[-1])}; "
+            "cut them to the times that all of them have, null where there is no value"
         )
     lengths = sorted({len(target) for _, target in targets})
     if len(lengths) > 1:

@@ -7,7 +7,7 @@ events overlap in time.
 
 from collections.abc import Iterator
 from dataclasses import astuple
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -302,12 +302,12 @@ class SevirSource(Source[SevirSourceConfig]):
         step = self.config.time_stride
         span = (self.config.window_frames - 1) * step + 1
         for first in range(0, len(event.minutes) - span + 1, self.config.window_step):
-            minutes = event.minutes[first : first + span]
-            times = [event.time + timedelta(minutes=offset) for offset in (minutes[0], minutes[-1])]
+            times = [event.time_of(first), event.time_of(first + span - 1)]
             if self.config.split_by == "event":
                 times = [event.time] * 2
             if not (begin <= times[0] and times[1] < end):
                 continue
+            minutes = event.minutes[first : first + span]
             # half a frame is more than the times of a scan vary
             if any(abs(b - a - self._interval) > self._interval / 2 for a, b in pairwise(minutes)):
                 num_crossing += 1
@@ -347,6 +347,5 @@ def _parse_time(text: str, name: str) -> datetime:
 
 
 def _span(events: list[SevirEvent]) -> str:
-    first = min(event.time + timedelta(minutes=event.minutes[0]) for event in events)
-    last = max(event.time + timedelta(minutes=event.minutes[-1]) for event in events)
+    first, last = min(event.time_of(0) for event in events), max(event.time_of(-1) for event in events)
     return f"{first:%Y-%m-%dT%H:%M} to {last:%Y-%m-%dT%H:%M}"

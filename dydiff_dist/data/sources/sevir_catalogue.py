@@ -2,14 +2,15 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
-from dydiff_dist.data.source import BadItem, LeftOut
+from dydiff_dist.data.source import BadItem, LeftOut, reason_of
 from dydiff_dist.data.sources.sevir_values import FIRST_FRAME_SEC, FRAME_SEC, LIGHTNING_SIDE, NUM_FRAMES
 from dydiff_dist.data.tables import (
     DELIMITERS,
@@ -21,6 +22,7 @@ from dydiff_dist.data.tables import (
     read_text,
     split_line,
 )
+from dydiff_dist.quoting import shortened
 
 NEEDED = ("id", "file_name", "file_index", "img_type", "time_utc")
 DEFAULT_OFFSETS = tuple((FIRST_FRAME_SEC + FRAME_SEC * number) / 60 for number in range(NUM_FRAMES))
@@ -44,18 +46,19 @@ class SevirEvent:
     """Pixels; None where the row does not say."""
     width: int | None
 
+    def time_of(self, frame: int) -> datetime:
+        """UTC, of a frame by its number."""
+        return self.time + timedelta(minutes=self.minutes[frame])
+
 
 @dataclass
 class Catalogue:
     """The events of one image type."""
 
-    path: Path
     events: list[SevirEvent] = field(default_factory=list)
     """In order of time."""
     aside: list[BadItem | LeftOut] = field(default_factory=list)
     """Rows that are not read, by line and column, with the reason."""
-    num_rows: int = 0
-    """Of this image type."""
 
     def frame_interval(self) -> float:
         """Minutes between two frames, the usual ones of all events."""
@@ -74,7 +77,7 @@ def read_catalogue(root: Path, image_type: str, max_pct_missing: float) -> Catal
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; --root must be the folder that holds CATALOG.csv and data/")
     rows = [(line, row) for line, row in _rows(path) if row["img_type"].lower() == image_type]
-    found = Catalogue(path, num_rows=len(rows))
+    found = Catalogue()
     day_first = days_come_first(row["time_utc"] for _, row in rows)
     lines: dict[str, tuple[int, SevirEvent]] = {}
     for line, row in rows:
@@ -83,7 +86,7 @@ def read_catalogue(root: Path, image_type: str, max_pct_missing: float) -> Catal
                 continue
             event = _event(row, day_first)
         except ValueError as error:
-            found.aside.append(BadItem(f"CATALOG.csv, line {line}", str(error), is_whole_input=True))
+            found.aside.append(BadItem(f"CATALOG.csv, line {line}", reason_of(error), is_whole_input=True))
             continue
         if event.event not in lines:
             lines[event.event] = line, event
@@ -114,14 +117,19 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     delimiter = max(DELIMITERS, key=lambda delimiter: len(set(NEEDED) & set(names[delimiter])))
     missing = [name for name in NEEDED if name not in names[delimiter]]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}, only {', '.join(names[delimiter])}; restore it")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    next(reader)
+        held = shortened(", ".join(names[delimiter]))
+        raise ValueError(f"{path} has no column {missing[0]!r}, only {held}; restore it")
+    # strict: else a quote that does not end takes all rows after it for one cell
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            padded = [cell.strip() for cell in cells] + [""] * (len(names[delimiter]) - len(cells))
-            rows.append((reader.line_num, dict(zip(names[delimiter], padded, strict=False))))
+    try:
+        next(reader)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                padded = [cell.strip() for cell in cells] + [""] * (len(names[delimiter]) - len(cells))
+                rows.append((reader.line_num, dict(zip(names[delimiter], padded, strict=False))))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: its quotes do not pair up ({error}); restore it") from None
     return rows
 
 
@@ -137,7 +145,7 @@ def _event(row: Mapping[str, str], day_first: bool | None) -> SevirEvent:
     if row["id"].lower() in MISSING:
         raise ValueError("column id: the event has no name")
     is_lightning = row["img_type"].lower() == "lght"
-    return SevirEvent(
+    event = SevirEvent(
         event=plain_id(row["id"]),
         file=file.as_posix(),
         row=0 if is_lightning else _index(row),
@@ -146,6 +154,12 @@ def _event(row: Mapping[str, str], day_first: bool | None) -> SevirEvent:
         height=LIGHTNING_SIDE if is_lightning else _side(row, "size_y"),
         width=LIGHTNING_SIDE if is_lightning else _side(row, "size_x"),
     )
+    try:
+        for frame in (0, -1):
+            event.time_of(frame)
+    except (ValueError, OverflowError):
+        raise ValueError("column minute_offsets: they lead to no time of the calendar") from None
+    return event
 
 
 def plain_id(text: str) -> str:
@@ -197,6 +211,9 @@ def _number(row: Mapping[str, str], column: str, default: float) -> float:
     if text.lower() in MISSING:
         return default
     try:
-        return parse_number(text, "comma")
+        number = parse_number(text, "comma")
     except ValueError:
-        raise ValueError(f"column {column}: {text!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"column {column}: {text!r} is no number")
+    return number

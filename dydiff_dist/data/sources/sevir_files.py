@@ -96,8 +96,8 @@ def files_without_ids(data_folder: Path, names: Iterable[str]) -> list[str]:
             with open_hdf5(data_folder / name) as file:
                 if stored_id(file, 0) is None:
                     found.append(name)
-        except (OSError, ValueError):
-            continue  # is rejected, with the reason, when it is read
+        except Exception:  # damaged files raise anything (``source.reading``); it is rejected when it is read
+            continue
     return found
 
 

@@ -115,8 +115,9 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
         """The windows of the shard; those with a missing value are rejected, all that hold the same one together, and
         those that cross a gap in time are left out."""
         train = self._train_series()
-        test_file = self.config.test_file
-        groups = [] if test_file is None else self._test_groups(test_file, train.values.shape[1])
+        groups: list[Series] = []
+        if self.config.test_file is not None and task.split == "test":
+            groups = self._test_groups(self.config.test_file, train.values.shape[1])
         gaps = time_gaps(train)
         missing: dict[str, list[int]] = {}
         for number, (group, start) in enumerate(task.items):
@@ -187,27 +188,29 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
         return lines + (self._describe_scales(series) if self.config.scaling == "mean" else [])
 
     def _train_series(self) -> Series:
+        return _cached_series(*self._train_file())
+
+    def _train_file(self) -> tuple[Path, tuple[int, int] | None, Decimal | None]:
+        """What the series follows from: the file, its state, and how its numbers are read."""
         path = Path(self.config.train_file)
         state = path.stat() if path.is_file() else None
-        return _cached_series(path, state and (state.st_mtime_ns, state.st_size), self.config.decimal)
+        return path, state and (state.st_mtime_ns, state.st_size), self.config.decimal
 
     def _empty_history_scale(self) -> tuple[float, ...]:
         """Mean absolute value of each variate over the training times; 1 for one that is zero throughout."""
-        series = self._train_series()
-        return mean_absolute(series.values[: self._valid_begin(len(series.values))])
+        num_later = (self._num_test() + self.config.valid_windows) * self.config.resolved_horizon()
+        return _cached_scale(*self._train_file(), num_later)
 
-    def _valid_begin(self, total: int) -> int:
-        """First time that is no training time."""
-        horizon = self.config.resolved_horizon()
-        num_test = 0 if self.config.test_file is not None else self.config.resolved_rolling_windows()
-        return total - (num_test + self.config.valid_windows) * horizon
+    def _num_test(self) -> int:
+        """Test windows at the end of the training file."""
+        return 0 if self.config.test_file is not None else self.config.resolved_rolling_windows()
 
     def _starts(self, series: Series) -> dict[str, range]:
         """First times of each split's windows in the training file."""
         horizon, total = self.config.resolved_horizon(), len(series.values)
-        num_test = 0 if self.config.test_file is not None else self.config.resolved_rolling_windows()
+        num_test = self._num_test()
         test_begin = total - num_test * horizon
-        valid_begin = self._valid_begin(total)
+        valid_begin = test_begin - self.config.valid_windows * horizon
         context = self.config.resolved_context()
         if valid_begin < self._window:
             raise ValueError(
@@ -269,6 +272,15 @@ class TimeseriesSource(Source[TimeseriesSourceConfig]):
 def _cached_series(path: Path, state: tuple[int, int] | None, decimal: Decimal | None) -> Series:
     """The series of a file in this ``state``."""
     return read_series(path, decimal)
+
+
+@lru_cache(maxsize=2)  # every window asks for it
+def _cached_scale(
+    path: Path, state: tuple[int, int] | None, decimal: Decimal | None, num_later: int
+) -> tuple[float, ...]:
+    """``mean_absolute`` of such a file without its last ``num_later`` times."""
+    values = _cached_series(path, state, decimal).values
+    return mean_absolute(values[: len(values) - num_later])
 
 
 def mean_absolute(values_TD: np.ndarray) -> tuple[float, ...]:
