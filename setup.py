@@ -6,6 +6,7 @@ Metadata stands here rather than in pyproject.toml, next to the mappings of ``ke
 name ``kernels`` belongs to another package that diffusers and transformers import) and ``tools/`` to ``dydiff_tools``.
 """
 
+import runpy
 from glob import glob
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SOURCES_SHA256 = runpy.run_path(str(ROOT / "kernels" / "sources.py"))["sources_sha256"](ROOT / "kernels")
 
 
 class OptionalBuildExt(build_ext):
@@ -34,6 +36,7 @@ cpu_extension = Pybind11Extension(
     sources=sorted(glob("kernels/csrc/*.cpp")),
     depends=sorted(glob("kernels/*/*.h")),  # what all ops share is in csrc, the rest in the op's own folder
     include_dirs=["kernels", "kernels/csrc"],
+    define_macros=[("DYDIFF_SOURCES", f'"{SOURCES_SHA256}"')],
     cxx_std=17,
     extra_compile_args=[
         *("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"),

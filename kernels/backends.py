@@ -3,17 +3,34 @@
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import torch
 
-_cpu: ModuleType | None = None
-_cpu_import_error = ""
-try:
-    _cpu = importlib.import_module("dydiff_kernels._cpu")
-except ImportError as error:
-    _cpu_import_error = str(error)
+from dydiff_kernels.sources import sources_sha256
+
+
+def _load_cpp() -> tuple[ModuleType | None, str | None]:
+    """The compiled extension, or why there is none."""
+    try:
+        module = importlib.import_module("dydiff_kernels._cpu")
+    except ImportError as error:
+        return None, (
+            f"the C++ extension is not there ({error}); install a C++17 compiler (Debian: apt-get install g++) and "
+            "reinstall dydiff_dist"
+        )
+    here = sources_sha256(Path(__file__).parent)
+    if here and getattr(module, "sources", None) != here:
+        return None, (
+            "the compiled C++ kernels were built from other sources than are here, as before a git pull; build them "
+            "again (pip install -e .)"
+        )
+    return module, None
+
+
+_cpu, _cpu_refusal = _load_cpp()
 
 # Known before torch.compile traces what asks for it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -24,7 +41,7 @@ BACKENDS: tuple[str, ...] = ("auto", "triton", "cpp", "reference")
 
 
 def cpp_module() -> ModuleType | None:
-    """The compiled extension, or None where it was not built (no compiler at install time)."""
+    """The compiled extension, or None where it was not built (no compiler at install time) or from other sources."""
     return _cpu
 
 
@@ -37,12 +54,7 @@ def cpp_refusal(device: torch.device) -> str | None:
     """Why the C++ kernels cannot run on ``device``; None if they can."""
     if device.type != "cpu":
         return f"tensors are on {device}, the cpp backend needs them on the CPU"
-    if _cpu is None:
-        return (
-            f"the C++ extension is not there ({_cpu_import_error}); install a C++17 compiler "
-            "(Debian: apt-get install g++) and reinstall dydiff_dist"
-        )
-    return None
+    return _cpu_refusal
 
 
 def triton_refusal(device: torch.device) -> str | None:

@@ -19,10 +19,15 @@ _IN_RANGE = {
 }
 
 
-def check_frames(op: str, name: str, x: torch.Tensor) -> None:
-    """``x`` is a floating tensor (B, S, *rest) with at least one frame."""
+def check_dtype(op: str, name: str, x: torch.Tensor) -> None:
+    """``x`` is stored in a type that the kernels or the references know."""
     if x.dtype not in LEGAL_DTYPES:
         raise ValueError(f"{op}: {name} has dtype {x.dtype}; expected one of {_DTYPE_NAMES}")
+
+
+def check_frames(op: str, name: str, x: torch.Tensor) -> None:
+    """``x`` is a floating tensor (B, S, *rest) with at least one frame."""
+    check_dtype(op, name, x)
     if x.ndim < 2:
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; expected (B, S, *rest), at least 2 dimensions")
     if x.shape[1] < 1:
@@ -39,8 +44,7 @@ def check_like(op: str, name: str, x: torch.Tensor, other_name: str, other: torc
         )
     if x.device != other.device:
         raise ValueError(f"{op}: {name} is on {x.device}; expected {other.device}, where {other_name} is")
-    if x.dtype not in LEGAL_DTYPES:
-        raise ValueError(f"{op}: {name} has dtype {x.dtype}; expected one of {_DTYPE_NAMES}")
+    check_dtype(op, name, x)
     if (x.dtype == torch.float64) != (other.dtype == torch.float64):
         raise ValueError(
             f"{op}: {name} has dtype {x.dtype}; {other_name} has {other.dtype}, and float64 cannot be mixed"

@@ -1,8 +1,8 @@
 """``Levels``: one timestep of a diffusion process as the six numbers per sample that the forward process needs."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from dydiff_kernels.checks import Range, check_per_sample
@@ -40,13 +40,9 @@ class Levels(NamedTuple):
         named = zip(self._fields, self, _RANGES, strict=True)
         return Levels(*(check_per_sample(op, f"levels.{name}", value, batch, within) for name, value, within in named))
 
-    def take(self, rows: Tensor) -> "Levels":
-        """Those of ``rows``, (B,) int64."""
-        return Levels(*(value.index_select(0, rows) for value in self))
-
-    def to(self, device: torch.device) -> "Levels":
-        """The same on a device."""
-        return Levels(*(value.to(device) for value in self))
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Levels":
+        """The same with every tensor changed alike, as by taking rows."""
+        return Levels(*map(change, self))
 
     def columns(self) -> list[Tensor]:
         """Columns of the kernels' table, (B,) float64: a, s, p, q, then √γ̄ and √(1-γ̄) of A and of B."""

@@ -14,6 +14,8 @@ from dydiff_kernels.registry import Operands
 from dydiff_kernels.tables import TableRows
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType in csrc/args.h
+MAX_CHANNELS = 4096
+"""ROW of csrc/rows.h: the most channels of what a kernel holds whole, a token or a head."""
 
 
 def has_dense_frames(x: torch.Tensor) -> bool:

@@ -26,7 +26,6 @@ from dydiff_kernels import backends
 
 logger = logging.getLogger("dydiff_kernels")
 
-
 _resolve = functools.cache(pkgutil.resolve_name)
 
 
@@ -109,18 +108,18 @@ class Op:
         )
         return self.reference
 
-    def has_kernel(self, backend: str, tensors: Iterable[torch.Tensor]) -> bool:
-        """Whether `select` would choose a kernel for these tensors; without a word, so that torch.compile traces it.
+    def has_kernel(self, backend: str, inputs: Iterable[object]) -> bool:
+        """Whether `select` would choose a kernel for these inputs; without a word, so that torch.compile traces it.
 
         Raises:
             ValueError: as `select`, where ``backend`` was asked for by name and cannot run here.
         """
-        tensors = list(tensors)
-        if _as_on_gpu:
-            return backend != "reference" and self.triton is not None and all(t.dtype != torch.float64 for t in tensors)
-        kernel = _kernel(backend, tensors[0].device)
-        if backend == "reference" or getattr(self, kernel) is None or any(t.dtype == torch.float64 for t in tensors):
+        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        if backend == "reference" or any(t.dtype == torch.float64 for t in tensors):
             return False
+        kernel = "triton" if _as_on_gpu else _kernel(backend, tensors[0].device)
+        if _as_on_gpu or getattr(self, kernel) is None:
+            return getattr(self, kernel) is not None
         refusal = backends.REFUSALS[kernel](tensors[0].device)
         if refusal is not None and backend != "auto":
             raise self._cannot_run(backend, refusal)

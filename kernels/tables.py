@@ -4,6 +4,7 @@ A call with plain tensors of coefficients forms them anew and sends them to the 
 nothing: the kernel looks its row up, by the number that each sample has there already.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
@@ -21,11 +22,8 @@ class Coefficients(Protocol):
     def checked(self, op: str, batch: int) -> Self:
         """The same in float64, refused where a value is out of range."""
 
-    def take(self, rows: Tensor) -> Self:
-        """Those of ``rows``, (B,) int64."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed alike, as by taking rows."""
 
     def columns(self) -> list[Tensor]:
         """Columns of the kernels' table, (N,) float64."""
@@ -44,13 +42,9 @@ class Numbers(NamedTuple):
         """As `Coefficients`."""
         return Numbers(check_per_sample(op, "values", self.values, batch, "[0, inf)"))
 
-    def take(self, rows: Tensor) -> "Numbers":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Numbers":
         """As `Coefficients`."""
-        return Numbers(self.values.index_select(0, rows))
-
-    def to(self, device: torch.device) -> "Numbers":
-        """As `Coefficients`."""
-        return Numbers(self.values.to(device))
+        return Numbers(change(self.values))
 
     def columns(self) -> list[Tensor]:
         """The one column."""
@@ -67,13 +61,9 @@ class Gammas(NamedTuple):
         """As `Coefficients`."""
         return Gammas(check_per_sample(op, "gamma_bar", self.gamma_bar, batch, "[0, 1]"))
 
-    def take(self, rows: Tensor) -> "Gammas":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Gammas":
         """As `Coefficients`."""
-        return Gammas(self.gamma_bar.index_select(0, rows))
-
-    def to(self, device: torch.device) -> "Gammas":
-        """As `Coefficients`."""
-        return Gammas(self.gamma_bar.to(device))
+        return Gammas(change(self.gamma_bar))
 
     def columns(self) -> list[Tensor]:
         """√γ̄ and √(1-γ̄)."""
@@ -153,7 +143,7 @@ def of_samples(coefficients: C | TableRows[C], like: Tensor) -> C:
         return coefficients
     rows = coefficients.rows
     index = rows.cpu() if isinstance(rows, Tensor) else torch.full((like.shape[0],), rows)
-    return coefficients.table.values.take(index).to(like.device)
+    return coefficients.table.values.each(lambda column: column.index_select(0, index).to(like.device))
 
 
 def as_operand(coefficients: C | TableRows[C]) -> list[Tensor] | TableRows[C]:

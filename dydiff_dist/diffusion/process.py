@@ -9,7 +9,7 @@ float32, bfloat16 or float16, calculated in float32; float64 is calculated in fl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class DiffusionProcess:
         """
         clean = None
         if self.table.frame_operator is not None:
-            clean = _drawn(latents)
+            clean = _drawn(latents, self.backend)
             latents = self.relative(clean)
         x = latents.mean if isinstance(latents, LatentPosterior) else latents
         made = {"z": True, "target": not self.table.targets_clean_frames, "x0": x is not latents}
@@ -110,9 +110,8 @@ class DiffusionProcess:
         """What the network is shown for z (B, S, *rest) at ``timesteps`` (B,): z, or z over its standard deviation."""
         if self.table.input_std is None:
             return z
-        compute = torch.float64 if z.dtype == torch.float64 else torch.float32
-        std = self._input_std(z.device, compute)[timesteps.to(z.device)]
-        return (z.to(compute) / std.view(-1, *[1] * (z.ndim - 1))).to(z.dtype)
+        std = self._constant(self.table.input_std, z)[timesteps.to(z.device)]
+        return (z.to(std.dtype) / std.view(-1, *[1] * (z.ndim - 1))).to(z.dtype)
 
     def loss(
         self, model_output: Tensor, target: Tensor, timesteps: Tensor, *, num_history_frames: int = 0
@@ -144,7 +143,7 @@ class DiffusionProcess:
     def prepared(
         self, steps: Sequence[Step], batch: int, device: torch.device
     ) -> tuple[CoefficientTable[StepCoefficients], Tensor]:
-        """A sampler's K steps as a table of K rows, for `run_step`, and their timesteps, (K, B) int64 on ``device``.
+        """A sampler's K steps as a table of K rows, for `step`, and their timesteps, (K, B) int64 on ``device``.
 
         Put there once: a later run of the same steps gets the same tensors, so its recording may read them.
         """
@@ -152,7 +151,7 @@ class DiffusionProcess:
         if key not in self._prepared:
             pairs = [(step.now.timestep, step.after.timestep) for step in steps]
             now, after = (self.table.at(torch.tensor(timesteps)) for timesteps in zip(*pairs, strict=True))
-            table = CoefficientTable(self._coefficients(now, after, [step.weights for step in steps]), len(steps))
+            table = CoefficientTable(self.coefficients(now, after, [step.weights for step in steps]), len(steps))
             timesteps = torch.tensor([[timestep] * batch for timestep, _ in pairs]).to(device)
             self._prepared[key] = table, timesteps
         return self._prepared[key]
@@ -161,74 +160,14 @@ class DiffusionProcess:
     def _prepared(self) -> dict[tuple[object, ...], tuple[CoefficientTable[StepCoefficients], Tensor]]:
         return {}
 
-    def step(
-        self,
-        z: Tensor,
-        output: Tensor,
-        now: Levels,
-        after: Levels,
-        weights: StepWeights,
-        *,
-        previous: Sequence[Tensor] = (),
-        noise: Noise | None = None,
-        history: Tensor | None = None,
-        return_x0: bool = True,
-        out: ReverseStep | None = None,
-    ) -> ReverseStep:
-        """One reverse step of any sampler: (z at ``after``, x̂ or None).
-
-        With x̂ and ε̂ from z and the output by the table's formulas, and A', B' the operators at ``after``:
-
-            z' = A' ( clean x̂ + Σ previous_i x̂_i ) + B' ( noise ε̂ + sigma w )
+    def coefficients(self, now: Levels, after: Levels, weights: Sequence[StepWeights]) -> StepCoefficients:
+        """Steps as the kernels take them: x̂ = A⁻¹ (p z - s out)/Δ, and the noise that is kept as a share of s ε̂.
 
         Args:
-            z: (B, S, *rest) at ``now``.
-            output: the network's output for z.
-            now: from ``levels``, each (B,).
-            after: of the timesteps that the step goes to.
-            weights: of the sampler.
-            previous: x̂ of earlier steps, the latest first, as many as ``weights.previous``.
-            noise: fresh white noise w, where sigma is not 0.
-            history: known clean frames (B, H, *rest), which replace the first H of x̂; ε̂ is then what fits z and them.
-            return_x0: whether x̂ is wanted.
-            out: memory for the results, which may be that of z and of the one in ``previous``.
-
-        Raises:
-            ValueError: shapes or dtypes that don't fit.
+            now: of each sample's step, from ``table.at``, (B,).
+            after: of the timesteps that the steps go to.
+            weights: of the sampler, B of them.
         """
-        coefficients = self._coefficients(now, after, [weights] * len(z))
-        options: dict[str, Any] = dict(noise=noise, history=history, return_x0=return_x0, out=out)
-        return self.run_step(z, output, coefficients, weights, previous=previous, **options)
-
-    def run_step(
-        self,
-        z: Tensor,
-        output: Tensor,
-        coefficients: StepCoefficients | TableRows[StepCoefficients],
-        weights: StepWeights,
-        *,
-        previous: Sequence[Tensor] = (),
-        noise: Noise | None = None,
-        history: Tensor | None = None,
-        return_x0: bool = True,
-        out: ReverseStep | None = None,
-    ) -> ReverseStep:
-        """As `step`, with the step's coefficients, from `prepared`, in place of the levels that they follow from."""
-        return kernels.reverse_step(
-            z,
-            output,
-            coefficients,
-            mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
-            history=history,
-            x0_prev=_combined(previous, weights.previous),
-            return_x0=return_x0,
-            out=out,
-            backend=self.backend,
-        )
-
-    def _coefficients(self, now: Levels, after: Levels, weights: Sequence[StepWeights]) -> StepCoefficients:
-        """Steps as the kernels take them: x̂ = A⁻¹ (p z - s out)/Δ, and the noise that is kept as a share of s ε̂."""
         numbers_of_steps = [(w.clean, _combined_weight(w.previous), w.noise, w.sigma) for w in weights]
         clean, previous, kept, sigma = (
             torch.tensor(numbers, dtype=torch.float64, device=now.signal.device)
@@ -250,14 +189,66 @@ class DiffusionProcess:
             sigma=sigma,
         )
 
+    def step(
+        self,
+        z: Tensor,
+        output: Tensor,
+        coefficients: StepCoefficients | TableRows[StepCoefficients],
+        weights: StepWeights,
+        *,
+        previous: Sequence[Tensor] = (),
+        noise: Noise | None = None,
+        history: Tensor | None = None,
+        return_x0: bool = True,
+        out: ReverseStep | None = None,
+    ) -> ReverseStep:
+        """One reverse step of any sampler: (z at t', x̂ or None).
+
+        With x̂ and ε̂ from z at t and the output by the table's formulas, and A', B' the operators at t':
+
+            z' = A' ( clean x̂ + Σ previous_i x̂_i ) + B' ( noise ε̂ + sigma w )
+
+        Args:
+            z: (B, S, *rest) at t.
+            output: the network's output for z.
+            coefficients: of t, t' and ``weights``: from ``coefficients``, or ``prepared`` ones at a row.
+            weights: of the sampler.
+            previous: x̂ of earlier steps, the latest first, as many as ``weights.previous``.
+            noise: fresh white noise w, where sigma is not 0.
+            history: known clean frames (B, H, *rest), which replace the first H of x̂; ε̂ is then what fits z and them.
+            return_x0: whether x̂ is wanted.
+            out: memory for the results, which may be that of z and of the one in ``previous``.
+
+        Raises:
+            ValueError: shapes or dtypes that don't fit.
+        """
+        return kernels.reverse_step(
+            z,
+            output,
+            coefficients,
+            mixes_output=self.table.mixes_target,
+            noise=noise if weights.sigma else None,
+            history=history,
+            x0_prev=_combined(previous, weights.previous),
+            return_x0=return_x0,
+            out=out,
+            backend=self.backend,
+        )
+
     def relative(self, x: Tensor) -> Tensor:
         """T x of frames x (B, S, *rest), what the process is run on; x itself without a frame operator."""
-        return x if self.table.frame_operator is None else along_frames(self.table.frame_operator, x)
+        operator = self.table.frame_operator
+        return x if operator is None else along_frames(self._constant(operator, x), x)
 
     def absolute(self, y: Tensor) -> Tensor:
         """The frames x of ``relative(x)``."""
+        operator = self._inverse_operator
+        return y if operator is None else along_frames(self._constant(operator, y), y)
+
+    @cached_property
+    def _inverse_operator(self) -> Tensor | None:
         operator = self.table.frame_operator
-        return y if operator is None else along_frames(torch.linalg.inv(operator), y)
+        return None if operator is None else torch.linalg.inv(operator)
 
     def levels(self, timesteps: Tensor, z: Tensor) -> Levels:
         """The table's rows at ``timesteps`` (B,) for the sequence ``z`` (B, S, *rest), on its device.
@@ -279,16 +270,16 @@ class DiffusionProcess:
         self._check_timesteps(timesteps, x)
         return self._level_table.at(timesteps.to(x.device))
 
-    def _input_std(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The table's input_std, put on a device once."""
-        key = (device, dtype)
-        if key not in self._stds:
-            assert self.table.input_std is not None
-            self._stds[key] = self.table.input_std.to(device, dtype)
-        return self._stds[key]
+    def _constant(self, values: Tensor, like: Tensor) -> Tensor:
+        """Numbers of the process on the device of ``like``, in the dtype of the calculation; put there once."""
+        compute = torch.float64 if like.dtype == torch.float64 else torch.float32
+        key = (id(values), like.device, compute)
+        if key not in self._constants:
+            self._constants[key] = values.to(like.device, compute)
+        return self._constants[key]
 
     @cached_property
-    def _stds(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+    def _constants(self) -> dict[tuple[int, torch.device, torch.dtype], Tensor]:
         return {}
 
     def _check_timesteps(self, timesteps: Tensor, z: Tensor) -> None:
@@ -307,14 +298,15 @@ class DiffusionProcess:
                 raise ValueError(f"timesteps hold {wrong}; they must lie in 0..{self.num_timesteps - 1}")
 
 
-def _drawn(latents: Tensor | LatentPosterior) -> Tensor:
+def _drawn(latents: Tensor | LatentPosterior, backend: Backend) -> Tensor:
     """Clean frames, drawn from the posterior where they are one."""
     if isinstance(latents, Tensor):
         return latents
-    mean, noise = latents.mean, latents.noise
+    stored, compute = latents.mean, torch.promote_types(latents.mean.dtype, torch.float32)
+    mean, logvar, noise = stored.to(compute), latents.logvar.to(compute), latents.noise
     if isinstance(noise, NoiseCounter):
-        noise = kernels.normal(noise, tuple(mean.shape), device=mean.device, dtype=mean.dtype)
-    return latents.scale * (mean + (0.5 * latents.logvar).exp() * noise)
+        noise = kernels.normal(noise, tuple(mean.shape), device=mean.device, dtype=compute, backend=backend)
+    return (latents.scale * (mean + (0.5 * logvar).exp() * noise)).to(stored.dtype)
 
 
 def _combined_weight(weights: Sequence[float]) -> float:

@@ -133,7 +133,7 @@ def sample(
         options: dict[str, Any] = dict(history=history, out=workspace.take_all(ReverseStep, made, z))
         options |= dict(previous=list(estimates)[: len(step.weights.previous)], return_x0=memory > 0)
         options["noise"] = _noise_of(noise, index) if step.weights.sigma else None
-        result = process.run_step(z, output, coefficients.at(index), step.weights, **options)
+        result = process.step(z, output, coefficients.at(index), step.weights, **options)
         z, x0 = workspace.keep_all(result, made)
         if x0 is not None:
             estimates.appendleft(x0)

@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 from dydiff_dist.doctor.findings import Finding
 from dydiff_dist.models.attention import resolve_attention, xformers_failure
 from dydiff_kernels import available_backends
+from dydiff_kernels.backends import REFUSALS
 
 _PACKAGES = {
     "torch": ">= 2.11, < 2.16",
@@ -55,8 +56,8 @@ def kernels() -> Iterator[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = available_backends(device)
     if backends[0] == "reference":
-        advice = "install a C++ compiler and reinstall" if device == "cpu" else "pip install triton"
-        yield Finding("kernels", "warning", f"reference (slow) on {device}", advice)
+        refusal = REFUSALS["cpp" if device == "cpu" else "triton"](torch.device(device))
+        yield Finding("kernels", "warning", f"reference (slow) on {device}", refusal or "")
     else:
         yield Finding("kernels", "ok", f"{backends[0]} on {device} (also: {', '.join(backends[1:])})")
 

@@ -151,7 +151,7 @@ class UNet(nn.Module):
         config: what it computes.
         sizes: its channels; actions are input channels of their frame.
         execution: how it runs; None is the default. Residual blocks are what is compiled and recomputed.
-        kernels: backend of its fused operation, `attention_inputs`.
+        kernels: backend of its fused operations, `attention_inputs` and `short_attention`.
     """
 
     def __init__(

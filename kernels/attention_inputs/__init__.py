@@ -13,14 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.library import CustomOpDef
 
 from dydiff_kernels import native
 from dydiff_kernels.attention_inputs.reference import attention_inputs_reference
+from dydiff_kernels.checks import check_dtype
 from dydiff_kernels.outputs import channels_contiguous, new_result
 from dydiff_kernels.registry import Operands, Passes, register_op, runs_as_custom_op
-
-MAX_CHANNELS = 4096
-"""ROW of csrc/rows.h: the most channels that a head may have."""
 
 HeadNorm = Literal["layer", "rms", "none"]
 NORM_CODES = {"none": 0, "layer": 1, "rms": 2}
@@ -59,17 +58,17 @@ def attention_inputs(
         q, k, v, each (B, H, N, E), their memory (B, N, H, E). Outside of torch.compile v is a view of ``qkv``.
 
     Raises:
-        ValueError: shapes, devices or a norm that don't belong together, or a backend that can't run here.
+        ValueError: shapes, types, devices or a norm that don't belong together, or a backend that can't run here.
     """
     check_projection("attention_inputs", qkv, weight_q, weight_k, cos, sin, num_heads, norm)
     arguments = (qkv, weight_q, weight_k, cos.contiguous(), sin.contiguous(), num_heads, norm, epsilon)
     if not qkv.numel():
         return attention_inputs_reference(*arguments)
     if runs_as_custom_op():
-        compiled = _OP.has_kernel(backend, (qkv,))
+        compiled = _OP.has_kernel(backend, (qkv, weight_q, weight_k))
         return _compiled(*arguments, backend) if compiled else attention_inputs_reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))
-    return _AttentionInputsFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
+    return ProjectionFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
 
 
 def check_projection(
@@ -79,10 +78,12 @@ def check_projection(
     """Refuses what doesn't belong together, in the name of ``op``; arguments as of `attention_inputs`."""
     if norm not in NORM_CODES:
         raise ValueError(f"{op}: norm is {norm!r}; expected one of {', '.join(NORM_CODES)}")
-    if qkv.ndim != 3 or qkv.shape[2] % (6 * num_heads) or not 0 < qkv.shape[2] <= 3 * num_heads * MAX_CHANNELS:
+    check_dtype(op, "qkv", qkv)
+    most = 3 * num_heads * native.MAX_CHANNELS
+    if qkv.ndim != 3 or qkv.shape[2] % (6 * num_heads) or not 0 < qkv.shape[2] <= most:
         raise ValueError(
             f"{op}: qkv has shape {tuple(qkv.shape)}; expected (B, N, 3·H·E) of H = {num_heads} heads, E even and at "
-            f"most {MAX_CHANNELS}"
+            f"most {native.MAX_CHANNELS}"
         )
     _, N, channels = qkv.shape
     E = channels // (3 * num_heads)
@@ -102,7 +103,7 @@ def check_projection(
             raise ValueError(f"{op}: {name} is on {tensor.device}; expected {qkv.device}, where qkv is")
 
 
-def _values(qkv: Tensor, num_heads: int) -> Tensor:
+def values(qkv: Tensor, num_heads: int) -> Tensor:
     """v, (B, H, N, E), a view."""
     return qkv.unflatten(2, (3, num_heads, -1))[:, :, 2].transpose(1, 2)
 
@@ -113,21 +114,20 @@ def by_head(qkv: Tensor, num_heads: int) -> Tensor:
     return heads if heads.stride(3) == 1 else heads.contiguous()
 
 
-class _AttentionInputsFunction(torch.autograd.Function):
-    """The kernels; backward reads the projection again."""
+class ProjectionFunction(torch.autograd.Function):
+    """Kernels that take a projection; backward reads it again, and nothing else is kept."""
 
     @staticmethod
-    def forward(ctx, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, run):
+    def forward(ctx, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, run: Passes):
         ctx.save_for_backward(qkv, weight_q, weight_k, cos, sin)
         ctx.options = num_heads, norm, epsilon, run
-        q, k = run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-        return q, k, _values(qkv, num_heads)
+        return run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor):
+    def backward(ctx, *grads: Tensor):
         *options, run = ctx.options
-        return *run.backward(grad_q, grad_k, grad_v, *ctx.saved_tensors, *options), *[None] * 6
+        return *run.backward(*grads, *ctx.saved_tensors, *options), *[None] * 6
 
 
 def _operands(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> dict:
@@ -145,13 +145,13 @@ def _operands(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> di
     )
 
 
-def _forward_cpp(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor]:
+def _forward_cpp(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor, Tensor]:
     heads = by_head(qkv, num_heads)
     B, N, _, E = heads.shape
     q, k = (new_result((B, N, num_heads, E), qkv.dtype).transpose(1, 2) for _ in range(2))
     operands = _operands(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
     native.run("attention_inputs", Operands(heads, dict(q=native.token_view(q), k=native.token_view(k)), operands))
-    return q, k
+    return q, k, values(qkv, num_heads)
 
 
 def _backward_cpp(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon):
@@ -182,7 +182,7 @@ _OP = register_op(
 
 
 # What torch.compile sees of the kernels: operations of known shapes and gradients, run as they are. No result may be a
-# view of an argument, so values are copied.
+# view of an argument, so values are copied, and none may be missing, so the gradient of no weight is empty.
 
 
 @torch.library.custom_op("dydiff::attention_inputs", mutates_args=())
@@ -190,8 +190,9 @@ def _compiled(
     qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor,
     num_heads: int, norm: str, epsilon: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    q, k = _OP.select(backend, (qkv,)).forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-    return q, k, torch.empty_like(q).copy_(_values(qkv, num_heads))
+    run = _OP.select(backend, (qkv,))
+    q, k, v = run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
+    return q, k, torch.empty_like(q).copy_(v)
 
 
 @torch.library.custom_op("dydiff::attention_inputs_backward", mutates_args=())
@@ -200,11 +201,37 @@ def _compiled_backward(
     qkv: Tensor, weight_q: Tensor | None, weight_k: Tensor | None, cos: Tensor, sin: Tensor,
     num_heads: int, norm: str, epsilon: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grads = _OP.select(backend, (qkv,)).backward(
-        grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon
-    )
-    grad_qkv, *weights = (qkv.new_empty(0) if grad is None else grad for grad in grads)
-    return grad_qkv, weights[0], weights[1]
+    run = _OP.select(backend, (qkv,))
+    grads = grad_q, grad_k, grad_v
+    return without_none(run.backward(*grads, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon))
+
+
+def without_none(grads: tuple[Tensor, Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the projection and of the weights, as a custom op gives them."""
+    grad_qkv, *weights = grads
+    grad_q, grad_k = (grad_qkv.new_empty(0) if grad is None else grad for grad in weights)
+    return grad_qkv, grad_q, grad_k
+
+
+def differentiate_with(compiled: CustomOpDef, compiled_backward: CustomOpDef) -> None:
+    """Registers what custom ops on a projection have alike: the gradients, their shapes, and what they are made of."""
+
+    @compiled_backward.register_fake
+    def _(*inputs):
+        qkv, weight_q, weight_k = inputs[-9:-6]
+        like = (None if weight is None else weight.new_empty(weight.shape) for weight in (weight_q, weight_k))
+        return without_none((qkv.new_empty(qkv.shape), *like))
+
+    def keep(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.options = inputs[5:]
+
+    def differentiate(ctx, *grads):
+        grad_qkv, *weights = compiled_backward(*grads, *ctx.saved_tensors, *ctx.options)
+        has_weights = ctx.options[1] != "none"
+        return grad_qkv, *(weights if has_weights else (None, None)), *[None] * 6
+
+    compiled.register_autograd(differentiate, setup_context=keep)
 
 
 @_compiled.register_fake
@@ -214,23 +241,4 @@ def _(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
     return tuple(qkv.new_empty(shape).transpose(1, 2) for _ in range(3))
 
 
-@_compiled_backward.register_fake
-def _(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
-    weights = (
-        qkv.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in (weight_q, weight_k)
-    )
-    return qkv.new_empty(qkv.shape), *weights
-
-
-def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
-
-
-def _differentiate(ctx, *grads):
-    grad_qkv, *weights = _compiled_backward(*grads, *ctx.saved_tensors, *ctx.options)
-    has_weights = ctx.options[1] != "none"
-    return grad_qkv, *(weights if has_weights else (None, None)), *[None] * 6
-
-
-_compiled.register_autograd(_differentiate, setup_context=_keep)
+differentiate_with(_compiled, _compiled_backward)

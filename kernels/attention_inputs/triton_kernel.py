@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dydiff_kernels.attention_inputs import NORM_CODES, by_head
+from dydiff_kernels.attention_inputs import NORM_CODES, by_head, values
 from dydiff_kernels.gpu import NUM_WARPS, AotCase
 from dydiff_kernels.outputs import channels_contiguous
 from dydiff_kernels.partial_sums import add_partial_sums
@@ -201,13 +201,13 @@ def _arguments(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> d
     return dict(**pointers, **numbers, **strides, **_sizes(B * N * num_heads, E), num_warps=NUM_WARPS)
 
 
-def _forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor]:
+def _forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> tuple[Tensor, Tensor, Tensor]:
     heads = by_head(qkv, num_heads)
     B, N, _, E = heads.shape
     q, k = (torch.empty((B, N, num_heads, E), dtype=qkv.dtype, device=qkv.device) for _ in range(2))
     arguments = _arguments(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
     _attention_inputs_kernel[(triton.cdiv(B * N * num_heads, arguments["ROWS"]), 2)](**arguments, q_ptr=q, k_ptr=k)
-    return q.transpose(1, 2), k.transpose(1, 2)
+    return q.transpose(1, 2), k.transpose(1, 2), values(qkv, num_heads)
 
 
 def _backward(grad_q, grad_k, grad_v, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon):

@@ -101,6 +101,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init([](const FrameView& given) { return NoiseSource{0, 0, 0, 0, given}; }));
     py::implicitly_convertible<FrameView, NoiseSource>();
     for (const Binding binding : bindings()) binding(m);
+    m.attr("sources") = DYDIFF_SOURCES;  // their digest, of setup.py
     m.def("isa", &isa_name);
     m.def("available_isas", &available_isas);
     m.def("set_isa", &set_isa);

@@ -78,6 +78,8 @@ def _filter(
     levels: Tensor | TableRows[Gammas]
     if isinstance(gamma_bar, TableRows):
         levels = gamma_bar.checked(op.name, x.shape[0])
+        if within == "(0, 1]" and not bool(levels.table.values.gamma_bar.all()):
+            raise ValueError(f"{op.name}: the table of gamma_bar holds 0.0; expected values in {within}")
     else:
         levels = check_per_sample(op.name, "gamma_bar", gamma_bar, x.shape[0], within)
     run = op.select(backend, [x])

@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dydiff_kernels import native
+from dydiff_kernels.checks import check_dtype
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
 from dydiff_kernels.outputs import channels_contiguous, new_result
 from dydiff_kernels.registry import Op, Operands, Passes, register_op, runs_as_custom_op
 
 COMPILED = object()
 """In the place of kernels, in code that torch.compile traces."""
-MAX_CHANNELS = 4096
-"""ROW of csrc/rows.h: a token's channels fill at most a row."""
 
 
 def modulated_norm(
@@ -46,7 +45,7 @@ def modulated_norm(
         Like ``x``, of contiguous memory in one of the two orders.
 
     Raises:
-        ValueError: shapes or devices that don't belong together, or a backend that can't run here.
+        ValueError: shapes or devices that don't belong together, x of integers, or a backend that can't run here.
     """
     for name, condition in (("shift", shift), ("scale", scale)):
         _check_condition("modulated_norm", name, condition, x)
@@ -71,7 +70,7 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
         Like ``x``.
 
     Raises:
-        ValueError: shapes or devices that don't belong together, or a backend that can't run here.
+        ValueError: shapes or devices that don't belong together, x of integers, or a backend that can't run here.
     """
     _check_condition("gated_residual", "gate", gate, x)
     if branch.shape != x.shape:
@@ -88,6 +87,7 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
 def _check_condition(op: str, name: str, condition: Tensor, x: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}; expected (B, S, N, D)")
+    check_dtype(op, "x", x)
     B, S, _, D = x.shape
     if tuple(condition.shape) not in ((B, S, 1, D), (B, 1, 1, D)):
         raise ValueError(
@@ -104,12 +104,12 @@ def _check_device(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
 
 def _select(op: Op, backend: str, x: Tensor, *others: Tensor) -> Any:
     """What runs: mixed dtypes, wide or no tokens take the reference; a kernel in compiled code is `COMPILED`."""
-    fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= MAX_CHANNELS
+    fits = all(t.dtype == x.dtype for t in others) and x.shape[-1] <= native.MAX_CHANNELS
     if x.numel() == 0 or (backend == "auto" and not fits):
         return op.reference
     if backend in ("cpp", "triton") and not fits:
         raise ValueError(
-            f"{op.name}: backend={backend!r} needs one dtype and at most {MAX_CHANNELS} channels; x has "
+            f"{op.name}: backend={backend!r} needs one dtype and at most {native.MAX_CHANNELS} channels; x has "
             f"{tuple(x.shape)}, dtypes are {[str(t.dtype) for t in (x, *others)]}; use backend='auto'"
         )
     if runs_as_custom_op():

@@ -76,15 +76,8 @@ class StepCoefficients:
             }
         )
 
-    def take(self, rows: Tensor) -> "StepCoefficients":
-        """Those of ``rows``, (B,) int64."""
-        return self._each(lambda value: value.index_select(0, rows))
-
-    def to(self, device: torch.device) -> "StepCoefficients":
-        """The same on a device."""
-        return self._each(lambda value: value.to(device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "StepCoefficients":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "StepCoefficients":
+        """The same with every tensor changed alike, as by taking rows."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: change(v) for name, v in values.items() if v is not None})
 

@@ -9,9 +9,14 @@ GPUs only; on CPUs torch's attention after `attention_inputs` is what a network 
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dydiff_kernels.attention_inputs import HeadNorm, check_projection
+from dydiff_kernels.attention_inputs import (
+    HeadNorm,
+    ProjectionFunction,
+    check_projection,
+    differentiate_with,
+    without_none,
+)
 from dydiff_kernels.registry import Passes, register_op, runs_as_custom_op
 from dydiff_kernels.short_attention.reference import short_attention_reference
 
@@ -41,40 +46,28 @@ def short_attention(
     """
     check_projection("short_attention", qkv, weight_q, weight_k, cos, sin, num_heads, norm)
     arguments = (qkv, weight_q, weight_k, cos.contiguous(), sin.contiguous(), num_heads, norm, epsilon)
-    E = qkv.shape[2] // (3 * num_heads)
-    if qkv.shape[1] > MAX_TOKENS or E > MAX_CHANNELS:
+    if not _fits(qkv, num_heads):
         raise ValueError(
-            f"short_attention: {qkv.shape[1]} tokens of heads of {E} channels; expected at most {MAX_TOKENS} and "
-            f"{MAX_CHANNELS}; use attention_inputs and an attention of your choice"
+            f"short_attention: {qkv.shape[1]} tokens of heads of {qkv.shape[2] // (3 * num_heads)} channels; expected "
+            f"at most {MAX_TOKENS} and {MAX_CHANNELS}; use attention_inputs and an attention of your choice"
         )
     if not qkv.numel():
         return short_attention_reference(*arguments)
     if runs_as_custom_op():
-        return _compiled(*arguments, backend) if _OP.has_kernel(backend, (qkv,)) else _OP.reference(*arguments)
+        compiled = _OP.has_kernel(backend, (qkv, weight_q, weight_k))
+        return _compiled(*arguments, backend) if compiled else short_attention_reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))
-    return _ShortAttentionFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
+    return ProjectionFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
 
 
 def has_short_attention(qkv: Tensor, num_heads: int, backend: str) -> bool:
     """Whether `short_attention` would run a kernel on this projection (B, N, 3·H·E)."""
-    fits = 0 < qkv.shape[1] <= MAX_TOKENS and qkv.shape[2] <= 3 * num_heads * MAX_CHANNELS
+    fits = qkv.shape[1] > 0 and _fits(qkv, num_heads)
     return fits and backend != "cpp" and _OP.has_kernel(backend, (qkv,))
 
 
-class _ShortAttentionFunction(torch.autograd.Function):
-    """The kernels; backward calculates queries, keys and probabilities again."""
-
-    @staticmethod
-    def forward(ctx, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, run):
-        ctx.save_for_backward(qkv, weight_q, weight_k, cos, sin)
-        ctx.options = num_heads, norm, epsilon, run
-        return run.forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        *options, run = ctx.options
-        return *run.backward(grad, *ctx.saved_tensors, *options), *[None] * 6
+def _fits(qkv: Tensor, num_heads: int) -> bool:
+    return qkv.shape[1] <= MAX_TOKENS and qkv.shape[2] <= 3 * num_heads * MAX_CHANNELS
 
 
 _OP = register_op(
@@ -103,9 +96,7 @@ def _compiled_backward(
     num_heads: int, norm: str, epsilon: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     run = _OP.select(backend, (qkv,))
-    grads = run.backward(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-    grad_qkv, *weights = (qkv.new_empty(0) if grad is None else grad for grad in grads)
-    return grad_qkv, weights[0], weights[1]
+    return without_none(run.backward(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon))
 
 
 @_compiled.register_fake
@@ -113,22 +104,4 @@ def _(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
     return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
 
 
-@_compiled_backward.register_fake
-def _(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon, backend):
-    weights = (
-        qkv.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in (weight_q, weight_k)
-    )
-    return qkv.new_empty(qkv.shape), *weights
-
-
-def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
-
-
-def _differentiate(ctx, grad):
-    grad_qkv, *weights = _compiled_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return grad_qkv, *(weights if ctx.options[1] != "none" else (None, None)), *[None] * 6
-
-
-_compiled.register_autograd(_differentiate, setup_context=_keep)
+differentiate_with(_compiled, _compiled_backward)

@@ -27,6 +27,17 @@ FORWARD_WARPS, BACKWARD_WARPS = 2, 4  # of 16 tokens; the backward pass spills i
 
 
 @triton.jit
+def _tokens(cos_ptr, sin_ptr, N, E: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr):
+    """A program's tokens n and half channels e, which of both and of e are there, and their cosines and sines."""
+    n, e = tl.arange(0, TOKENS), tl.arange(0, HALF)
+    half_mask = e < E // 2
+    mask = (n < N)[:, None] & half_mask[None, :]
+    angle = n[:, None] * (E // 2) + e[None, :]
+    cos, sin = tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
+    return n, e, mask, half_mask, cos, sin
+
+
+@triton.jit
 def _product(a, b, dtype: tl.constexpr, WIDE: tl.constexpr):
     """a b of operands rounded to storage; WIDE for the interpreter, whose products know no bfloat16."""
     a, b = a.to(dtype), b.to(dtype)
@@ -63,11 +74,7 @@ def _short_attention_kernel(
     NORM: tl.constexpr, E: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
-    n, e = tl.arange(0, TOKENS), tl.arange(0, HALF)
-    half_mask = e < E // 2
-    mask = (n < N)[:, None] & half_mask[None, :]
-    angle = n[:, None] * (E // 2) + e[None, :]
-    cos, sin = tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
+    n, e, mask, half_mask, cos, sin = _tokens(cos_ptr, sin_ptr, N, E, TOKENS, HALF)
     row = qkv_ptr + b * qkv_b + n[:, None] * qkv_n + head * qkv_h + e[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     first, second = load_pair(row, mask, E)
@@ -91,11 +98,7 @@ def _short_attention_backward_kernel(
 ):  # fmt: skip
     """Every so manieth sequence of one head, and the sums of du x̂ over them."""
     programs, head = tl.num_programs(0), tl.program_id(1)
-    n, e = tl.arange(0, TOKENS), tl.arange(0, HALF)
-    half_mask = e < E // 2
-    mask = (n < N)[:, None] & half_mask[None, :]
-    angle = n[:, None] * (E // 2) + e[None, :]
-    cos, sin = tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
+    n, e, mask, half_mask, cos, sin = _tokens(cos_ptr, sin_ptr, N, E, TOKENS, HALF)
     dtype: tl.constexpr = grad_qkv_ptr.dtype.element_ty
     sum_q_first = tl.zeros([HALF], tl.float32)
     sum_q_second = tl.zeros([HALF], tl.float32)
@@ -193,11 +196,8 @@ def _backward(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
 PASSES = Passes(_forward, _backward)
 
 _READS, _TABLES = ("qkv_ptr", "weight_q_ptr", "weight_k_ptr"), ("cos_ptr", "sin_ptr")
-_CONSTANTS, _STRIDES = (
-    dict(NORM=1, E=64, TOKENS=16, HALF=32, WIDE=False),
-    ("qkv_b", "qkv_n", "qkv_h", "grad_b", "grad_n"),
-)
-_OPTIONS: dict[str, Any] = dict(floats=("epsilon",), divisible=_STRIDES)
+_CONSTANTS = dict(NORM=1, E=64, TOKENS=16, HALF=32, WIDE=False)
+_OPTIONS: dict[str, Any] = dict(floats=("epsilon",), divisible=("qkv_b", "qkv_n", "qkv_h", "grad_b", "grad_n"))
 AOT_CASES = [
     AotCase(
         "short_attention",

@@ -72,7 +72,8 @@ def make_step(process: DiffusionProcess, z: Tensor, output: Tensor, step: Step, 
     now, after = (
         process.table.at(torch.full(z.shape[:1], timestep)) for timestep in (step.now.timestep, step.after.timestep)
     )
-    return process.step(z, output, now, after, step.weights, **options)
+    coefficients = process.coefficients(now, after, [step.weights] * len(z))
+    return process.step(z, output, coefficients, step.weights, **options)
 
 
 def noised(process: DiffusionProcess, x: Tensor, timestep: int, noise: Tensor) -> Tensor:

@@ -104,11 +104,12 @@ def test_samples_of_a_batch_take_steps_of_their_own():
     x, noise = draw((3, 5, 2))
     now, after, weights = [900, 500, 3], [800, 480, -1], ddim_weights(level(d, 500), level(d, 480))
     z, target, _ = d.add_noise(x, torch.tensor(now), noise)
-    together = d.step(z, target, d.table.at(torch.tensor(now)), d.table.at(torch.tensor(after)), weights)
+    levels = [d.table.at(torch.tensor(timesteps)) for timesteps in (now, after)]
+    together = d.step(z, target, d.coefficients(*levels, [weights] * 3), weights)
     for i in range(3):
         part = slice(i, i + 1)
-        levels = (d.table.at(torch.tensor([timesteps[i]])) for timesteps in (now, after))
-        for one, all_ in zip(d.step(z[part], target[part], *levels, weights), together, strict=True):
+        alone = d.coefficients(*(d.table.at(torch.tensor([timesteps[i]])) for timesteps in (now, after)), [weights])
+        for one, all_ in zip(d.step(z[part], target[part], alone, weights), together, strict=True):
             assert torch.equal(one, all_[part])
 
 

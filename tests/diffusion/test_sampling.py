@@ -86,8 +86,8 @@ class WatchedProcess(DiffusionProcess):
 
     seen: list = field(default_factory=list)
 
-    def run_step(self, *arguments, **options):
-        result = super().run_step(*arguments, **{**options, "return_x0": True})
+    def step(self, *arguments, **options):
+        result = super().step(*arguments, **{**options, "return_x0": True})
         self.seen.append((result.x0.clone(), result.z.clone()))
         return result
 

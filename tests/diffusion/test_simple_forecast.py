@@ -4,6 +4,7 @@ import pytest
 import torch
 from gaussian_frames import S
 from process_rows import along_frames, draw, output_for, process_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dydiff_dist.diffusion import build_process, sample, start_noise, timestep_grid
 from dydiff_dist.diffusion.simple_forecast import relative_operator
@@ -61,6 +62,42 @@ def test_latents_are_drawn_before_they_are_made_relative():
     x = 0.5 * (mean + (logvar / 2).exp() * drawn)
     result = d.add_noise(LatentPosterior(mean, logvar, counter, 0.5), t, noise)
     torch.testing.assert_close(tuple(result), tuple(d.add_noise(x, t, noise)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_latents_in_half_precision_are_rounded_once(dtype):
+    """As those that the kernels draw in passing, without a frame operator."""
+    given = {"frames_relative_to": "regression", "frame_autocovariance": AUTOCOVARIANCE, "num_history_frames": H}
+    mean, logvar, noise = draw((2, S, 3, 4), num=3, dtype=dtype)
+    posterior = LatentPosterior(mean, logvar, NoiseCounter(3, torch.arange(2), 7, Stream.LATENT_POSTERIOR), 0.5)
+    drawn = [
+        build_process(backend="reference", **options).add_noise(posterior, torch.tensor([5, 900]), noise).x0
+        for options in (given, {})
+    ]
+    assert drawn[0].dtype == dtype and torch.equal(*drawn)
+
+
+def test_operators_are_put_on_a_device_once():
+    """A recording of a sampling run may send nothing: after the first call the product alone is left."""
+    d = build_process(frames_relative_to="regression", frame_autocovariance=AUTOCOVARIANCE, num_history_frames=H)
+    calls = []
+    for _ in range(2):
+        with Watch() as watch:
+            d.absolute(d.relative(torch.zeros(1, S, 4, device="meta")))
+        calls.append([name for name in watch.done if "copy" in name or "linalg" in name])
+    assert calls[0].count("aten::_to_copy") == 2 and not calls[1], calls
+
+
+class Watch(TorchDispatchMode):
+    """Notes what torch calculates."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.done.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_inputs_deviation_is_that_of_relative_frames():

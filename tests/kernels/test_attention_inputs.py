@@ -149,6 +149,7 @@ def test_sums_do_not_depend_on_threads(backend, threads):
     ("changes", "message"),
     [
         (dict(qkv=torch.zeros(2, 3, 4, 6)), r"qkv has shape \(2, 3, 4, 6\); expected \(B, N, 3·H·E\) of H = 2 heads"),
+        (dict(qkv=torch.zeros(2, 3, 24).int()), "qkv has dtype torch.int32; expected one of float32, bfloat16"),
         (dict(qkv=torch.zeros(2, 3, 18)), r"qkv has shape \(2, 3, 18\)"),
         (dict(num_heads=5), r"qkv has shape \(2, 3, 24\)"),
         (dict(norm="batch"), "norm is 'batch'; expected one of none, layer, rms"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dydiff_kernels import Levels, add_noise, available_backends, backends, frame_mix, registry
+from dydiff_kernels.sources import sources_sha256
 
 X, GAMMA = torch.ones(1, 2, 3), torch.ones(1)
 
@@ -22,11 +23,17 @@ def log(caplog):
     registry._log_once.cache_clear()
 
 
+def load_again(monkeypatch):
+    cpp, refusal = backends._load_cpp()
+    monkeypatch.setattr(backends, "_cpu", cpp)
+    monkeypatch.setattr(backends, "_cpu_refusal", refusal)
+
+
 @pytest.fixture
 def no_extension(monkeypatch):
     """As on a machine without a compiler."""
-    monkeypatch.setattr(backends, "_cpu", None)
-    monkeypatch.setattr(backends, "_cpu_import_error", "No module named 'dydiff_kernels._cpu'", raising=False)
+    monkeypatch.setitem(sys.modules, "dydiff_kernels._cpu", None)
+    load_again(monkeypatch)
 
 
 @pytest.mark.skipif(backends.cpp_module() is None, reason="the C++ extension is not built")
@@ -50,6 +57,37 @@ def test_a_backend_asked_for_by_name_runs_or_fails(no_extension):
         frame_mix(X, GAMMA, backend="cpp")
     with pytest.raises(ValueError, match="backend='gpu' is unknown; use one of auto, triton, cpp, reference"):
         frame_mix(X, GAMMA, backend="gpu")
+
+
+@pytest.mark.skipif(backends.cpp_module() is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize("built_from", ["other", None], ids=["other sources", "a version that did not say"])
+def test_an_extension_of_other_sources_is_refused_and_says_what_to_do(log, monkeypatch, built_from):
+    """As after git pull without a build: it may lack what Python asks for, or read a table otherwise."""
+    if built_from:
+        monkeypatch.setattr(backends.cpp_module(), "sources", built_from)
+    else:
+        monkeypatch.delattr(backends.cpp_module(), "sources")
+    load_again(monkeypatch)
+    assert torch.equal(frame_mix(X, GAMMA), X) and "cpp" not in available_backends()
+    assert [r.levelname for r in log.records] == ["WARNING"] and "build them again (pip install -e .)" in log.text
+    with pytest.raises(ValueError, match=r"frame_mix: backend='cpp' cannot run here: .* built from other sources"):
+        frame_mix(X, GAMMA, backend="cpp")
+
+
+def test_the_extension_that_these_tests_run_is_of_these_sources():
+    """Without this the tests of a stale one would be skipped, as on a machine without a compiler."""
+    assert "other sources" not in (backends.cpp_refusal(torch.device("cpu")) or "")
+
+
+def test_the_digest_of_sources_is_that_of_every_path_and_byte(tmp_path):
+    (tmp_path / "op").mkdir()
+    assert sources_sha256(tmp_path) == ""  # an installed package has none
+    found = set()
+    for name, text in (("a.h", "1"), ("a.h", "2"), ("b.cpp", "2")):
+        (tmp_path / "op" / name).write_text(text)
+        found.add(sources_sha256(tmp_path))
+    (tmp_path / "op" / "b.cpp").rename(tmp_path / "op" / "c.cpp")
+    assert len(found | {sources_sha256(tmp_path)}) == 4
 
 
 @pytest.mark.skipif("triton" in available_backends(), reason="Triton runs here (interpreter)")

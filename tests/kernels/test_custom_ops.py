@@ -75,6 +75,9 @@ def test_what_no_kernel_takes_is_traced_through():
     compiled = torch.compile(modulated_norm, fullgraph=True, backend="aot_eager")
     for tensors in ((X.double(), SHIFT.double(), SCALE.double()), (X, SHIFT.half(), SCALE.half())):
         torch.testing.assert_close(compiled(*tensors), modulated_norm(*tensors, backend="reference"))
+    doubles = [weight.double() for weight in WEIGHTS]
+    compiled, eager = torch.compile(attend("rms"), fullgraph=True, backend="aot_eager"), attend("rms")
+    torch.testing.assert_close(compiled(QKV, *doubles), eager(QKV, *doubles))
 
 
 def test_a_backend_by_name_that_cannot_run_is_an_error_when_compiled_too():

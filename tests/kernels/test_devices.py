@@ -25,6 +25,7 @@ from dydiff_kernels import (
     modulated_norm,
     normal,
     reverse_step,
+    short_attention,
 )
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -47,9 +48,9 @@ def own_backend(device):
         pytest.skip(f"no kernels on {device}")
 
 
-def assert_agree(results, truths, dtype):
-    """Equal up to ``TOLERANCE``, which grows with the largest value where that is beyond 10."""
-    scale = max(1.0, *(truth.abs().max().item() / 10 for truth in truths))
+def assert_agree(results, truths, dtype, roundings=1):
+    """Equal up to ``TOLERANCE`` for each rounding to storage, which grows with the largest value beyond 10."""
+    scale = roundings * max(1.0, *(truth.abs().max().item() / 10 for truth in truths))
     for result, truth in zip(results, truths, strict=True):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double().cpu(), truth, rtol=0, atol=scale * TOLERANCE[dtype])
@@ -140,8 +141,8 @@ def test_reverse_step(device, dtype, shape, mixes_output, operators):
     assert_agree(run(z.to(device), output.to(device), before.to(device), device), truth, dtype)
 
 
-def assert_differentiates(op, tensors, upstream, device, dtype):
-    """Results and gradients of an op, each alone: they are rounded to storage once, as `TOLERANCE` has it."""
+def assert_differentiates(op, tensors, upstream, device, dtype, roundings=1):
+    """Results and gradients of an op, each alone: they are rounded to storage once, or so many times in a row."""
 
     def run(tensors, upstream):
         leaves = [t.detach().clone().requires_grad_() for t in tensors]
@@ -149,7 +150,7 @@ def assert_differentiates(op, tensors, upstream, device, dtype):
         return out.detach(), *torch.autograd.grad(out, leaves, upstream)
 
     on_device = run([t.to(device) for t in tensors], upstream.to(device))
-    assert_agree(on_device, run([t.double() for t in tensors], upstream.double()), dtype)
+    assert_agree(on_device, run([t.double() for t in tensors], upstream.double()), dtype, roundings)
 
 
 def test_modulation(device, dtype, shape):
@@ -167,13 +168,19 @@ def test_modulation(device, dtype, shape):
     )
 
 
+def inputs_of_attention(B, N, H, E, norm, dtype):
+    """The projection, the weights of its norms, and its angles."""
+    weights = [] if norm == "none" else [random_tensor((E,), dtype, seed=seed) for seed in (2, 3)]
+    angles = [angle(random_tensor((N, E // 2), seed=4)) for angle in (torch.cos, torch.sin)]
+    return random_tensor((B, N, 3 * H * E), dtype), weights, angles
+
+
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 def test_attention_inputs(device, dtype, shape, norm):
     # a norm over very few channels may divide by next to nothing, and amplifies rounding by what it divides by
     B, N, H, E = shape[0], shape[1] * 3, 2, 2 * shape[-1] + 16
-    qkv, upstream = random_tensor((B, N, 3 * H * E), dtype), random_tensor((3, B, N, H, E), dtype, seed=1)
-    weights = [] if norm == "none" else [random_tensor((E,), dtype, seed=seed) for seed in (2, 3)]
-    angles = [angle(random_tensor((N, E // 2), seed=4)) for angle in (torch.cos, torch.sin)]
+    qkv, weights, angles = inputs_of_attention(B, N, H, E, norm, dtype)
+    upstream = random_tensor((3, B, N, H, E), dtype, seed=1)
 
     def op(qkv, *weights):
         on_device = [angle.to(qkv.device) for angle in angles]
@@ -181,3 +188,17 @@ def test_attention_inputs(device, dtype, shape, norm):
         return torch.stack(attention_inputs(qkv, *(weights or (None, None)), *on_device, **options))
 
     assert_differentiates(op, (qkv, *weights), upstream.transpose(2, 3), device, dtype)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+def test_short_attention(device, dtype, shape, norm):
+    """Queries and keys, probabilities, gradients of scores and results are rounded to storage."""
+    B, N, H, E = shape[0], min(shape[1] * 3, 32), 2, min(2 * shape[-1] + 16, 128)
+    qkv, weights, angles = inputs_of_attention(B, N, H, E, norm, dtype)
+
+    def op(qkv, *weights):
+        on_device = [angle.to(qkv.device) for angle in angles]
+        return short_attention(qkv, *(weights or (None, None)), *on_device, num_heads=H, norm=norm)
+
+    upstream = random_tensor((B, N, H * E), dtype, seed=1)
+    assert_differentiates(op, (qkv, *weights), upstream, device, dtype, roundings=4)

@@ -118,6 +118,7 @@ def test_gradcheck_of_the_reference():
         (lambda x, c: gated_residual(x, c, x[:, :2]), "branch has shape \\(2, 2, 4, 8\\)"),
         (lambda x, c: modulated_norm(x, c, c.to("meta")), "scale is on meta; expected cpu, where x is"),
         (lambda x, c: gated_residual(x, c, x.to("meta")), "branch is on meta; expected cpu, where x is"),
+        (lambda x, c: gated_residual(x.int(), c.int(), x.int()), "x has dtype torch.int32; expected one of float32"),
         (lambda x, c: gated_residual(x, c.half(), x, backend="cpp"), "needs one dtype"),
         (lambda x, c: modulated_norm(x, c.half(), c, backend="triton"), "backend='triton' needs one dtype"),
     ],

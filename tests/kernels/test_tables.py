@@ -43,7 +43,8 @@ HISTORY = random_tensor((3, 2, 2, 6, 6), seed=2)
 
 def of(coefficients, rows):
     """The plain coefficients of some rows."""
-    return coefficients.take(torch.full((len(X),), rows) if isinstance(rows, int) else rows)
+    rows = torch.full((len(X),), rows) if isinstance(rows, int) else rows
+    return coefficients.each(lambda column: column.index_select(0, rows))
 
 
 def loss_and_gradient(sample_weights, target, backend):
@@ -112,6 +113,10 @@ def test_an_error_without_a_target(backend):
     [
         (lambda: CoefficientTable(LEVELS, 5), r"levels.signal has shape \(7,\); expected \(5,\)"),
         (lambda: CoefficientTable(Gammas(-column(0, 1)), N), r"gamma_bar holds -0.1.*; expected values in \[0, 1\]"),
+        (
+            lambda: frame_unmix(X, CoefficientTable(Gammas(column(0, 1)), N).at(ROWS)),
+            r"frame_unmix: the table of gamma_bar holds 0.0; expected values in \(0, 1\]",
+        ),
         (lambda: CoefficientTable(LEVELS, N).at(7), "row 7 is not in the table; expected 0 to 6"),
         (lambda: CoefficientTable(LEVELS, N).at(torch.tensor([0, -1])), "row -1 is not in the table"),
         (lambda: CoefficientTable(LEVELS, N).at(torch.ones(3)), r"rows are torch.float32 of shape \(3,\)"),
