@@ -49,12 +49,18 @@ def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) ->
     if not (1 <= crop_height <= height and 1 <= crop_width <= width):
         raise ValueError(f"data.crop_size is {config.crop_size}, frames of {where} are {height}x{width}; choose less")
     for name, wanted in config.augmentation.model_dump().items():
-        part_of = name.removesuffix("_height").removesuffix("_width")
+        part_of = name.removesuffix("_h").removesuffix("_w")
         if wanted and not {name, part_of} & set(schema.allowed_augmentations):
             allowed = ", ".join(schema.allowed_augmentations) or "none"
             raise ValueError(f"data.augmentation.{name} is on, but {where} does not allow it (allowed: {allowed})")
-    if any(config.augmentation.shifted_axes) and config.crop_size is not None:
+    if config.augmentation.periodic_shift and config.crop_size is not None:
         raise ValueError("data.augmentation.periodic_shift wraps whole frames around; leave data.crop_size out")
+    shifted_h, shifted_w = config.augmentation.shifted_axes
+    if (shifted_h and crop_height != height) or (shifted_w and crop_width != width):
+        raise ValueError(
+            f"data.crop_size is {config.crop_size}, data.augmentation.periodic_shift_{'h' if shifted_h else 'w'} wraps "
+            f"whole frames of {height}x{width} around; keep their {'height' if shifted_h else 'width'}"
+        )
     if config.augmentation.rotate and crop_height != crop_width:
         raise ValueError(
             f"data.augmentation.rotate needs square frames, they are {crop_height}x{crop_width}; turn it off"

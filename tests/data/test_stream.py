@@ -205,7 +205,7 @@ def test_vectors_turn_with_flips_and_rotations(make_shards):
     assert signs == {-1.0, 1.0}
 
 
-@pytest.mark.parametrize(("name", "axis"), [("periodic_shift_height", 2), ("periodic_shift_width", 3)])
+@pytest.mark.parametrize(("name", "axis"), [("periodic_shift_h", 2), ("periodic_shift_w", 3)])
 def test_shifts_along_one_axis_are_those_of_both_and_leave_the_other_alone(make_shards, name, axis):
     frames = np.arange(2 * 2 * 6 * 8, dtype=np.float32).reshape(2, 2, 6, 8)
     schema = FrameSchema(num_frames=2, shape=(2, 6, 8), dtype="float32")
@@ -234,6 +234,9 @@ def test_shifts_along_one_axis_are_those_of_both_and_leave_the_other_alone(make_
         ValueError, match=f"augmentation.periodic_shift is on, but .* does not allow it .allowed: {name}"
     ):
         TrainStream(shards, config(augmentation={"periodic_shift": True}), 0, 4, 2)
+    TrainStream(shards, config(augmentation={name: True}, crop_size=(6, 4) if axis == 2 else (4, 8)), 0, 4, 2)
+    with pytest.raises(ValueError, match=rf"crop_size is .*{name} wraps whole frames of 6x8 around; keep their \w+$"):
+        TrainStream(shards, config(augmentation={name: True}, crop_size=(6, 4) if axis == 3 else (4, 8)), 0, 4, 2)
 
 
 def test_plain_webdataset_reads_the_shards(make_shards):
