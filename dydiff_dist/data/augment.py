@@ -49,11 +49,18 @@ def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) ->
     if not (1 <= crop_height <= height and 1 <= crop_width <= width):
         raise ValueError(f"data.crop_size is {config.crop_size}, frames of {where} are {height}x{width}; choose less")
     for name, wanted in config.augmentation.model_dump().items():
-        if wanted and name not in schema.allowed_augmentations:
+        part_of = name.removesuffix("_h").removesuffix("_w")
+        if wanted and not {name, part_of} & set(schema.allowed_augmentations):
             allowed = ", ".join(schema.allowed_augmentations) or "none"
             raise ValueError(f"data.augmentation.{name} is on, but {where} does not allow it (allowed: {allowed})")
     if config.augmentation.periodic_shift and config.crop_size is not None:
         raise ValueError("data.augmentation.periodic_shift wraps whole frames around; leave data.crop_size out")
+    shifted_h, shifted_w = config.augmentation.shifted_axes
+    if (shifted_h and crop_height != height) or (shifted_w and crop_width != width):
+        raise ValueError(
+            f"data.crop_size is {config.crop_size}, data.augmentation.periodic_shift_{'h' if shifted_h else 'w'} wraps "
+            f"whole frames of {height}x{width} around; keep their {'height' if shifted_h else 'width'}"
+        )
     if config.augmentation.rotate and crop_height != crop_width:
         raise ValueError(
             f"data.augmentation.rotate needs square frames, they are {crop_height}x{crop_width}; turn it off"
@@ -104,7 +111,7 @@ class SampleTransform:
         """Puts the same frames' log-variance into ``out_SCHW``, float32, of frames in network units."""
         log_scale = np.log(np.abs(np.asarray(self.scale)))[:, None, None].astype(np.float32)
         np.subtract(self._in_time(logvar_SCHW, draws), 2 * log_scale, out=out_SCHW, casting="unsafe")
-        if draws is not None and self.config.augmentation.periodic_shift:
+        if draws is not None and any(self.config.augmentation.shifted_axes):
             out_SCHW[...] = self._augment(out_SCHW, draws)  # of latents, shifts are the only augmentation there is
 
     def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
@@ -133,10 +140,9 @@ class SampleTransform:
 
     def _augment(self, frames_SCHW: np.ndarray, draws: np.ndarray) -> np.ndarray:
         wanted = self.config.augmentation
-        if wanted.periodic_shift:
-            _, _, height, width = frames_SCHW.shape
-            shifts = (_choose(draws[Draw.SHIFT_H], height), _choose(draws[Draw.SHIFT_W], width))
-            frames_SCHW = np.roll(frames_SCHW, shifts, (2, 3))
+        for axis, draw, is_shifted in zip((2, 3), (Draw.SHIFT_H, Draw.SHIFT_W), wanted.shifted_axes, strict=True):
+            if is_shifted:
+                frames_SCHW = np.roll(frames_SCHW, _choose(draws[draw], frames_SCHW.shape[axis]), axis)
         along_w, along_h = self.schema.vector_channels or (None, None)
         if wanted.flip and draws[Draw.FLIP_H] <= 0.5:
             frames_SCHW = mirror(frames_SCHW, 2, along_h)

@@ -18,6 +18,18 @@ class AugmentationConfig(StrictConfig):
     """Mirror along H and along W, each with probability 1/2; vectors are turned with the field."""
     rotate: bool = False
     """Swap H and W with probability 1/2; with flip this makes all 8 symmetries of the square."""
+    periodic_shift_h: bool = False
+    """Shift along H alone, for fields that do not wrap around along W (a wall, an open boundary)."""
+    periodic_shift_w: bool = False
+    """Shift along W alone, for fields that do not wrap around along H (a channel with walls, a globe)."""
+
+    @property
+    def shifted_axes(self) -> tuple[bool, bool]:
+        """Whether frames are shifted along (H, W)."""
+        return (
+            self.periodic_shift or self.periodic_shift_h,
+            self.periodic_shift or self.periodic_shift_w,
+        )
 
 
 class ExpectedData(StrictConfig):

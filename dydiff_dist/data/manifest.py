@@ -20,7 +20,8 @@ from dydiff_dist.strict_config import StrictConfig, describe_error
 
 MANIFEST_NAME = "manifest.json"
 
-Augmentation = Literal["periodic_shift", "flip", "rotate"]
+Augmentation = Literal["periodic_shift", "flip", "rotate", "periodic_shift_h", "periodic_shift_w"]
+"""``periodic_shift`` is of fields that wrap around along both axes, and allows the shifts along one of them too."""
 
 Independent = Literal["case", "key_prefix"]
 """What counts as one independent observation: each sample, or all samples whose keys agree up to the last hyphen, as

@@ -205,6 +205,40 @@ def test_vectors_turn_with_flips_and_rotations(make_shards):
     assert signs == {-1.0, 1.0}
 
 
+@pytest.mark.parametrize(("name", "axis"), [("periodic_shift_h", 2), ("periodic_shift_w", 3)])
+def test_shifts_along_one_axis_are_those_of_both_and_leave_the_other_alone(make_shards, name, axis):
+    frames = np.arange(2 * 2 * 6 * 8, dtype=np.float32).reshape(2, 2, 6, 8)
+    schema = FrameSchema(num_frames=2, shape=(2, 6, 8), dtype="float32")
+    shifts = set()
+    for position in range(40):
+        found, both = np.empty_like(frames), np.empty_like(frames)
+        for wanted, out in ((name, found), ("periodic_shift", both)):
+            shifting = config(num_history_frames=1, num_future_frames=1, augmentation={wanted: True})
+            transform = SampleTransform(shifting, schema, (0.0, 0.0), (1.0, 1.0))
+            transform.write_frames(frames, transform.draw(0, [position])[0], out)
+        (shift,) = [n for n in range(frames.shape[axis]) if np.array_equal(found, np.roll(frames, n, axis))]
+        rest = [np.roll(found, n, 5 - axis) for n in range(frames.shape[5 - axis])]
+        assert any(np.array_equal(both, each) for each in rest)
+        shifts.add(shift)
+    assert shifts == set(range(frames.shape[axis]))
+    shards = ShardSet.open(make_shards(augmentations=(name,)))
+    TrainStream(shards, config(augmentation={name: True}), 0, 4, 2)
+    TrainStream(
+        ShardSet.open(make_shards("both", augmentations=("periodic_shift",))),
+        config(augmentation={name: True}),
+        0,
+        4,
+        2,
+    )
+    with pytest.raises(
+        ValueError, match=f"augmentation.periodic_shift is on, but .* does not allow it .allowed: {name}"
+    ):
+        TrainStream(shards, config(augmentation={"periodic_shift": True}), 0, 4, 2)
+    TrainStream(shards, config(augmentation={name: True}, crop_size=(6, 4) if axis == 2 else (4, 8)), 0, 4, 2)
+    with pytest.raises(ValueError, match=rf"crop_size is .*{name} wraps whole frames of 6x8 around; keep their \w+$"):
+        TrainStream(shards, config(augmentation={name: True}, crop_size=(6, 4) if axis == 3 else (4, 8)), 0, 4, 2)
+
+
 def test_plain_webdataset_reads_the_shards(make_shards):
     folder = make_shards(counts=(3, 2), num_actions=1)
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
