@@ -52,7 +52,7 @@ def cases() -> list[AotCase]:
 def _argument_type(name: str, case: AotCase, storage: str) -> str:
     """Triton's name of an argument's type, as a launch would give it."""
     if not name.endswith("_ptr"):
-        return "fp32" if name in case.floats else "i32"
+        return "fp32" if name in case.floats else "*i32" if name in case.scalars else "i32"
     if name in case.scalars:
         return "*i64" if name.endswith("_index_ptr") else "*fp64" if name == "gamma_bar_ptr" else "*fp32"
     return f"*{storage}" if name in case.reads or name in case.writes else "constexpr"

@@ -29,36 +29,75 @@ class Stream(enum.IntEnum):
 class NoiseCounter:
     """The name of noise for a batch: which run, which samples, which step, what for.
 
+    Seed and step are numbers, or both lie in memory beside ``sample_index``, where kernels read them when they run: a
+    recording (CUDA graph) draws, each time that it is played, the noise that they name then. The host looks at none.
+
     Args:
-        seed: the run's seed, 0 ≤ seed < 2⁶⁴ (the Philox key).
-        sample_index: (B,) int64, global sample indices, 0 ≤ index < 2⁵⁶ (checked on the CPU only).
-        step: training or sampler step, 0 ≤ step < 2³².
+        seed: the run's seed, 0 ≤ seed < 2⁶⁴ (the Philox key); in memory its bits, () int64.
+        sample_index: (B,) int64, global sample indices, 0 ≤ index < 2⁵⁶ (checked on the CPU only, beside numbers).
+        step: training or sampler step, 0 ≤ step < 2³²; in memory () int64.
         stream: purpose, a ``Stream`` or any 0 ≤ stream < 2⁸.
 
     Raises:
-        ValueError: a value out of its range, or ``sample_index`` of another shape or dtype.
+        ValueError: a value out of its range, or a tensor of another shape, dtype or device.
+
+    Examples:
+        >>> numbers = NoiseCounter(seed=7, sample_index=torch.tensor([3, 5]), step=2)
+        >>> seed, step = numbers.words()
+        >>> in_memory = NoiseCounter(seed, numbers.sample_index, step)  # names the same noise
     """
 
-    seed: int
+    seed: int | torch.Tensor
     sample_index: torch.Tensor
-    step: int
+    step: int | torch.Tensor
     stream: Stream | int = Stream.DIFFUSION
 
     def __post_init__(self):
-        for name, value, bits in (("seed", self.seed, 64), ("step", self.step, 32), ("stream", self.stream, 8)):
-            if not isinstance(value, int) or not 0 <= value < 2**bits:
-                raise ValueError(f"NoiseCounter: {name} is {value!r}; expected an integer with 0 <= {name} < 2**{bits}")
         index = self.sample_index
         if not isinstance(index, torch.Tensor) or index.dtype != torch.int64 or index.ndim != 1:
-            found = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, torch.Tensor) else type(index).__name__
-            raise ValueError(f"NoiseCounter: sample_index is {found}; expected a torch.int64 tensor of shape (B,)")
+            raise ValueError(
+                f"NoiseCounter: sample_index is {_found(index)}; expected a torch.int64 tensor of shape (B,)"
+            )
+        _check_number("stream", self.stream, 8)
+        if isinstance(self.seed, torch.Tensor) or isinstance(self.step, torch.Tensor):
+            _check_word("seed", self.seed, index.device)
+            _check_word("step", self.step, index.device)
+            return
+        _check_number("seed", self.seed, 64)
+        _check_number("step", self.step, 32)
         if index.device.type == "cpu" and index.numel() and not (index.min() >= 0 and index.max() < 2**56):
             worst = index.min().item() if index.min() < 0 else index.max().item()
             raise ValueError(f"NoiseCounter: sample_index holds {worst}; expected 0 <= index < 2**56")
 
     def to(self, device: torch.device | str) -> "NoiseCounter":
-        """The same noise with ``sample_index`` on ``device``, contiguous."""
-        return NoiseCounter(self.seed, self.sample_index.to(device).contiguous(), self.step, self.stream)
+        """The same noise with its tensors on ``device``, contiguous."""
+        seed, step = (word.to(device) if isinstance(word, torch.Tensor) else word for word in (self.seed, self.step))
+        return NoiseCounter(seed, self.sample_index.to(device).contiguous(), step, self.stream)
+
+    def words(self) -> torch.Tensor:
+        """Seed and step as they lie in memory, (2,) int64 beside ``sample_index``."""
+        if isinstance(self.seed, torch.Tensor) and isinstance(self.step, torch.Tensor):
+            return torch.stack((self.seed, self.step))
+        seed = int(self.seed)
+        return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, int(self.step)], device=self.sample_index.device)
+
+
+def _check_number(name: str, value: object, bits: int) -> None:
+    if not isinstance(value, int) or not 0 <= value < 2**bits:
+        raise ValueError(f"NoiseCounter: {name} is {value!r}; expected an integer with 0 <= {name} < 2**{bits}")
+
+
+def _check_word(name: str, value: object, device: torch.device) -> None:
+    if not isinstance(value, torch.Tensor) or (value.dtype, value.ndim, value.device) != (torch.int64, 0, device):
+        raise ValueError(
+            f"NoiseCounter: {name} is {_found(value)}; expected torch.int64 () on {device}, as the other, or numbers"
+        )
+
+
+def _found(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)} on {value.device}"
+    return type(value).__name__
 
 
 def check_counter(op: str, counter: NoiseCounter, shape: torch.Size | tuple[int, ...]) -> None:

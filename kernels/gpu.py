@@ -32,8 +32,8 @@ class AotCase:
         name: the row's name in the table.
         kernel: the jitted function.
         reads, writes: pointers to tensors that are present. Other arguments named ``*_ptr`` are None.
-        scalars: further pointers, to float32 numbers, to int64 where they are named ``*_index_ptr``, or to float64 for
-            ``gamma_bar_ptr``.
+        scalars: further pointers, to float32 numbers, to int64 where they are named ``*_index_ptr``, to float64 for
+            ``gamma_bar_ptr``, or to int32 for words of a counter that lie in memory.
         constants: compile-time constants.
         floats: numbers that are float32; other numbers are int32.
         divisible: numbers that are a multiple of 16 in the launch that the case stands for.
@@ -140,12 +140,23 @@ def _as_int32(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
 
+def _words(noise: NoiseCounter) -> tuple[int | torch.Tensor, ...]:
+    """Both halves of the seed, and the step: numbers, or the int32 in memory that they are."""
+    if isinstance(noise.seed, torch.Tensor) and isinstance(noise.step, torch.Tensor):
+        low_first = [word.reshape(1).view(torch.int32) for word in (noise.seed, noise.step)]
+        return low_first[0][:1], low_first[0][1:], low_first[1][:1]
+    seed, step = int(noise.seed), int(noise.step)
+    return _as_int32(seed & 0xFFFFFFFF), _as_int32(seed >> 32), _as_int32(step)
+
+
 def _noise_arguments(noise: torch.Tensor | NoiseCounter | None, device: torch.device, name: str) -> dict[str, Any]:
     """Kernel arguments for noise: a pointer where it is given, counter words where it is to be drawn."""
-    index, words, stream = None, (0, 0, 0), 0
+    index: torch.Tensor | None = None
+    words: tuple[int | torch.Tensor, ...] = (0, 0, 0)
+    stream = 0
     if isinstance(noise, NoiseCounter):
-        index, stream = noise.to(device).sample_index, int(noise.stream)
-        words = (_as_int32(noise.seed & 0xFFFFFFFF), _as_int32(noise.seed >> 32), _as_int32(noise.step))
+        noise = noise.to(device)
+        index, words, stream = noise.sample_index, _words(noise), int(noise.stream)
     given = noise.contiguous() if isinstance(noise, torch.Tensor) else None
     suffixes = ("_ptr", "_index_ptr", "_key0", "_key1", "_step", "_stream")
     return {f"{name}{suffix}": value for suffix, value in zip(suffixes, (given, index, *words, stream), strict=True)}

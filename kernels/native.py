@@ -71,7 +71,8 @@ def run(kernel: str, operands: Operands) -> None:
             counter = value.to("cpu")
             in_use.append(counter.sample_index)
             pointer = counter.sample_index.data_ptr()
-            value = module.NoiseSource(counter.seed, counter.step, int(counter.stream), pointer)
+            seed, step = int(counter.seed) % 2**64, int(counter.step)
+            value = module.NoiseSource(seed, step, int(counter.stream), pointer)
         elif isinstance(value, torch.Tensor):
             in_use.append(dense_frames(value))
             value = module.FrameView(in_use[-1].data_ptr(), _DTYPE_CODES[value.dtype], *in_use[-1].stride()[:2])

@@ -11,7 +11,8 @@ from dydiff_kernels.checks import check_no_grad
 from dydiff_kernels.native import writable_in_place
 from dydiff_kernels.registry import Op
 
-_LARGE_BYTES = 8 << 20
+LARGE_BYTES = 8 << 20
+"""Results of so many bytes are worth a word to the system about their pages."""
 
 
 def run_into(
@@ -69,6 +70,6 @@ def new_result(shape: Sequence[int], dtype: torch.dtype, device: torch.device | 
     """
     result = torch.empty(shape, dtype=dtype, device=device)
     cpp = backends.cpp_module()
-    if result.device.type == "cpu" and result.nbytes >= _LARGE_BYTES and cpp is not None:
+    if result.device.type == "cpu" and result.nbytes >= LARGE_BYTES and cpp is not None:
         cpp.advise_huge_pages(result.data_ptr(), result.nbytes)
     return result

@@ -25,7 +25,7 @@ class Replay:
 
     On the CPU, and where recording fails (the log says why), every call is a plain one. What the function reads beside
     its arguments must stay where it is, and it must do the same whatever the arguments hold: no look at a value on the
-    host, no noise of another name from call to call.
+    host, and noise by names that are arguments, in memory (`NoiseCounter.words`).
 
     Args:
         function: of named tensors, some of which may be None; gives a tensor.

@@ -19,7 +19,7 @@ from dydiff_dist.diffusion.replay import Replay
 from dydiff_dist.diffusion.sampling import Denoise, plan_steps
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.frame_space import FrameSpace
-from dydiff_dist.forecasting.moving_view import MovingView
+from dydiff_dist.forecasting.moving_view import MovingView, draw_origins, number_steps
 from dydiff_dist.models import Denoiser
 from dydiff_kernels import NoiseCounter, Stream, normal
 
@@ -198,26 +198,24 @@ class Forecaster:
         """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
         sampling, diffusion = self.sampling, self.diffusion
         steps = plan_steps(diffusion.table, self._grid, sampler=sampling.sampler, eta=sampling.eta)
+        sample_index = sample_index.to(self.device)
 
         def counter(step: int, stream: Stream) -> NoiseCounter:
             return NoiseCounter(seed, sample_index, step, stream)
 
         shape = (history.shape[0], self.num_frames, *history.shape[2:])
         named = counter(window, Stream.SAMPLER_START)
-        start = start_noise(diffusion, shape, self._grid[0], named, device=self.device)
-        dropped = None
+        drawn = {"start": start_noise(diffusion, shape, self._grid[0], named, device=self.device)}
         if sampling.guidance_weight != 1:
             dropout = counter(window, Stream.CONDITIONING_DROPOUT)
-            dropped = normal(dropout, history.shape, device=self.device)
-        view = None
+            drawn["dropped"] = normal(dropout, history.shape, device=self.device)
         if self.knows_shifts and sampling.random_shifts is not False:
             shifts = counter(window, Stream.SAMPLER_SHIFT)
-            view = MovingView.draw(shifts, self._grid, diffusion.num_timesteps, shape[-2], shape[-1], self.device)
-        if view is None and not any(step.weights.sigma for step in steps):
-            return self._recorded(start=start, history=history, actions=actions, dropped=dropped)
-        # shifts and the names of noise change from call to call, so there is nothing to record
-        noise = counter(window * len(steps), Stream.SAMPLER_ETA)
-        return self._run_sampler(start, history, actions, dropped, view, noise)
+            drawn["origins"] = draw_origins(shifts, len(steps), shape[-2], shape[-1], self.device)
+        if any(step.weights.sigma for step in steps):
+            noise = counter(window * len(steps), Stream.SAMPLER_ETA)
+            drawn |= {"sample_index": sample_index, "noise_words": noise.words()}
+        return self._recorded(history=history, actions=actions, **drawn)
 
     @cached_property
     def _recorded(self) -> Replay:
@@ -229,16 +227,28 @@ class Forecaster:
         """The sampler's timesteps, descending."""
         return timestep_grid(self.diffusion.table, self.sampling.num_steps, self.sampling.spacing)
 
+    @cached_property
+    def _step_at(self) -> Tensor:
+        """Put on the device once, as a recording needs it."""
+        return number_steps(self._grid, self.diffusion.num_timesteps, self.device)
+
     def _run_sampler(
         self,
         start: Tensor,
         history: Tensor,
         actions: Tensor | None = None,
         dropped: Tensor | None = None,
-        view: MovingView | None = None,
-        noise: NoiseCounter | None = None,
+        origins: Tensor | None = None,
+        sample_index: Tensor | None = None,
+        noise_words: Tensor | None = None,
     ) -> Tensor:
-        """One window from what is random in it: where it starts, the history of the unconditional branch, shifts, η."""
+        """One window from what is random in it: where it starts, the history of the unconditional branch, shifts, and
+        the name of the noise of η."""
+        noise, view = None, None
+        if sample_index is not None and noise_words is not None:
+            noise = NoiseCounter(noise_words[0], sample_index, noise_words[1], Stream.SAMPLER_ETA)
+        if origins is not None:
+            view = MovingView.of(origins, self._step_at, start.shape[-2], start.shape[-1])
         return sample(
             self.diffusion,
             self._denoise(history, actions, dropped, view),

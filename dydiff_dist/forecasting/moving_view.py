@@ -19,7 +19,7 @@ from dydiff_kernels import NoiseCounter, uniform
 
 @dataclass(frozen=True)
 class MovingView:
-    """Origins of the view: of each sample in each step, drawn from the sample's own counter."""
+    """The view of each sample in each step."""
 
     order: Tensor
     """(B, K, H W) int64: where the view's pixels are in the field, row after row."""
@@ -29,31 +29,9 @@ class MovingView:
     """(N,) int64: the number of the step at a timestep."""
 
     @classmethod
-    def draw(
-        cls,
-        counter: NoiseCounter,
-        grid: Sequence[int],
-        num_timesteps: int,
-        height: int,
-        width: int,
-        device: torch.device | str = "cpu",
-    ) -> "MovingView":
-        """Uniform origins.
-
-        Args:
-            counter: names the B samples and the window; its stream should be ``SAMPLER_SHIFT``.
-            grid: the K timesteps of the sampler.
-            num_timesteps: N.
-            height: H in pixels.
-            width: W in pixels.
-            device: where the fields are.
-        """
-        draws = uniform(counter, 2 * len(grid), device=device).unflatten(1, (len(grid), 2))
-        size = torch.tensor([height, width], device=device)
-        origins = (draws * size).long() % size  # a uniform may be 1
-        step_at = torch.zeros(num_timesteps, dtype=torch.int64)
-        step_at[torch.tensor(grid)] = torch.arange(len(grid))
-        return cls(_pixels(origins, height, width), _pixels(-origins, height, width), step_at.to(device))
+    def of(cls, origins: Tensor, step_at: Tensor, height: int, width: int) -> "MovingView":
+        """The view of fields of H x W pixels from ``draw_origins``, with the steps of ``number_steps``."""
+        return cls(_pixels(origins, height, width), _pixels(-origins, height, width), step_at)
 
     def show(self, fields: Tensor, timesteps: Tensor) -> Tensor:
         """``fields`` (B, S, C, H, W) as the view of the step at ``timesteps`` (B,) has them."""
@@ -62,6 +40,30 @@ class MovingView:
     def put_back(self, fields: Tensor, timesteps: Tensor) -> Tensor:
         """Fields as the view has them, (B, S, C, H, W), back at their own origin: the inverse of ``show``."""
         return _gather(fields, self.inverse, self.step_at[timesteps])
+
+
+def draw_origins(
+    counter: NoiseCounter, num_steps: int, height: int, width: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Where the view begins, uniform over the field: (B, K, 2) int64, row and column, of each sample's own counter.
+
+    Args:
+        counter: names the B samples and the window; its stream should be ``SAMPLER_SHIFT``.
+        num_steps: K of the sampler.
+        height: H in pixels.
+        width: W in pixels.
+        device: where the fields are.
+    """
+    draws = uniform(counter, 2 * num_steps, device=device).unflatten(1, (num_steps, 2))
+    size = torch.tensor([height, width], device=device)
+    return (draws * size).long() % size  # a uniform may be 1
+
+
+def number_steps(grid: Sequence[int], num_timesteps: int, device: torch.device | str = "cpu") -> Tensor:
+    """``MovingView.step_at`` of a sampler's K timesteps out of N."""
+    step_at = torch.zeros(num_timesteps, dtype=torch.int64)
+    step_at[torch.tensor(grid)] = torch.arange(len(grid))
+    return step_at.to(device)
 
 
 def _pixels(origins: Tensor, height: int, width: int) -> Tensor:

@@ -68,7 +68,9 @@ def attention_inputs(
         compiled = _OP.has_kernel(backend, (qkv, weight_q, weight_k))
         return _compiled(*arguments, backend) if compiled else attention_inputs_reference(*arguments)
     run = _OP.select(backend, (qkv, weight_q, weight_k))
-    return ProjectionFunction.apply(*arguments, run) if isinstance(run, Passes) else run(*arguments)
+    if not isinstance(run, Passes):
+        return run(*arguments)
+    return ProjectionFunction.apply(*arguments, run) if torch.is_grad_enabled() else run.forward(*arguments)
 
 
 def check_projection(

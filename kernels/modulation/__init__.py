@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from dydiff_kernels import native
 from dydiff_kernels.checks import check_dtype
 from dydiff_kernels.modulation.reference import gated_residual_reference, modulated_norm_reference
-from dydiff_kernels.outputs import channels_contiguous, new_result
+from dydiff_kernels.outputs import LARGE_BYTES, channels_contiguous, new_result
 from dydiff_kernels.registry import Op, Operands, Passes, register_op, runs_as_custom_op
 
 COMPILED = object()
@@ -52,9 +52,11 @@ def modulated_norm(
     run = _select(_NORM, backend, x, shift, scale)
     if run is COMPILED:
         return _compiled_norm(x, shift, scale, epsilon, frames_last, backend)[0]
-    if isinstance(run, Passes):
+    if not isinstance(run, Passes):
+        return run(x, shift, scale, epsilon, frames_last)
+    if torch.is_grad_enabled():
         return _ModulatedNormFunction.apply(x, shift, scale, epsilon, frames_last, run)
-    return run(x, shift, scale, epsilon, frames_last)
+    return run.forward(x, shift, scale, epsilon, frames_last)[0]
 
 
 def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "auto") -> Tensor:
@@ -81,7 +83,11 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, *, backend: str = "a
     run = _select(_GATE, backend, x, gate, branch)
     if run is COMPILED:
         return _compiled_gate(x, gate, branch, backend)
-    return _GatedResidualFunction.apply(x, gate, branch, run) if isinstance(run, Passes) else run(x, gate, branch)
+    if not isinstance(run, Passes):
+        return run(x, gate, branch)
+    return (
+        _GatedResidualFunction.apply(x, gate, branch, run) if torch.is_grad_enabled() else run.forward(x, gate, branch)
+    )
 
 
 def _check_condition(op: str, name: str, condition: Tensor, x: Tensor) -> None:
@@ -198,8 +204,9 @@ def _norm_backward(grad: Tensor, x: Tensor, shift: Tensor, scale: Tensor, statis
 
 
 def _gate_forward(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """torch's own forward pass, which is one pass."""
-    return torch.addcmul(x, gate, branch, out=new_tokens(x))
+    """torch's own forward pass, which is one pass; into memory of ours where that is worth its call."""
+    out = None if x.is_contiguous() and x.nbytes < LARGE_BYTES else new_tokens(x)
+    return torch.addcmul(x, gate, branch, out=out)
 
 
 def _gate_backward(grad: Tensor, gate: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,10 @@ def philox_words(counter: NoiseCounter, num_blocks: int) -> torch.Tensor:
     """Philox output words (B, num_blocks, 4) as int64 in [0, 2³²): block i is counter word c0 = i."""
     index = counter.sample_index[:, None]
     c0 = torch.arange(num_blocks, device=index.device)[None].expand(len(index), -1)
-    c1 = torch.full_like(c0, counter.step)
+    c1 = torch.zeros_like(c0) + counter.step
     c2 = (index & _WORD).expand_as(c0)
     c3 = ((index >> 32) | (int(counter.stream) << 24)).expand_as(c0)
-    k0, k1 = counter.seed & _WORD, counter.seed >> 32
+    k0, k1 = counter.seed & _WORD, (counter.seed >> 32) & _WORD
     for _ in range(NUM_ROUNDS):
         high0, low0 = _multiply(c0, MULTIPLIERS[0])
         high1, low1 = _multiply(c2, MULTIPLIERS[1])

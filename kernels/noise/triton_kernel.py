@@ -70,14 +70,22 @@ def _normal_pair(word0, word1):
 
 
 @triton.jit
+def _word(word):
+    """A word of a counter: a number, or the one that lies in memory."""
+    if word.dtype.is_ptr():
+        word = tl.load(word)
+    return word.to(tl.uint32)
+
+
+@triton.jit
 def _philox_words(block, index, key0, key1, step, stream):
     """Four output words per counter; ``block`` is c0 (any integer type), ``index`` the sample index (int64 scalar)."""
     c0 = block.to(tl.uint32)
     zero = c0 * 0
-    c1 = zero + step.to(tl.uint32)
+    c1 = zero + _word(step)
     c2 = zero + (index & 0xFFFFFFFF).to(tl.uint32)
     c3 = zero + ((index >> 32).to(tl.uint32) | (stream.to(tl.uint32) << 24))
-    return tl.philox_impl(c0, c1, c2, c3, zero + key0.to(tl.uint32), zero + key1.to(tl.uint32))
+    return tl.philox_impl(c0, c1, c2, c3, zero + _word(key0), zero + _word(key1))
 
 
 @triton.jit

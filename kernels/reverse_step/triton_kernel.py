@@ -87,24 +87,26 @@ def reverse_step(*arguments: Any) -> None:
 
 
 def _case(
-    name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), noise: bool = False, mixes: bool = True,
-    shared: bool = True,
+    name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), *, noise: tuple[str, ...] = (),
+    mixes: bool = True, shared: bool = True,
 ) -> AotCase:  # fmt: skip
-    """``reads`` and ``writes``: what is present beside z, output and z'; ``noise``: drawn."""
-    scalars = ("coefficients_ptr", "noise_index_ptr") if noise else ("coefficients_ptr",)
+    """``reads`` and ``writes``: what is present beside z, output and z'; ``noise``: what its name has in memory."""
+    scalars = ("coefficients_ptr", *noise)
     constants = dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True)
     reads, writes = ("z_ptr", "output_ptr", *reads), ("z_next_ptr", *writes)
     return AotCase(name, _reverse_step_kernel, reads, writes, scalars, constants)
 
 
 _BOTH, _X0 = ("x0_prev_ptr", "history_ptr"), ("x0_ptr",)
+_DRAWN = ("noise_index_ptr",)
 AOT_CASES = [
     _case("reverse_step"),
     _case("reverse_step_unmixed", mixes=False),
-    _case("reverse_step_noise", noise=True),
+    _case("reverse_step_noise", noise=_DRAWN),
+    _case("reverse_step_noise_recorded", noise=(*_DRAWN, "noise_key0", "noise_key1", "noise_step")),
     _case("reverse_step_multistep", ("x0_prev_ptr",), _X0),
-    _case("reverse_step_full", _BOTH, _X0, noise=True),
+    _case("reverse_step_full", _BOTH, _X0, noise=_DRAWN),
     _case("reverse_step_separate", shared=False),
     _case("reverse_step_separate_unmixed", ("history_ptr",), mixes=False, shared=False),
-    _case("reverse_step_separate_full", _BOTH, _X0, noise=True, shared=False),
+    _case("reverse_step_separate_full", _BOTH, _X0, noise=_DRAWN, shared=False),
 ]

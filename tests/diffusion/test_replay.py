@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recordings import Recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -9,6 +10,7 @@ from dydiff_dist.diffusion import build_process, sample, timestep_grid
 from dydiff_dist.diffusion.replay import Replay
 from dydiff_dist.models import InputSizes
 from dydiff_dist.models.transformer import VideoTransformerConfig
+from dydiff_kernels import NoiseCounter, Stream, normal
 
 SHAPE, NUM_HISTORY = (2, 5, 1, 8, 8), 2
 
@@ -23,19 +25,23 @@ def build_run(sampler: str, device: str = "cpu", backend: str = "reference"):
     process = build_process(prediction="v", backend=backend)
     grid = timestep_grid(process.table, 4)
 
-    def run(start, history, actions=None):
+    def run(start, history, sample_index, noise_words, actions=None):
         def denoise(z, timesteps):
             return network(z, timesteps, history=history)
 
-        return sample(process, denoise, start=start, timesteps=grid, sampler=sampler, history=history)
+        noise = NoiseCounter(noise_words[0], sample_index, noise_words[1], Stream.SAMPLER_ETA)
+        return sample(process, denoise, start=start, timesteps=grid, sampler=sampler, noise=noise, history=history)
 
     return run
 
 
 def tensors(seed: int, device: str = "cpu", shape=SHAPE):
+    """Of a window: where it starts, its history, and the name of its noise."""
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(shape, generator=generator)
-    return dict(start=start.to(device), history=torch.randn(shape, generator=generator)[:, :NUM_HISTORY].to(device))
+    start, history = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    noise = NoiseCounter(2**63 + seed, torch.arange(shape[0], device=device) + 7 * seed, 4 * seed)
+    named = dict(sample_index=noise.sample_index, noise_words=noise.words())
+    return dict(start=start, history=history[:, :NUM_HISTORY], **named)
 
 
 class Watch(TorchDispatchMode):
@@ -59,24 +65,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
-class Recorder:
-    """CUDA's part in it: plays a run on memory that stays, and remembers how often."""
-
-    def __init__(self):
-        self.recorded = self.played = 0
-
-    def __call__(self, run):
-        self.recorded += 1
-        result = run().clone()
-
-        def play():
-            self.played += 1
-            result.copy_(run())
-
-        return play, result
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun", "ancestral"])
 def test_a_sampling_run_looks_at_no_value(sampler):
     """And does the same whatever its tensors hold, as a recording has to."""
     run, done = build_run(sampler), []
@@ -94,8 +83,23 @@ def test_a_look_at_a_value_is_seen():
         float((x + 1).sum())
 
 
-def test_what_comes_again_is_recorded_once():
-    run, recorder = build_run("ddim"), Recorder()
+def test_what_the_host_reads_or_draws_stays_as_it_was_recorded():
+    """The recorder here is as strict as CUDA's; names of noise that are numbers would be baked in."""
+
+    def noisy(x):
+        return x + normal(NoiseCounter(int(x[0]), torch.zeros(1, dtype=torch.int64), 0), (1, 2), backend="reference")
+
+    for baked in (lambda x: x * float(x[0]), noisy):
+        replay = Replay(baked, Recorder())
+        for _ in range(2):
+            assert torch.equal(replay(x=torch.full((2,), 2.0)), baked(torch.full((2,), 2.0)))
+        assert not torch.equal(replay(x=torch.full((2,), 3.0)), baked(torch.full((2,), 3.0)))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_what_comes_again_is_recorded_once(sampler):
+    """Under ancestral sampling every window draws noise of its own, in every step."""
+    run, recorder = build_run(sampler), Recorder()
     replay = Replay(run, recorder)
     for seed in range(4):
         assert torch.equal(replay(**tensors(seed), actions=None), run(**tensors(seed)))
@@ -130,8 +134,8 @@ def test_without_a_gpu_nothing_is_recorded():
     assert len(calls) == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun", "ancestral"])
 def test_a_cuda_graph_gives_what_the_run_gives(sampler):
     run = build_run(sampler, "cuda", "auto")
     replay = Replay(run)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import Recorder
 
 from dydiff_dist.diffusion import build_process, sample, start_noise, timestep_grid
+from dydiff_dist.diffusion.replay import Replay
 from dydiff_dist.forecasting import Forecaster, SamplingConfig, load_forecaster
 from dydiff_dist.forecasting.forecaster import MEMBER_STRIDE
 from dydiff_dist.forecasting.frame_space import PlainFrames
@@ -131,6 +133,23 @@ def test_a_rollout_goes_on_from_its_own_frames_with_new_noise() -> None:
     torch.testing.assert_close(long[:, :, :3], forecaster.forecast(history, num_members=1, seed=4), rtol=0, atol=0)
     again = forecaster.forecast(long[:, 0, 1:3], num_members=1, seed=4)
     assert (again[:, 0] - long[:, 0, 3:6]).abs().max() > 1e-2  # the same history, but the second window's noise
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
+def test_recorded_windows_are_those_that_run_by_themselves(sampler: str) -> None:
+    """Bit for bit, with what every call draws anew: start, dropped history, shifts, noise; named by case and seed."""
+    sampling = SamplingConfig(sampler=sampler, num_steps=4, guidance_weight=2.0, random_shifts=True)
+    process = build_process(num_timesteps=50, prediction="x0", backend="reference")
+    plain, recorded = (_forecaster(sampling=sampling, diffusion=process, knows_shifts=True) for _ in range(2))
+    recorder = Recorder()
+    recorded.__dict__["_recorded"] = Replay(recorded._run_sampler, recorder)
+    drawn = []
+    for seed in (3, 4, 2**63):
+        history, given = _history(2, seed % 7), dict(case_index=[seed % 100, 9], num_members=2, seed=seed)
+        drawn.append(recorded.forecast(history, num_frames=2 * NUM_FUTURE, **given))
+        assert torch.equal(drawn[-1], plain.forecast(history, num_frames=2 * NUM_FUTURE, **given))
+    assert (recorder.recorded, recorder.played) == (1, 5)
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_each_window_of_a_rollout_sees_its_own_actions() -> None:

@@ -11,7 +11,7 @@ from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.diffusion import build_process
 from dydiff_dist.forecasting import Forecaster, SamplingConfig
 from dydiff_dist.forecasting.frame_space import LatentFrames, PlainFrames
-from dydiff_dist.forecasting.moving_view import MovingView
+from dydiff_dist.forecasting.moving_view import MovingView, draw_origins, number_steps
 from dydiff_kernels import NoiseCounter, Stream, uniform
 
 H, W = 6, 10
@@ -54,7 +54,7 @@ def history(num_cases: int = 2) -> torch.Tensor:
 
 def test_the_view_is_a_shift_of_each_sample_of_its_own_and_comes_back() -> None:
     counter = NoiseCounter(3, torch.arange(40), 0, Stream.SAMPLER_SHIFT)
-    view = MovingView.draw(counter, GRID, 50, H, W)
+    view = MovingView.of(draw_origins(counter, len(GRID), H, W), number_steps(GRID, 50), H, W)
     fields = torch.randn(40, 5, 2, H, W, generator=torch.Generator().manual_seed(1))
     draws = uniform(counter, 2 * len(GRID)).view(40, len(GRID), 2)
     for step, timestep in enumerate(GRID):

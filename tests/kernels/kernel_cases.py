@@ -41,6 +41,12 @@ def counter(batch: int, step: int = 3, stream: Stream = Stream.DIFFUSION) -> Noi
     return NoiseCounter(2**63 + 12345, torch.arange(batch) * (2**33 + 7) + 5, step, stream)
 
 
+def in_memory(numbers: NoiseCounter) -> NoiseCounter:
+    """The same name with its seed and step in memory, as a recording has it."""
+    seed, step = numbers.words()
+    return NoiseCounter(seed, numbers.sample_index, step, numbers.stream)
+
+
 def non_contiguous(x: torch.Tensor) -> list[torch.Tensor]:
     """``x`` (B, S, *rest) as views with other strides: a slice of frames, and frames that are not dense."""
     sliced = torch.cat((x, x), 1)[:, : x.shape[1]]

@@ -12,6 +12,7 @@ from kernel_cases import (
     apply_matrix,
     assert_matches,
     counter,
+    in_memory,
     levels,
     mixing_matrix,
     non_contiguous,
@@ -142,7 +143,9 @@ def test_target_can_be_left_out(backend):
 def test_drawn_noise_is_the_counters_noise(backend):
     """At a = 0, s = 1 and γ̄ = 1 z is the noise itself, for a sample in any batch."""
     named, zero, one = counter(3), torch.zeros(3), torch.ones(3)
-    z = add_noise(random_tensor((3, 4, 33)), Levels(zero, one, one, one, one, zero), named, backend=backend).z
+    x, noise_alone = random_tensor((3, 4, 33)), Levels(zero, one, one, one, one, zero)
+    z = add_noise(x, noise_alone, named, backend=backend).z
+    assert torch.equal(add_noise(x, noise_alone, in_memory(named), backend=backend).z, z)
     assert (z - normal(named, (3, 4, 33), backend="reference")).abs().max() < 1e-6
 
 

@@ -29,9 +29,12 @@ def inputs(shape, norm, dtype):
 
 
 def with_gradients(qkv, weights, angles, upstream, **options):
-    """q, k, v and the gradients of qkv and the weights."""
+    """q, k, v, the same where nobody asks for gradients, and the gradients of qkv and the weights."""
     leaves = [t if t is None else t.detach().requires_grad_() for t in (qkv, *weights)]
     out = attention_inputs(*leaves, *angles, **options)
+    with torch.no_grad():
+        alone = attention_inputs(*leaves, *angles, **options)
+    assert all(torch.equal(one, other) for one, other in zip(alone, out, strict=True))
     return *(t.detach() for t in out), *torch.autograd.grad(out, [t for t in leaves if t is not None], upstream)
 
 

@@ -26,9 +26,12 @@ def inputs(shape, per_frame, dtype):
 
 
 def with_gradients(op, tensors, upstream, **options):
-    """Output and gradients of every tensor."""
+    """Output, the same where nobody asks for gradients, and gradients of every tensor."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     out = op(*leaves, **options)
+    with torch.no_grad():
+        alone = op(*leaves, **options)
+    assert torch.equal(alone, out) and alone.stride() == out.stride()
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, counter
+from kernel_cases import DTYPES, SHAPE_IDS, SHAPES, assert_matches, counter, in_memory
 
 from dydiff_kernels import NoiseCounter, Stream, normal, uniform
 from dydiff_kernels.noise.reference import philox_words
@@ -74,6 +74,19 @@ def test_every_part_of_the_counter_counts(backend, change):
     assert abs(torch.corrcoef(torch.cat((one, other)))[0, 1]) < 0.2  # 4.5 standard deviations of 1/√512
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("seed", [12, 2**63 + 2**40 + 5, 2**64 - 1])
+def test_a_name_in_memory_names_the_same_noise(backend, seed, aligned):
+    """As kernels read it that are recorded."""
+    numbers = NoiseCounter(seed, torch.tensor([3, 2**40]), 2**32 - 1, Stream.SAMPLER_ETA)
+    named = in_memory(numbers)
+    shape = (2, 3, 8) if aligned else (2, 3, 7)
+    for which in (backend, "reference"):
+        assert torch.equal(normal(named, shape, backend=which), normal(numbers, shape, backend=which))
+    assert torch.equal(uniform(named, 5), uniform(numbers, 5))
+    assert torch.equal(named.words(), numbers.words()) and named.to("meta").seed.device.type == "meta"
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**64 - 1),
@@ -137,6 +150,19 @@ def test_uniform_is_in_the_half_open_interval_and_even():
         (dict(sample_index=torch.tensor([2**56])), "expected 0 <= index < 2\\*\\*56"),
         (dict(sample_index=torch.tensor([1.0])), "sample_index is torch.float32 \\(1,\\)"),
         (dict(sample_index=3), "sample_index is int"),
+        (dict(seed=torch.tensor(1)), "step is int; expected torch.int64 \\(\\) on cpu"),
+        (
+            dict(seed=torch.tensor(1), step=torch.tensor(1.0)),
+            "step is torch.float32 \\(\\) on cpu; expected torch.int64",
+        ),
+        (
+            dict(seed=torch.tensor([1]), step=torch.tensor(1)),
+            "seed is torch.int64 \\(1,\\) on cpu; expected torch.int64",
+        ),
+        (
+            dict(seed=torch.tensor(1, device="meta"), step=torch.tensor(1)),
+            "seed is torch.int64 \\(\\) on meta; expected",
+        ),
     ],
 )
 def test_counter_errors(arguments, message):

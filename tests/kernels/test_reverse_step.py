@@ -13,6 +13,7 @@ from kernel_cases import (
     apply_matrix,
     assert_matches,
     counter,
+    in_memory,
     levels,
     mixing_matrix,
     non_contiguous,
@@ -247,7 +248,9 @@ def test_drawn_noise_is_the_counters_noise(backend, shared):
         gammas.update(noise_gamma=one, next_noise_gamma=one)
     factors = dict(from_z=zero, from_output=zero, signal=zero, clean=zero, kept_noise=zero, sigma=one)
     named = counter(3, stream=Stream.SAMPLER_ETA)
-    z_next = reverse_step(x, x, StepCoefficients(**gammas, **factors), noise=named, backend=backend).z
+    step = StepCoefficients(**gammas, **factors)
+    z_next = reverse_step(x, x, step, noise=named, backend=backend).z
+    assert torch.equal(reverse_step(x, x, step, noise=in_memory(named), backend=backend).z, z_next)
     assert (z_next - normal(named, (3, 4, 33), backend="reference")).abs().max() < 1e-6
 
 
