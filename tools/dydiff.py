@@ -13,6 +13,7 @@ COMMANDS = {
     "shards": ("dydiff_tools.make_shards", "turn files as you have them into shards"),
     "inspect": ("dydiff_tools.inspect_shards", "say what a folder of shards holds"),
     "train": ("dydiff_dist.train", "train a forecaster"),
+    "train-fewstep": ("dydiff_tools.train_fewstep", "train a forecaster of few steps on its ensembles' score"),
     "train-vae": ("dydiff_tools.train_vae", "train an autoencoder"),
     "encode": ("dydiff_tools.encode_latents", "encode shards of frames as latents"),
     "forecast": ("dydiff_tools.forecast", "forecast ensembles"),
@@ -27,7 +28,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<13} {purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(["usage: dydiff COMMAND ...; dydiff COMMAND --help tells more", "", *lines])
 
 

@@ -24,7 +24,7 @@ from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
-from dydiff_dist.forecasting.inflation import fit_inflation, write_inflation
+from dydiff_dist.forecasting.inflation import check_calibration, fit_inflation, write_inflation
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.ranks.rendezvous import start_process_group
@@ -43,6 +43,8 @@ def main() -> int:
     out = Path(arguments.out or Path(arguments.forecasts) / "scores")
     verification = Verification.open(arguments.forecasts, arguments.shards, arguments.cases)
     pictures = verification.check_numbers(arguments.pictures)
+    if arguments.calibrate:
+        check_calibration(verification, arguments.calibrate)
     baselines = chosen_baselines(verification, arguments)
     suites = verification.choose_suites(arguments.scores, arguments.preset)
     if arguments.lpips:

@@ -12,37 +12,37 @@ import json
 from io import StringIO
 from pathlib import Path
 
-from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.diffusion.samplers import SAMPLERS
 from dydiff_dist.errors import run_command
-from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.figures import save_figure
 from dydiff_dist.evaluation.score_tables import aligned
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.files import write_text
 from dydiff_dist.forecasting.cases import CaseReader
-from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import load_forecaster
-from dydiff_dist.forecasting.forecaster import Forecaster
 from dydiff_dist.forecasting.run import changed_sampling
-from dydiff_dist.forecasting.sweep import SCORES, Measured, best_for_its_cost, measure, sweep_figure
+from dydiff_dist.forecasting.sweep import SCORES, Measured, Trial, best_for_its_cost, sweep_figure
 
 HEADER = ["sampler", "steps", "members", *SCORES, "sec_per_member", "sec_per_case"]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if ShardSet.open(arguments.shards).manifest.split == "test":
-        raise ValueError(f"{arguments.shards} holds test cases; choose on validation cases and give these as --test")
     if min(arguments.members) < 2:
         raise ValueError(f"members {arguments.members} must each be at least 2, so that there is a spread")
+    reader = CaseReader.for_model(arguments.model, arguments.shards)
+    if reader.shards.manifest.split == "test":
+        raise ValueError(f"{arguments.shards} holds test cases; choose on validation cases and give these as --test")
     forecaster = load_forecaster(arguments.model, device=arguments.device, max_batch=arguments.batch)
+    trial, test = Trial.on(reader, arguments.cases, forecaster), None
+    if arguments.test:
+        test = Trial.on(CaseReader.for_model(arguments.model, arguments.test), arguments.cases, forecaster)
     own, measured = forecaster.sampling, []
     for sampler in arguments.samplers:
         for steps in arguments.steps:
             sampling = changed_sampling(own, {"sampler": sampler, "num_steps": steps, "eta": 0.0})
             try:
-                found = scored(forecaster, arguments, arguments.shards, sampling, arguments.members)
+                found = trial.measure(sampling, arguments.members)
             except ValueError as error:
                 print(f"left out: {sampler} in {steps} steps: {error}")
                 continue
@@ -58,22 +58,10 @@ def main() -> None:
     print(f"\n{out / 'sweep.csv'}\n{save_figure(sweep_figure(measured, chosen), out / 'sweep.png')}\n")
     print(f"the cheapest within 1 % of the best CRPS, with {chosen.num_members} members:")
     print(json.dumps({"sampling": chosen.sampling.model_dump(exclude_defaults=True)}, indent=2))
-    if arguments.test:
+    if test is not None:
         print("\non test cases, the chosen setting and the run's own:")
-        both = (scored(forecaster, arguments, arguments.test, s, [chosen.num_members]) for s in (chosen.sampling, own))
+        both = (test.measure(sampling, [chosen.num_members]) for sampling in (chosen.sampling, own))
         print(aligned([HEADER, *(row(found) for (found,) in both)]))
-
-
-def scored(
-    forecaster: Forecaster, arguments: argparse.Namespace, shards: str, sampling: SamplingConfig, members: list[int]
-) -> list[Measured]:
-    reader = CaseReader.for_model(arguments.model, shards)
-    count = min(arguments.cases, len(reader))
-    cases = [reader.read(index * len(reader) // count) for index in range(count)]
-    schema = reader.schema
-    periodic = "periodic_shift" in schema.allowed_augmentations and reader.data.crop_size is None
-    suites = [] if schema.shape[1:] == (1, 1) else [spectrum_suite(periodic)]
-    return measure(forecaster, cases, sampling, members, suites=suites, bounds=schema.bounds)
 
 
 def row(found: Measured) -> list[str]:

@@ -55,9 +55,8 @@ def save_autoencoder(folder: str | Path, network: DiffusersNetwork, /, **descrip
     with atomic_file(folder / WEIGHTS_NAME) as partial:
         weights = network.state_dict()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(
-            tensors, partial, metadata={DESCRIBED_BY: DESCRIPTION_NAME}
-        )  # one key: the library writes several in any order
+        # one key: the library writes several in any order
+        save_file(tensors, partial, metadata={DESCRIBED_BY: DESCRIPTION_NAME})
         described = {
             **description,
             "network": type(network).__name__,

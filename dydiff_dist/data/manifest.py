@@ -275,7 +275,9 @@ def parse_document(data: bytes, kind: type[Document], name: str) -> Document:
         # JSON has no tuples, so the strictness of types is that of JSON's own types.
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise ValueError(f"{name}: {describe_error(error, kind)}; the file is damaged or of another version") from None
+        remedy = f"; {kind.remedy}" if issubclass(kind, SealedDocument) else ""
+        damage = f"{describe_error(error, kind)}; the file is damaged or of another version{remedy}"
+        raise ValueError(f"{name}: {damage}") from None
 
 
 def document_bytes(document: StrictConfig) -> bytes:

@@ -20,7 +20,9 @@ class Workspace:
     def take(self, name: str, like: Tensor) -> Tensor | None:
         """Memory for a result of the shape, dtype and device of ``like``; None where a new one must be made."""
         kept = self._kept.get(name)
-        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == (like.shape, like.dtype, like.device)
+        if kept is None or kept.requires_grad:  # what has a gradient is read once more, by the backward pass
+            return None
+        fits = (kept.shape, kept.dtype, kept.device) == (like.shape, like.dtype, like.device)
         return kept if fits else None
 
     def keep(self, name: str, result: Tensor) -> Tensor:

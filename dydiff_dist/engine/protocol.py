@@ -23,7 +23,7 @@ AVERAGE_BYTES = 3 * 4
 class Engine(ABC):
     """A network with its optimizer and learning-rate schedule, the same on all ranks. Building one is collective.
 
-    A step is, on every rank alike: for each micro-batch a call and `backward`, then `finish` or `discard`.
+    A step is, on every rank alike: for each micro-batch calls and one `backward`, then `finish` or `discard`.
 
     Args:
         network: on the CPU or already on ``world.device``; its parameters may be replaced.
@@ -90,7 +90,7 @@ class Engine(ABC):
 
     @abstractmethod
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """The network's forward pass, to be followed by one `backward` of what came of it."""
+        """The network's forward pass; one or several are followed by one `backward` of what came of them."""
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:

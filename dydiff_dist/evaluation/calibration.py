@@ -7,16 +7,15 @@ T events.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scoringrules
 
-from dydiff_dist.evaluation.scores import rank_counts
-from dydiff_dist.evaluation.suites import Suite, Terms
+from dydiff_dist.evaluation.rain import Rule, are_events
+from dydiff_dist.evaluation.scores import binned_rank_counts, rank_counts
+from dydiff_dist.evaluation.suites import Suite, Terms, ratio
 
-Rule = Literal[">=", ">"]
-"""When a value counts as an event."""
 LEVELS = (50, 80, 90, 95)
 """Of central intervals, in percent."""
 PIT_BINS = 10
@@ -134,11 +133,10 @@ def event_terms(members_MSCHW: np.ndarray, truth_SCHW: np.ndarray, thresholds: S
     (S, T, 11, 3) shares of pixels, sums of their probabilities and of their events, by rounded probability."""
     shape = (len(truth_SCHW), len(thresholds))
     brier, bins = np.empty(shape), np.empty((*shape, PROBABILITY_BINS, 3))
-    exceeds = np.greater_equal if rule == ">=" else np.greater
     for number, threshold in enumerate(thresholds):
         for lead, truth in enumerate(truth_SCHW):
-            probability = exceeds(members_MSCHW[:, lead], threshold).mean(axis=0).ravel()
-            event = exceeds(truth, threshold).ravel().astype(np.float64)
+            probability = are_events(members_MSCHW[:, lead], threshold, rule).mean(axis=0).ravel()
+            event = are_events(truth, threshold, rule).ravel().astype(np.float64)
             brier[lead, number] = np.square(probability - event).mean()
             of_bin = np.rint(probability * (PROBABILITY_BINS - 1)).astype(np.int64)
             for column, weights in enumerate((np.ones_like(event), probability, event)):
@@ -158,7 +156,8 @@ def binned_terms(
     Args:
         members_MSCHW, truth_SCHW: as everywhere.
         climate: of the data.
-        edges: between the bins of intensity, in stored units; None takes the terciles of the climate.
+        edges: between the bins of intensity, in stored units; None takes the terciles of a Gaussian with the climate's
+            mean and deviation.
     """
     num_members = len(members_MSCHW)
     mean = members_MSCHW.mean(axis=0, dtype=np.float64)
@@ -166,7 +165,7 @@ def binned_terms(
     measured = (mean - center) / scale if edges is None else mean
     intensity = np.digitize(measured, (-TERCILE, TERCILE) if edges is None else edges)
     num_bins = 3 if edges is None else len(edges) + 1
-    ranks = [rank_counts(members_MSCHW, truth_SCHW, where=intensity == number) for number in range(num_bins)]
+    ranks = binned_rank_counts(members_MSCHW, truth_SCHW, intensity, num_bins)
     spread = np.full((len(truth_SCHW), len(SPREAD_EDGES) + 1, 3), np.nan)
     if num_members > 1:
         variance = members_MSCHW.var(axis=0, dtype=np.float64, ddof=1) * (num_members + 1) / num_members / scale**2
@@ -176,7 +175,7 @@ def binned_terms(
             for column, weights in enumerate((np.ones_like(error[lead]), variance[lead], error[lead])):
                 sums = np.bincount(of_bin[lead].ravel(), weights.ravel(), len(SPREAD_EDGES) + 1)
                 spread[lead, :, column] = sums / error[lead].size
-    return {"ranks_by_intensity": np.stack(ranks, axis=1), "spread_bins": spread}
+    return {"ranks_by_intensity": ranks, "spread_bins": spread}
 
 
 def pit_histogram(counts: np.ndarray) -> np.ndarray:
@@ -185,7 +184,7 @@ def pit_histogram(counts: np.ndarray) -> np.ndarray:
     Rank r is spread evenly over r/(M + 1) .. (r + 1)/(M + 1), so ensembles of any size compare; flat is calibrated.
     """
     total = counts.sum(axis=-1, keepdims=True)
-    return _ratio(counts @ _shares_of_ranks(counts.shape[-1], np.arange(PIT_BINS + 1) / PIT_BINS), total)
+    return ratio(counts @ _shares_of_ranks(counts.shape[-1], np.arange(PIT_BINS + 1) / PIT_BINS), total)
 
 
 def _shares_of_ranks(num_ranks: int, edges: np.ndarray) -> np.ndarray:
@@ -222,13 +221,13 @@ def calibration_suite(climate: Climate | None = None, thresholds: tuple[float, .
             counts, bins = terms["ranks_by_intensity"], terms["spread_bins"]
             share = bins[..., :1]
             derived["pit_histogram"] = pit_histogram(counts.sum(axis=-2))
-            derived["rank_histogram_by_intensity"] = _ratio(counts, counts.sum(axis=-1, keepdims=True))
-            derived["spread_skill_bins"] = np.concatenate([share, np.sqrt(_ratio(bins[..., 1:], share))], axis=-1)
+            derived["rank_histogram_by_intensity"] = ratio(counts, counts.sum(axis=-1, keepdims=True))
+            derived["spread_skill_bins"] = np.concatenate([share, np.sqrt(ratio(bins[..., 1:], share))], axis=-1)
         if thresholds:
             bins = terms["reliability"]
-            derived["reliability"] = np.concatenate([bins[..., :1], _ratio(bins[..., 1:], bins[..., :1])], axis=-1)
+            derived["reliability"] = np.concatenate([bins[..., :1], ratio(bins[..., 1:], bins[..., :1])], axis=-1)
             rate = bins[..., 2].sum(axis=-1)
-            skill = 1 - _ratio(terms["brier"], rate * (1 - rate))
+            skill = 1 - ratio(terms["brier"], rate * (1 - rate))
             for number, threshold in enumerate(thresholds):
                 derived |= {f"brier_{threshold:g}": terms["brier"][..., number]}
                 derived |= {f"brier_skill_{threshold:g}": skill[..., number]}
@@ -307,9 +306,3 @@ def _where(leads: list[int], num_leads: int) -> str:
     if leads == list(range(len(leads))):
         return f"up to +{len(leads)}"
     return f"at {', '.join(f'+{lead + 1}' for lead in leads)}"
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where nothing is divided."""
-    shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dydiff_dist.data.manifest import FrameSchema
-from dydiff_dist.evaluation.calibration import Climate, Rule, calibration_suite
+from dydiff_dist.evaluation.calibration import Climate, calibration_suite
 from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
@@ -116,6 +116,8 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         raise ValueError(f"preset {preset!r} is of rain scores, these data have none; take the preset 'default'")
     check_preset(protocol, kind)
     vector, num_channels, size = kind.schema.vector_channels, kind.shape[1], kind.shape[2:]
+    rain = protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]
+    events = rain.thresholds if "rain" in wanted else ()
     refused = {
         "flow": vector is None and "flow scores need vector_channels in the shards' manifest",
         "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
@@ -123,10 +125,10 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     }
     make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
-        "calibration": lambda: calibration_suite(kind.climate, *_events(wanted, protocol)),
+        "calibration": lambda: calibration_suite(kind.climate, events, rain.rule),
         "spectrum": lambda: spectrum_suite(kind.periodic),
         "flow": lambda: flow_suite(*(vector or (0, 1)), kind.periodic),
-        "rain": lambda: rain_suite(protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]),
+        "rain": lambda: rain_suite(rain),
         "image": lambda: image_suite(IMAGE_RANGE),
         "series": series_suite,
     }
@@ -138,14 +140,6 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     if "image" in wanted:
         kind.check_images("image scores")
     return [make[name]() for name in wanted]
-
-
-def _events(wanted: Sequence[str], protocol: RainProtocol | VideoProtocol) -> tuple[tuple[float, ...], Rule]:
-    """(thresholds, rule) of events whose probabilities are judged: those of rain scores."""
-    if "rain" not in wanted:
-        return (), ">="
-    rain = protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]
-    return rain.thresholds, rain.rule
 
 
 def find_preset(name: str) -> RainProtocol | VideoProtocol:

@@ -20,6 +20,8 @@ from dydiff_dist.data.manifest import RGB, Bounds, FrameSchema
 BACKGROUND, INK, FAINT_INK = "#0d1117", "#e6edf3", "#8b949e"
 """Of every picture: dark, so that one picture reads well on light and dark pages."""
 OURS = "#ff9d4d"
+CURVE_COLORS = (OURS, "#58c95a", "#d277ff", "#5cc4f2", "#f4e04d", "#ff6b81", "#7ee3c4", "#b0b8c4")
+"""Of what stands side by side and has no colour of its own: arms of a study, samplers."""
 
 
 class ForecasterStyle(NamedTuple):
@@ -151,7 +153,7 @@ def field_style(
     if channels == RGB or (num_channels == 3 and dtype == "uint8" and not channels):
         ends = [end for pair in bounds for end in pair if end is not None]
         if len(ends) < 2:
-            ends = [0.0, {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0}.get(dtype, 1.0)]
+            ends = [0.0, float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 1.0]
         return FieldStyle("colour", None, _SPIN, black_and_white=(min(ends), max(ends)))
     name = channels[0] if channels else "channel 0"
 

@@ -14,10 +14,17 @@ import numpy as np
 from pydantic import model_validator
 from scipy.ndimage import uniform_filter
 
-from dydiff_dist.evaluation.suites import Suite, Terms, pool_blocks
+from dydiff_dist.evaluation.suites import Suite, Terms, pool_blocks, ratio
 from dydiff_dist.strict_config import StrictConfig
 
 SEVIR_THRESHOLDS = (16.0, 74.0, 133.0, 160.0, 181.0, 219.0)
+Rule = Literal[">=", ">"]
+"""When a value counts as an event, beside a threshold."""
+
+
+def are_events(values: np.ndarray, threshold: float, rule: Rule) -> np.ndarray:
+    """Which values count as events, bool like ``values``."""
+    return values >= threshold if rule == ">=" else values > threshold
 
 
 class RainProtocol(StrictConfig):
@@ -26,7 +33,7 @@ class RainProtocol(StrictConfig):
     name: str = "default"
     thresholds: tuple[float, ...] = SEVIR_THRESHOLDS
     """Of events, in stored units."""
-    rule: Literal[">=", ">"] = ">="
+    rule: Rule = ">="
     """When a value counts as an event."""
     forecast: Literal["mean", "members"] = "mean"
     """Threshold the ensemble mean, or every member, with counts pooled over members."""
@@ -55,7 +62,7 @@ class RainProtocol(StrictConfig):
 
     def events(self, values: np.ndarray, threshold: float) -> np.ndarray:
         """Which values count as events, bool like ``values``."""
-        return values >= threshold if self.rule == ">=" else values > threshold
+        return are_events(values, threshold, self.rule)
 
 
 RAIN_PRESETS = {
@@ -98,11 +105,11 @@ def event_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     """csi, pod, far, bias and hss of counts (..., 4); NaN where there is nothing to score."""
     h, m, f, c = (counts[..., index] for index in range(4))
     return {
-        "csi": _ratio(h, h + m + f),
-        "pod": _ratio(h, h + m),
-        "far": _ratio(f, h + f),
-        "bias": _ratio(h + f, h + m),
-        "hss": _ratio(2 * (h * c - m * f), (h + m) * (m + c) + (h + f) * (f + c)),
+        "csi": ratio(h, h + m + f),
+        "pod": ratio(h, h + m),
+        "far": ratio(f, h + f),
+        "bias": ratio(h + f, h + m),
+        "hss": ratio(2 * (h * c - m * f), (h + m) * (m + c) + (h + f) * (f + c)),
     }
 
 
@@ -141,7 +148,7 @@ def rain_suite(protocol: RainProtocol) -> Suite:
         by_threshold = event_scores(terms["counts_pool1"])
         for pool in protocol.pools:
             by_threshold[f"csi_pool{pool}"] = event_scores(terms[f"counts_pool{pool}"])["csi"]
-        fss = 1 - _ratio(terms["fss_error"], terms["fss_reference"])
+        fss = 1 - ratio(terms["fss_error"], terms["fss_reference"])
         by_threshold |= {f"fss_window{window}": fss[..., w] for w, window in enumerate(protocol.fss_windows)}
         derived: Terms = {}
         for name, values in by_threshold.items():
@@ -178,7 +185,3 @@ def _fields(members: np.ndarray, truth: np.ndarray, protocol: RainProtocol) -> t
     if protocol.integer_range is not None:
         forecast = np.floor(np.clip(forecast, *protocol.integer_range))
     return forecast, truth[:, 0].astype(np.float64)
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)

@@ -68,23 +68,27 @@ def ensemble_variance(members_MSCHW: Array) -> Array:
     return _over_pixels(members_MSCHW.var(axis=0, dtype=np.float64, ddof=1))
 
 
-def rank_counts(members_MSCHW: Array, truth_SCHW: Array, where: Array | None = None) -> Array:
+def rank_counts(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     """How often the truth has r members below it, (S, M + 1) float64 counts; ties are shared among their ranks.
 
     Flat for an ensemble from which the truth can't be told apart (Hamill 2001). Sharing ties in equal parts keeps zero
-    rain, where everything ties, from piling up at one end. ``where`` (S, C, H, W) bool says which pixels count.
+    rain, where everything ties, from piling up at one end.
     """
+    return binned_rank_counts(members_MSCHW, truth_SCHW, np.zeros(truth_SCHW.shape, np.int64), 1)[:, 0]
+
+
+def binned_rank_counts(members_MSCHW: Array, truth_SCHW: Array, bins_SCHW: Array, num_bins: int) -> Array:
+    """``rank_counts`` of the pixels in each bin, (S, num_bins, M + 1) float64; ``bins_SCHW`` are int64 from 0 on."""
     num_members, num_leads = members_MSCHW.shape[:2]
     below = (members_MSCHW < truth_SCHW).sum(axis=0).reshape(num_leads, -1)
     ties = (members_MSCHW == truth_SCHW).sum(axis=0).reshape(num_leads, -1)
-    counts = np.zeros((num_leads, num_members + 1))
-    for lead in range(num_leads):
+    counts = np.zeros((num_leads, num_bins, num_members + 1))
+    shape, size = (num_bins, num_members + 2), num_bins * (num_members + 2)
+    for lead, bins in enumerate(bins_SCHW.reshape(num_leads, -1)):
         share = 1.0 / (ties[lead] + 1)
-        if where is not None:
-            share = share * where[lead].ravel()
-        edges = np.bincount(below[lead], share, num_members + 2)
-        edges -= np.bincount(below[lead] + ties[lead] + 1, share, num_members + 2)
-        counts[lead] = np.cumsum(edges)[:-1]
+        first = bins * shape[1] + below[lead]
+        edges = np.bincount(first, share, size) - np.bincount(first + ties[lead] + 1, share, size)
+        counts[lead] = np.cumsum(edges.reshape(shape), axis=1)[:, :-1]
     return counts
 
 

@@ -117,6 +117,12 @@ def ensemble_suite(pools: tuple[int, ...] = (2, 4, 8, 16), max_members_energy: i
     )
 
 
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where the denominator is 0; either shape may be broadcast to the other's."""
+    shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
+    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
+
+
 def pool_blocks(values: np.ndarray, pool: int, kind: Pooling) -> np.ndarray:
     """Means (in float64) or maxima of whole blocks of ``pool`` x ``pool`` pixels.
 

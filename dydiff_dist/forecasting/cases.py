@@ -75,6 +75,11 @@ class Cases(ABC):
     def read(self, number: int) -> Case:
         """A case by its number; ``Case.truth`` is empty where what happened is not known."""
 
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the frames, as they are cut, wrap around."""
+        return "periodic_shift" in self.schema.allowed_augmentations and self.data.crop_size is None
+
     def style(self) -> FieldStyle:
         """How pictures show these frames, by what the schema says of them."""
         return style_of(self.schema, is_cropped=self.data.crop_size is not None)
@@ -170,10 +175,8 @@ class ArrayCases(Cases):
             raise ValueError(
                 f"history in {path} has shape {shape}, the model takes (N, {wanted[0]}, {wanted[1]}, H, W)"
             )
-        if not len(self):
+        if 0 in shape:
             raise ValueError(f"{path} holds no case: history has shape {shape}; give at least one")
-        if self._history.dtype.kind not in "biuf" or 0 in shape:
-            raise ValueError(f"history in {path} is {self._history.dtype} {shape}; give numbers, at least one")
         for name, values, axes in (("actions", self._actions, 3), ("key", self._keys, 1)):
             if values is not None and values.ndim != axes:
                 raise ValueError(

@@ -296,7 +296,7 @@ def load_forecaster(
     """
     folder = find_model(path)
     description, weights_sha256 = read_description(folder)
-    weights = _load_weights(folder, weights_sha256)
+    weights = read_weights(folder, weights_sha256)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data, schema = description.data, description.data_schema
     frames = _frame_space(folder, description, device)
@@ -346,8 +346,16 @@ def _frame_space(folder: Path, description: ModelDescription, device: torch.devi
     return LatentFrames(autoencoder, bounds)
 
 
-def _load_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
-    """All weights of the model in ``folder``, whose config.json says ``sha256``."""
+def read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+    """All weights of the model in ``folder`` by name, on the CPU.
+
+    Args:
+        folder: as `find_model` gives it.
+        sha256: what its config.json says of them, see `read_description`.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is missing, altered or damaged.
+    """
     index, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
     if not index.is_file() or (single.is_file() and file_sha256(index) != sha256):
         return _load_file(single, sha256, CONFIG_NAME)

@@ -93,14 +93,18 @@ class Forecaster:
             RuntimeError: weights of another network, as `torch.nn.Module.load_state_dict` says it.
         """
         network.load_state_dict(weights)
+        network = network.eval().requires_grad_(False).to(device, dtype)
+        return cls.around(network, data=data, frames=frames, device=device, dtype=dtype, **fields)
+
+    @classmethod
+    def around(cls, network: Any, *, data: DataConfig, frames: FrameSpace, **fields: Any) -> "Forecaster":
+        """A forecaster with a network as it is, a `Denoiser` or an engine that holds one; else as `of_weights`."""
         return cls(
-            network=network.eval().requires_grad_(False).to(device, dtype),
+            network=network,
             frames=frames,
             num_history_frames=data.num_history_frames,
             num_future_frames=data.num_future_frames,
             knows_shifts=data.augmentation.periodic_shift and frames.follows_shifts,
-            device=device,
-            dtype=dtype,
             **fields,
         )
 
@@ -188,14 +192,25 @@ class Forecaster:
         def forecast_window(history: Tensor, window: int) -> Tensor:
             first = window * self.num_future_frames
             of_window = None if actions is None else _window_actions(actions, first, self.num_frames)
-            return self._sample_window(history, of_window, sample_index, seed, window)
+            return self.sample_window(history, of_window, sample_index, seed, window)
 
         return rollout(forecast_window, history, num_frames)
 
-    def _sample_window(
+    def sample_window(
         self, history: Tensor, actions: Tensor | None, sample_index: Tensor, seed: int, window: int
     ) -> Tensor:
-        """Samples one window (B, S, C, H, W), history first. Each window draws its own noise."""
+        """Samples one window, differentiable in the network's weights where gradients are enabled.
+
+        Args:
+            history: (B, S_h, C, H, W) float32 network frames on the forecaster's device.
+            actions: (B, S, A) float32 there, or None.
+            sample_index: (B,) int64, names each sample's noise.
+            seed: the key of all noise.
+            window: names the window's noise, from 0.
+
+        Returns:
+            (B, S, C, H, W) float32 network frames, history first.
+        """
         sampling, diffusion = self.sampling, self.diffusion
         steps = plan_steps(diffusion.table, self._grid, sampler=sampling.sampler, eta=sampling.eta)
         sample_index = sample_index.to(self.device)
@@ -215,7 +230,8 @@ class Forecaster:
         if any(step.weights.sigma for step in steps):
             noise = counter(window * len(steps), Stream.SAMPLER_ETA)
             drawn |= {"sample_index": sample_index, "noise_words": noise.words()}
-        return self._recorded(history=history, actions=actions, **drawn)
+        run = self._run_sampler if torch.is_grad_enabled() else self._recorded
+        return run(history=history, actions=actions, **drawn)
 
     @cached_property
     def _recorded(self) -> Replay:

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dydiff_dist.autoencoders.description import DESCRIPTION_NAME
 from dydiff_dist.evaluation.score_files import ScoredRun
-from dydiff_dist.files import write_bytes
+from dydiff_dist.files import parse_sealed, read_document_bytes, seal, write_bytes, write_json
 from dydiff_dist.forecasting.exported import (
     AUTOENCODER_FOLDER,
     CONFIG_NAME,
@@ -19,6 +20,7 @@ from dydiff_dist.forecasting.exported import (
     read_description,
 )
 from dydiff_dist.forecasting.forecaster import Forecaster
+from dydiff_dist.quoting import first_line
 
 CARD_NAME = "README.md"
 MODEL_FILES = (
@@ -43,6 +45,7 @@ def from_pretrained(
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be reached has a model of this name.
         ValueError: huggingface_hub is needed and not installed, or the model is damaged.
+        OSError: what the hub gave can't be kept here: no room, no right.
 
     Examples:
         >>> forecaster = from_pretrained("owner/turbulence", revision="v1")  # doctest: +SKIP
@@ -54,15 +57,10 @@ def from_pretrained(
         folder = hub.snapshot_download(
             str(name), revision=revision, local_files_only=local_files_only, allow_patterns=list(MODEL_FILES)
         )
-    except (
-        hub.errors.HFValidationError,
-        hub.errors.HfHubHTTPError,
-        hub.errors.LocalEntryNotFoundError,
-        OSError,
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    except Exception as error:  # as in ``push_to_hub``
         raise FileNotFoundError(
-            f"no model {str(name)!r}: no such folder here, and the hub gave none ({reason}); check name and revision"
+            f"no model {str(name)!r}: no such folder here, and the hub gave none ({_reason(error)}); check name and "
+            "revision"
         ) from None
     return load_forecaster(folder, **options)
 
@@ -71,6 +69,9 @@ def save_pretrained(
     model: str | Path, folder: str | Path, *, scores: str | Path | None = None, licence: str | None = None
 ) -> Path:
     """Copies a model into a folder of its own, with a model card made from what is known of its run.
+
+    What was recorded of the training goes along; absolute paths in it (where shards and results lay on that machine)
+    are cut to their last part.
 
     Args:
         model: a model's folder or its run's.
@@ -94,8 +95,26 @@ def save_pretrained(
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    _cut_paths(folder / CONFIG_NAME, "run")
+    if description.autoencoder_sha256:
+        _cut_paths(folder / AUTOENCODER_FOLDER / DESCRIPTION_NAME, "facts")
     write_bytes(folder / CARD_NAME, card.encode())
     return folder
+
+
+def _cut_paths(path: Path, section: str) -> None:
+    """Cuts the absolute paths in a section of a sealed document, which is no part of what the document identifies."""
+    record = parse_sealed(read_document_bytes(path), str(path), "export the model again")
+    write_json(path, seal(record | {section: _without_folders(record.get(section, {}))}))
+
+
+def _without_folders(tree: Any) -> Any:
+    """JSON types with the last part of every absolute path in its place."""
+    if isinstance(tree, dict):
+        return {key: _without_folders(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_folders(value) for value in tree]
+    return Path(tree).name if isinstance(tree, str) and tree.startswith(("/", "~")) else tree
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
@@ -111,16 +130,15 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
 
     Raises:
         FileNotFoundError: no model in the folder.
-        ValueError: huggingface_hub is not installed, or the hub refuses.
+        ValueError: huggingface_hub is not installed, or the hub refuses or can't be reached.
     """
     find_model(folder)
     hub = _hub("to upload a model")
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)
         commit = hub.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=[*MODEL_FILES, CARD_NAME])
-    except (hub.errors.HFValidationError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"the hub refused {repo_id!r}: {reason}") from None
+    except Exception as error:  # the hub's client raises its own, and those of its HTTP library
+        raise ValueError(f"the hub refused {repo_id!r}: {_reason(error)}") from None
     return str(commit.commit_url)
 
 
@@ -164,20 +182,27 @@ def _score_lines(scores: dict | None) -> list[str]:
     if scores is None:
         return ["## Scores", "", "None were given.", ""]
     shown = [name for name in ("crps", "mse") if all(name in by_name for by_name in scores["scores"].values())]
-    rows = [
-        "| " + " | ".join([who, *(f"{of[name]['overall']:.4g}" for name in shown)]) + " |"
-        for who, of in scores["scores"].items()
-    ]
-    number, members = scores["protocol"]["num_cases"], scores["protocol"].get("num_members")
+    rows = [["", *shown], ["---"] * (len(shown) + 1)]
+    for who, by_name in scores["scores"].items():
+        values = (by_name[name]["overall"] for name in shown)
+        rows.append([who, *("–" if value is None else f"{value:.4g}" for value in values)])
+    number, members = (scores["protocol"].get(name) for name in ("num_cases", "num_members"))
     ensemble = f" with {members} members" if members else ""
-    head = ["## Scores", "", f"Over {number} cases{ensemble}, all lead times; lower is better.", ""]
-    return [*head, "| | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|", *rows, ""]
+    head = ["## Scores", "", f"Over {number or 'some'} cases{ensemble}, all lead times; lower is better.", ""]
+    return [*head, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _reason(error: Exception) -> str:
+    """What the hub's client says. What the system says of this machine (a full disk, say) is no word of the hub: that
+    is raised on."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return first_line(error)
 
 
 def _hub(purpose: str) -> Any:
     try:
         import huggingface_hub
-        import huggingface_hub.errors
     except ImportError:
         raise ValueError(f"{purpose}, huggingface_hub is needed: pip install 'dydiff_dist[hub]'") from None
     return huggingface_hub

@@ -5,27 +5,27 @@ their mean (Fortin et al. 2014, eq. 15); the mean itself stays. Letters: M membe
 and width.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.data.manifest import FrameSchema, SealedDocument, document_bytes, read_document
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
-from dydiff_dist.files import parse_sealed, read_document_bytes, seal, write_json
+from dydiff_dist.files import write_bytes
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, read_description
 from dydiff_dist.forecasting.verification import Verification
-from dydiff_dist.strict_config import StrictConfig, describe_error
 
 CALIBRATION_NAME = "calibration.json"
 """In a model's folder."""
 
 
-class Inflation(StrictConfig):
+class Inflation(SealedDocument):
     """How far a model's members are moved from their mean, and from which cases that is known."""
+
+    remedy: ClassVar[str] = "fit it again with tools/evaluate.py --calibrate"
 
     format_version: Literal[1] = 1
     factors: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
@@ -42,6 +42,30 @@ class Inflation(StrictConfig):
     shards_sha256: str
 
 
+def check_calibration(verification: Verification, model: str | Path) -> None:
+    """Refuses before anything is scored, as ``fit_inflation`` and ``write_inflation`` would afterwards.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or forecasts of test cases, calibrated ones, or another model's.
+    """
+    _check_forecasts(verification)
+    _fitted_model(model, verification.store.request.weights_sha256)
+
+
+def _check_forecasts(verification: Verification) -> None:
+    if verification.reader.shards.manifest.split == "test":
+        raise ValueError(f"{verification.reader.source} holds test cases; calibrate on forecasts of validation cases")
+    if verification.store.request.inflation is not None:
+        raise ValueError(f"{verification.store.folder} is calibrated already; forecast without --calibrated")
+
+
+def _fitted_model(model: str | Path, weights_sha256: str) -> Path:
+    folder = find_model(model)
+    if read_description(folder)[1] != weights_sha256:
+        raise ValueError(f"{folder} is another model than the forecasts were made with; give that one")
+    return folder
+
+
 def fit_inflation(verification: Verification, evaluation: Evaluation) -> Inflation:
     """The factors that make the spread of these cases the error of their mean, lead time by lead time.
 
@@ -52,11 +76,8 @@ def fit_inflation(verification: Verification, evaluation: Evaluation) -> Inflati
     Raises:
         ValueError: test cases, forecasts that are inflated already, or without spread.
     """
-    request, split = verification.store.request, verification.reader.shards.manifest.split
-    if split == "test":
-        raise ValueError(f"{verification.reader.source} holds test cases; calibrate on forecasts of validation cases")
-    if request.inflation is not None:
-        raise ValueError(f"{verification.store.folder} is calibrated already; forecast without --calibrated")
+    _check_forecasts(verification)
+    request = verification.store.request
     if not evaluation.num_cases:
         raise ValueError(f"no case of {verification.store.folder} could be scored; there is nothing to calibrate by")
     ratio = evaluation.by_lead(FORECAST)["spread_skill_ratio"]
@@ -74,16 +95,14 @@ def fit_inflation(verification: Verification, evaluation: Evaluation) -> Inflati
 
 
 def write_inflation(inflation: Inflation, model: str | Path) -> Path:
-    """Writes it into the folder of the model that it was fitted to, where ``read_inflation`` finds it.
+    """Writes it where ``read_inflation`` finds it, in the folder of the model that it was fitted to; returns the file.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or another one.
     """
-    folder = find_model(model)
-    if read_description(folder)[1] != inflation.weights_sha256:
-        raise ValueError(f"{folder} is another model than the forecasts were made with; give that one")
-    write_json(folder / CALIBRATION_NAME, seal(inflation.model_dump(mode="json")))
-    return folder / CALIBRATION_NAME
+    path = _fitted_model(model, inflation.weights_sha256) / CALIBRATION_NAME
+    write_bytes(path, document_bytes(inflation))
+    return path
 
 
 def read_inflation(model: str | Path, weights_sha256: str, sampling: SamplingConfig) -> Inflation:
@@ -103,14 +122,9 @@ def read_inflation(model: str | Path, weights_sha256: str, sampling: SamplingCon
         raise FileNotFoundError(
             f"{path} does not exist; make it: forecast validation cases, then tools/evaluate.py … --calibrate {model}"
         )
-    remedy = "fit it again with tools/evaluate.py --calibrate"
-    tree = parse_sealed(read_document_bytes(path), str(path), remedy)
-    try:
-        inflation = Inflation.model_validate_json(json.dumps(tree))
-    except ValidationError as error:
-        raise ValueError(f"{path}: {describe_error(error, Inflation)}; {remedy}") from None
+    inflation = read_document(path, Inflation)
     if inflation.weights_sha256 != weights_sha256:
-        raise ValueError(f"{path} was fitted to other weights; {remedy}")
+        raise ValueError(f"{path} was fitted to other weights; {inflation.remedy}")
     for name, fitted in inflation.sampling.model_dump().items():
         asked = getattr(sampling, name)
         if fitted != asked:

@@ -136,10 +136,9 @@ class ForecastRun:
         """The case, or None with its problem noted."""
         try:
             case = self.reader.read(number)
+            problem = case.problem()
         except DamagedSampleError as error:
-            self.problems[number] = f"case {number}: {error}"
-            return None
-        problem = case.problem()
+            problem = f"case {number}: {error}"
         if problem is None:
             return case
         self.problems[number] = problem

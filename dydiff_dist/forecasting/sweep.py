@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from dydiff_dist.evaluation.case import ForecastCase
-from dydiff_dist.evaluation.colors import BACKGROUND, FAINT_INK, INK, OURS
+from dydiff_dist.data.manifest import Bounds
+from dydiff_dist.evaluation.colors import BACKGROUND, CURVE_COLORS, FAINT_INK, INK
 from dydiff_dist.evaluation.evaluate import FORECAST, evaluate
+from dydiff_dist.evaluation.fields import spectrum_suite
 from dydiff_dist.evaluation.figures import style_axis
 from dydiff_dist.evaluation.suites import Suite
-from dydiff_dist.forecasting.cases import Case, forecast_case
+from dydiff_dist.forecasting.cases import Case, CaseReader, forecast_case
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.forecaster import Forecaster
 
 SCORES = ("crps", "spread_skill_ratio", "log_spectral_distance_db")
 WITHIN = 0.01
 """By which a setting may score above the best one and still be chosen for its cost."""
-_COLORS = (OURS, "#4fd1c1", "#f08adf", "#58a6ff", "#e3c341", "#7ee3c4")
 
 
 @dataclass(frozen=True)
@@ -44,43 +44,64 @@ class Measured:
         return self.seconds_per_member * self.num_members
 
 
-def measure(
-    forecaster: Forecaster,
-    cases: Sequence[Case],
-    sampling: SamplingConfig,
-    members: Sequence[int],
-    *,
-    suites: Sequence[Suite] = (),
-    bounds: Sequence = (),
-    seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[Measured]:
-    """One sampling on some cases, for ensembles of several sizes.
+@dataclass(frozen=True)
+class Trial:
+    """A model and cases to try samplings on."""
 
-    Args:
-        forecaster: its network and process.
-        cases: with their truth.
-        sampling: how they are drawn.
-        members: sizes, each at least 2.
-        suites: beyond the base suite, e.g. of spectra.
-        bounds: of the quantity, as ``evaluate`` takes them.
-        seed: key of all noise.
-        clock: seconds.
+    forecaster: Forecaster
+    """Its network and process."""
+    cases: Sequence[Case]
+    """With their truth."""
+    suites: Sequence[Suite] = ()
+    """Beyond the base suite."""
+    bounds: Sequence[Bounds] = ()
+    """Of the quantity, as ``evaluate`` takes them."""
 
-    Raises:
-        ValueError: sampling that the process doesn't take.
-    """
-    chosen = replace(forecaster, sampling=sampling)
-    start = clock()
-    forecasts = [forecast_case(chosen, case, num_members=max(members), seed=seed) for case in cases]
-    seconds = (clock() - start) / (len(cases) * max(members))
-    measured = []
-    for num_members in sorted(set(members)):
-        parts = (_first_members(forecast, num_members) for forecast in forecasts)
-        overall = evaluate(parts, suites=suites, bounds=bounds).overall(FORECAST)
-        scores = {name: float(overall[name]) for name in SCORES if name in overall}
-        measured.append(Measured(sampling, num_members, seconds, scores))
-    return measured
+    @classmethod
+    def on(cls, reader: CaseReader, num_cases: int, forecaster: Forecaster) -> "Trial":
+        """A trial on at most ``num_cases`` cases, evenly spaced, with the spectra of fields among the scores.
+
+        Raises:
+            ValueError: no case is asked for, or one can't be forecast.
+        """
+        if num_cases < 1:
+            raise ValueError(f"num_cases is {num_cases}; try on at least 1")
+        count = min(num_cases, len(reader))
+        cases = [reader.read(index * len(reader) // count) for index in range(count)]
+        problems = [problem for case in cases if (problem := case.problem())]
+        if problems:
+            raise ValueError(problems[0])
+        is_series = reader.schema.shape[1:] == (1, 1)
+        suites = () if is_series else (spectrum_suite(reader.is_periodic),)
+        return cls(forecaster, cases, suites, reader.schema.bounds)
+
+    def measure(
+        self, sampling: SamplingConfig, members: Sequence[int], clock: Callable[[], float] = time.perf_counter
+    ) -> list[Measured]:
+        """One sampling, for ensembles of several sizes.
+
+        Args:
+            sampling: how forecasts are drawn.
+            members: sizes, each at least 2.
+            clock: seconds.
+
+        Raises:
+            ValueError: sampling that the process doesn't take, or a case that can't be scored.
+        """
+        chosen = replace(self.forecaster, sampling=sampling)
+        start = clock()
+        forecasts = [forecast_case(chosen, case, num_members=max(members)) for case in self.cases]
+        seconds = (clock() - start) / (len(self.cases) * max(members))
+        measured = []
+        for num_members in sorted(set(members)):
+            parts = (replace(forecast, members=forecast.members[:num_members]) for forecast in forecasts)
+            evaluation = evaluate(parts, suites=self.suites, bounds=self.bounds)
+            if evaluation.errors:
+                raise ValueError(next(iter(evaluation.errors.values())))
+            overall = evaluation.overall(FORECAST)
+            scores = {name: float(overall[name]) for name in SCORES if name in overall}
+            measured.append(Measured(sampling, num_members, seconds, scores))
+        return measured
 
 
 def best_for_its_cost(measured: Sequence[Measured]) -> Measured:
@@ -110,7 +131,7 @@ def sweep_figure(measured: Sequence[Measured], chosen: Measured) -> Figure:
     figure = Figure(figsize=(9, 5.4), facecolor=BACKGROUND, layout="constrained")
     axis = figure.subplots()
     samplers = list(dict.fromkeys(found.sampling.sampler for found in measured))
-    for sampler, color in zip(samplers, _COLORS * len(samplers), strict=False):
+    for sampler, color in zip(samplers, CURVE_COLORS * len(samplers), strict=False):
         own = [found for found in measured if found.sampling.sampler == sampler]
         costs, scores = [found.seconds_per_case for found in own], [found.scores["crps"] for found in own]
         axis.scatter(costs, scores, s=[8 * np.sqrt(found.num_members) for found in own], color=color, label=sampler)
@@ -122,7 +143,3 @@ def sweep_figure(measured: Sequence[Measured], chosen: Measured) -> Figure:
     axis.set_xscale("log")
     axis.legend(frameon=False, labelcolor=INK, fontsize=10)
     return figure
-
-
-def _first_members(forecast: ForecastCase, num_members: int) -> ForecastCase:
-    return replace(forecast, members=forecast.members[:num_members])

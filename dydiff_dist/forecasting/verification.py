@@ -116,7 +116,7 @@ class Verification:
             shape=(data.num_future_frames, schema.shape[0], height, width),
             num_history_frames=data.num_history_frames,
             num_members=self.store.request.num_members,
-            periodic="periodic_shift" in schema.allowed_augmentations and data.crop_size is None,
+            periodic=self.reader.is_periodic,
             climate=climate,
         )
 

@@ -109,14 +109,12 @@ class StudyConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _check_names(self) -> "StudyConfig":
-        for name, settings in self.forecasts.items():
-            for arm in settings.arms or ():
-                if arm not in self.arms:
-                    raise ValueError(f"forecasts.{name}.arms names {arm!r}; the arms are {', '.join(self.arms)}")
-        for label, arms in self.learning_curves.items():
+        named = {f"forecasts.{name}.arms": forecast.arms or () for name, forecast in self.forecasts.items()}
+        named |= {f"learning_curves.{label}": arms for label, arms in self.learning_curves.items()}
+        for place, arms in named.items():
             for arm in arms:
                 if arm not in self.arms:
-                    raise ValueError(f"learning_curves.{label} names {arm!r}; the arms are {', '.join(self.arms)}")
+                    raise ValueError(f"{place} names {arm!r}; the arms are {', '.join(self.arms)}")
         for comparison in self.comparisons:
             for item in (comparison.reference, *comparison.against):
                 arm, forecast = self.split_item(item)

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dydiff_dist.evaluation.colors import BACKGROUND, FORECASTERS, INK
+from dydiff_dist.evaluation.colors import BACKGROUND, CURVE_COLORS, FORECASTERS, INK
 from dydiff_dist.evaluation.figures import style_axis
 from dydiff_dist.study.intervals import Difference, Scored
 
-COLORS = ("#ff9d4d", "#58c95a", "#d277ff", "#5cc4f2", "#f4e04d", "#ff6b81", "#7ee3c4", "#b0b8c4")
 REFERENCE_COLOR = "#e6edf3"
 
 
@@ -82,7 +81,7 @@ def learning_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, np.nda
     """
     figure = Figure(figsize=(5.6 * len(panels), 4.2), facecolor=BACKGROUND, layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for color, (label, points) in zip((REFERENCE_COLOR, *COLORS), curves.items(), strict=False):
+        for color, (label, points) in zip((REFERENCE_COLOR, *CURVE_COLORS), curves.items(), strict=False):
             samples, scores = [count for count, _ in points], [by_seed for _, by_seed in points]
             axis.fill_between(
                 samples, [s.min() for s in scores], [s.max() for s in scores], color=color, alpha=0.18, linewidth=0
@@ -102,4 +101,4 @@ def _leads(scored: Scored) -> np.ndarray:
 
 
 def _cycle(count: int) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index in range(count)]
+    return [CURVE_COLORS[index % len(CURVE_COLORS)] for index in range(count)]

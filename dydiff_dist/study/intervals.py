@@ -25,6 +25,7 @@ from functools import lru_cache
 import numpy as np
 
 from dydiff_dist.evaluation.resampling import group_draws
+from dydiff_dist.study.records import BASELINE_SEED
 
 NUM_DRAWS = 10_000
 LEVEL = 0.95
@@ -35,7 +36,7 @@ class Scored:
     """One score of one arm: its terms for every seed, case and lead time."""
 
     seeds: tuple[int, ...]
-    """-1 alone for a baseline, which has none."""
+    """``BASELINE_SEED`` alone for a baseline, which has none."""
     value: np.ndarray
     """(R, K, S)."""
     scale: np.ndarray
@@ -108,10 +109,10 @@ def compare(arms: Sequence[Scored], reference: Scored) -> list[Difference]:
 
 
 def _paired(arm: Scored, reference: Scored) -> tuple[Scored, Scored]:
-    """Both with the seeds they share; a baseline (one row, seed -1) goes with all of the other's."""
+    """Both with the seeds they share; a baseline (one row) goes with all of the other's."""
     if arm.value.shape[1:] != reference.value.shape[1:] or (arm.groups != reference.groups).any():
         raise ValueError("two arms were scored on different cases; compare what was forecast alike")
-    if -1 in (*arm.seeds, *reference.seeds):
+    if BASELINE_SEED in (*arm.seeds, *reference.seeds):
         return arm, reference
     shared = [seed for seed in reference.seeds if seed in arm.seeds]
     if not shared:

@@ -17,8 +17,6 @@ from dydiff_dist.study.kept_scores import SCORES
 
 CASE_COLUMNS = ("arm", "seed", "forecast", "score", "part", "case", "key")
 """Leading columns of the rows by case; ``lead_1`` to ``lead_S`` follow."""
-
-
 BASELINE_SEED = -1
 """Seed of the rows of baselines, which have none."""
 RunKey = tuple[str, int, str]

@@ -6,7 +6,7 @@ Letters: B batch, S frames, C channels, H W height and width, A action channels,
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,9 @@ class DiffusionTask(Task[RunConfig]):
         diffusion: the process.
     """
 
-    config_type = RunConfig
+    config_type: ClassVar[type[RunConfig]] = RunConfig
+    denoises: ClassVar[bool] = True
+    """Whether the network is to undo noise at any timestep, which validation then judges."""
 
     def __init__(self, plan: RunPlan[RunConfig]):
         super().__init__(plan)
@@ -83,8 +85,7 @@ class DiffusionTask(Task[RunConfig]):
     def losses(self, engines: Engines, batch: dict[str, Any], step: int) -> Iterator[MicroLoss]:
         """As `Task.losses`: one, at timesteps drawn for each sample, which ``per_sample`` holds too, for `scalars`."""
         device, dtype = self.plan.world.device, self.plan.network_dtype
-        batch = {k: v.to(device, non_blocking=True) if k in _ON_DEVICE else v for k, v in batch.items()}
-        batch = self.frames.encoded(batch)
+        batch = self.on_device(batch)
         index, actions = batch["sample_index"], batch.get("actions")
         timesteps = self.draw_timesteps(index, step).to(device)
         z, target, x0 = self._noise(batch, timesteps, step)
@@ -123,6 +124,19 @@ class DiffusionTask(Task[RunConfig]):
         """As `Task.export`: a model for `dydiff_dist.forecasting.load_forecaster`."""
         save_model(folder, weights, self.config.model_dump(mode="json"), **self.exported_facts())
 
+    def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The stream's batch with tensors where the network is, frames as it sees them."""
+        device = self.plan.world.device
+        return self.frames.encoded(
+            {name: v.to(device, non_blocking=True) if name in _ON_DEVICE else v for name, v in batch.items()}
+        )
+
+    def clean_frames(self, batch: dict[str, Any], step: int) -> Tensor:
+        """Frames (B, S, C, H, W) of a batch `on_device`; latents are drawn from their posterior, as at ``step``."""
+        if "logvar" not in batch:
+            return batch["frames"]
+        return self._noise(batch, torch.zeros_like(batch["sample_index"]), step)[2]
+
     def draw_timesteps(self, sample_index: Tensor, step: int) -> Tensor:
         """Timesteps, (B,) int64, from the counter: the same on any number of ranks."""
         return self.diffusion.table.timesteps_at(uniform(self._counter(sample_index, step, Stream.TIMESTEP), 1)[:, 0])
@@ -132,7 +146,8 @@ class DiffusionTask(Task[RunConfig]):
         # few passes at other shapes: compiling them would take longer than they do
         execution = self.config.execution.model_copy(update={"compile_blocks": False})
         build_network = partial(self._build_network, execution)
-        return Validation(self.plan, self.diffusion, build_network, self.frames.space, self.sizes.num_action_channels)
+        channels = self.sizes.num_action_channels
+        return Validation(self.plan, self.diffusion, build_network, self.frames.space, channels, self.denoises)
 
     def _describe_process(self) -> str:
         """The process by name, γ̄ where there is one, what it is run on, and what the network predicts."""

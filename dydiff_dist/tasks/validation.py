@@ -37,6 +37,7 @@ class Validation:
         build_network: Callable[[], nn.Module],
         frames: FrameSpace,
         num_action_channels: int,
+        denoises: bool = True,
     ):
         """
         Args:
@@ -45,9 +46,10 @@ class Validation:
             build_network: a new network for the averaged weights.
             frames: what the network's frames are.
             num_action_channels: that the network takes.
+            denoises: whether the loss at fixed timesteps is written too.
         """
         self.plan, self.diffusion, self.build_network = plan, diffusion, build_network
-        self.frames, self.num_action_channels = frames, num_action_channels
+        self.frames, self.num_action_channels, self.denoises = frames, num_action_channels, denoises
         assert plan.valid_shards is not None
         self.cases = CaseReader(plan.valid_shards, pixel_data(plan.config.data, frames.temporal_ratio))
 
@@ -56,7 +58,7 @@ class Validation:
         ``weights``. Collective."""
         first: list[ForecastCase] = []
         forecaster = self._forecaster(weights)
-        loss = self._log_loss(step, forecaster, log)
+        loss = f", loss at fixed noise {self._log_loss(step, forecaster, log):.4f}" if self.denoises else ""
         evaluation = self._merge(evaluate(self._forecasts(forecaster, first)))
         for case, reason in evaluation.errors.items():
             log.say(f"step {step}: validation case {case} is not scored: {reason}")
@@ -67,7 +69,7 @@ class Validation:
         log.figure(step, "forecast", forecast_figure(first[0], self.cases.style()))
         log.say(
             f"step {step}: validation CRPS {evaluation.tables['forecast'].overall('crps'):.4f}, "
-            f"{evaluation.skill('persistence'):.3f} of persistence's, loss at fixed noise {loss:.4f}"
+            f"{evaluation.skill('persistence'):.3f} of persistence's{loss}"
         )
 
     def _log_loss(self, step: int, forecaster: Forecaster, log: RunLog) -> float:

@@ -114,6 +114,11 @@ class BaseRunConfig(StrictConfig):
             raise ValueError(f"the section deepspeed is for engine 'deepspeed', it is {self.engine!r}; remove either")
         return self
 
+    @classmethod
+    def completed(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """A configuration tree with the sections that follow from files it names; by default there are none."""
+        return tree
+
     @property
     def engine_options(self) -> dict[str, Any]:
         """The section of the engine's name; empty where it has none."""
@@ -173,6 +178,7 @@ def parse_config(tree: dict[str, Any], source: str, config_type: type[AnyRunConf
     """
     try:
         check_values(tree, source)
+        tree = config_type.completed(tree)
         return config_type.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ValueError(f"{source}: {describe_error(error, config_type, tree)}") from None

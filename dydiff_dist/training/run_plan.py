@@ -99,7 +99,7 @@ class RunPlan(Generic[AnyRunConfig]):
                     "now; give the shards that it began with, or set output_dir to a new folder"
                 )
             free = (*free, "data.train")
-        differing = [found for section in fixed for found in _differences(old[section], present[section], section)]
+        differing = [found for section in fixed for found in differences(old[section], present[section], section)]
         for key, before, now in differing:
             if not any(f"{key}.".startswith(f"{free_key}.") for free_key in free):
                 raise ValueError(
@@ -208,11 +208,11 @@ def describe(task: "Task") -> str:
     return "\n".join(f"{name + ':':<10}{text}" for name, text in lines.items())
 
 
-def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, old, new) of the leaves that differ between two trees with the same keys."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}")
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}")
     elif old != new:
         yield key, old, new
 

@@ -125,20 +125,20 @@ def test_a_single_case_has_no_fvd(i3d) -> None:
     assert np.isnan(record["scores"]["forecast"]["fvd"]["overall"])
 
 
-def _expect(error: type[Exception], message: str):
+def _raises(error: type[Exception], message: str):
     return pytest.raises(error, match=re.escape(message))
 
 
 def test_files_that_are_not_what_they_should_be_are_refused_before_they_run(i3d, tmp_path) -> None:
-    with _expect(FileNotFoundError, "none.pt does not exist; give the TorchScript file of an I3D network"):
+    with _raises(FileNotFoundError, "none.pt does not exist; give the TorchScript file of an I3D network"):
         ClipExtractor(tmp_path / "none.pt")
-    with _expect(ValueError, f"pinned is {'0' * 64}; it was not loaded"):
+    with _raises(ValueError, f"pinned is {'0' * 64}; it was not loaded"):
         ClipExtractor(i3d, sha256="0" * 64)
     assert ClipExtractor(i3d, sha256=hashlib.sha256(i3d.read_bytes()).hexdigest().upper())
     (tmp_path / "text.pt").write_text("no network")
-    with _expect(ValueError, "text.pt is not a TorchScript file"):
+    with _raises(ValueError, "text.pt is not a TorchScript file"):
         ClipExtractor(tmp_path / "text.pt")
-    with _expect(ValueError, "refuses clips of shape (1, 3, 2, 12, 10)"):
+    with _raises(ValueError, "refuses clips of shape (1, 3, 2, 12, 10)"):
         ClipExtractor(i3d)(np.zeros((1, 2, 3, 12, 10)))
 
 
@@ -149,14 +149,14 @@ def test_presets_name_what_differs() -> None:
         return choose_suites(None, preset, ForecastKind(schema=schema, shape=shape, periodic=False, **counts))
 
     assert [suite.name for suite in choose()] == ["ensemble", "calibration", "spectrum", "image"]
-    with _expect(ValueError, "preset 'robonet-64' asks for samples per context 100, these forecasts have 8"):
+    with _raises(ValueError, "preset 'robonet-64' asks for samples per context 100, these forecasts have 8"):
         choose(num_members=8)
-    with _expect(ValueError, "preset 'robonet-64' asks for frames 2 and 10, these forecasts have 1 and 10"):
+    with _raises(ValueError, "preset 'robonet-64' asks for frames 2 and 10, these forecasts have 1 and 10"):
         choose(num_history=1)
-    with _expect(ValueError, "preset 'robonet-64' asks for size 64 and 64, these forecasts have 32 and 32"):
+    with _raises(ValueError, "preset 'robonet-64' asks for size 64 and 64, these forecasts have 32 and 32"):
         choose(shape=(10, 3, 32, 32))
-    with _expect(ValueError, "preset 'cascast' is of rain scores, these data have none"):
+    with _raises(ValueError, "preset 'cascast' is of rain scores, these data have none"):
         choose(preset="cascast")
-    with _expect(ValueError, "needs 8-bit frames of 1 or 3 channels, these are float32 of 3"):
+    with _raises(ValueError, "needs 8-bit frames of 1 or 3 channels, these are float32 of 3"):
         choose(dtype="float32")
     assert all(preset.lpips_network == "vgg" for preset in VIDEO_PRESETS.values())

@@ -33,7 +33,7 @@ def forecasts(flow_model, flow_shards, tmp_path) -> Path:
     return tmp_path / "forecasts"
 
 
-def _expect(error: type[Exception], message: str):
+def _raises(error: type[Exception], message: str):
     return pytest.raises(error, match=re.escape(message))
 
 
@@ -69,23 +69,23 @@ def test_ranks_share_the_cases_and_meet_in_one_folder(flow_model, flow_shards, f
 
 
 def test_a_folder_holds_one_request(flow_model, flow_shards, forecasts) -> None:
-    with _expect(ValueError, "holds forecasts with seed = 0, now 1 is asked for; write to another folder"):
+    with _raises(ValueError, "holds forecasts with seed = 0, now 1 is asked for; write to another folder"):
         _run(flow_model, flow_shards, forecasts, seed=1)
-    with _expect(ValueError, "holds forecasts with sampling.num_steps = 3, now 2 is asked for"):
+    with _raises(ValueError, "holds forecasts with sampling.num_steps = 3, now 2 is asked for"):
         _run(flow_model, flow_shards, forecasts, sampling={"num_steps": 2})
 
 
 def test_errors_before_the_first_forecast(flow_model, flow_shards, tmp_path) -> None:
     for name in ("num_members", "num_frames", "batch"):
-        with _expect(ValueError, f"{name} is 0; ask for at least 1"):
+        with _raises(ValueError, f"{name} is 0; ask for at least 1"):
             _run(flow_model, flow_shards, tmp_path, **{name: 0})
-    with _expect(ValueError, "seed is -1; choose 0 to 2**64 - 1"):
+    with _raises(ValueError, "seed is -1; choose 0 to 2**64 - 1"):
         _run(flow_model, flow_shards, tmp_path, seed=-1)
-    with _expect(ValueError, "6 cases were asked for"):
+    with _raises(ValueError, "6 cases were asked for"):
         _run(flow_model, flow_shards, tmp_path, num_cases=6)
-    with _expect(ValueError, "sampling: unknown key 'steps'; did you mean 'num_steps'?"):
+    with _raises(ValueError, "sampling: unknown key 'steps'; did you mean 'num_steps'?"):
         _run(flow_model, flow_shards, tmp_path, sampling={"steps": 6})
-    with _expect(FileNotFoundError, "no model in"):
+    with _raises(FileNotFoundError, "no model in"):
         _run(tmp_path, flow_shards, tmp_path)
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
@@ -96,10 +96,10 @@ def test_damaged_models_are_refused(flow_model, tmp_path) -> None:
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x55")
-    with _expect(ValueError, "model.safetensors was altered or cut off"):
+    with _raises(ValueError, "model.safetensors was altered or cut off"):
         load_forecaster(tmp_path)
     (tmp_path / "config.json").write_text('{"format_version": 1}')
-    with _expect(ValueError, "config.json is damaged (KeyError: 'run'); export the model again"):
+    with _raises(ValueError, "config.json is damaged (KeyError: 'run'); export the model again"):
         load_forecaster(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_cases_come_in_stored_units(flow_shards, forecasts) -> None:
 def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
     verification = Verification.open(forecasts)
     evaluation = verification.evaluate(verification.climatology(flow_shards / "train"))
-    with _expect(ValueError, "there is no case 99 to picture; choose 0 to 4"):
+    with _raises(ValueError, "there is no case 99 to picture; choose 0 to 4"):
         write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1, 99))
     assert not (tmp_path / "scores").exists()
     written = write_evaluation(verification, evaluation, tmp_path / "scores", picture_cases=(1,))
@@ -140,14 +140,14 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
 
 
 def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -> None:
-    with _expect(ValueError, "was made from other shards"):
+    with _raises(ValueError, "was made from other shards"):
         Verification.open(forecasts, flow_shards / "train")
     for num_cases in (0, 6):
-        with _expect(ValueError, f"num_cases is {num_cases}; score 1 to 5, as many as the shards have"):
+        with _raises(ValueError, f"num_cases is {num_cases}; score 1 to 5, as many as the shards have"):
             Verification.open(forecasts, num_cases=num_cases)
     for path in forecasts.glob("case_*.npz"):
         path.unlink()
-    with _expect(ValueError, "lacks every case; run tools/forecast.py to its end"):
+    with _raises(ValueError, "lacks every case; run tools/forecast.py to its end"):
         Verification.open(forecasts)
 
 
@@ -179,7 +179,7 @@ def test_forecasts_made_with_relative_paths_say_what_to_give_elsewhere(
     monkeypatch.chdir(flow_shards)
     ForecastRun(flow_model, "test", tmp_path / "out", num_members=2, num_cases=1, device="cpu").run()
     monkeypatch.chdir(tmp_path)
-    with _expect(
+    with _raises(
         FileNotFoundError,
         f"out was made from test, which is not there (as seen from {tmp_path}); give these shards with --shards DIR",
     ):

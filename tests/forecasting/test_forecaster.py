@@ -168,48 +168,48 @@ def test_clamped_history_reaches_the_sampler() -> None:
     assert (clamped - free).abs().max() > 1e-3
 
 
-def _expect(message: str):
+def _raises(message: str):
     return pytest.raises(ValueError, match=re.escape(message))
 
 
 def test_errors_name_what_is_wrong() -> None:
     forecaster, history = _forecaster(), _history(2)
-    with _expect("history has shape (2, 1, 1, 4, 6), the model takes (B, 2, 1, H, W)"):
+    with _raises("history has shape (2, 1, 1, 4, 6), the model takes (B, 2, 1, H, W)"):
         forecaster.forecast(history[:, :1])
-    with _expect("history holds NaN or infinite values"):
+    with _raises("history holds NaN or infinite values"):
         forecaster.forecast(history * float("nan"))
-    with _expect("num_members is 0; it must lie in 1..16777215"):
+    with _raises("num_members is 0; it must lie in 1..16777215"):
         forecaster.forecast(history, num_members=0)
-    with _expect("num_frames is 0; ask for at least 1 frame"):
+    with _raises("num_frames is 0; ask for at least 1 frame"):
         forecaster.forecast(history, num_frames=0)
-    with _expect("case_index has shape (3,), the history holds 2 cases"):
+    with _raises("case_index has shape (3,), the history holds 2 cases"):
         forecaster.forecast(history, case_index=[1, 2, 3])
-    with _expect("case_index holds -1..4; cases are numbered 0..2**32 - 1"):
+    with _raises("case_index holds -1..4; cases are numbered 0..2**32 - 1"):
         forecaster.forecast(history, case_index=[-1, 4])
-    with _expect("the model takes 0 action channels, actions were given"):
+    with _raises("the model takes 0 action channels, actions were given"):
         forecaster.forecast(history, actions=torch.zeros(2, 5, 4))
-    with _expect("actions have shape (2, 5, 4); 4 forecast frames need (2, 6, 4) or longer"):
+    with _raises("actions have shape (2, 5, 4); 4 forecast frames need (2, 6, 4) or longer"):
         _forecaster(num_action_channels=4).forecast(history, actions=torch.zeros(2, 5, 4), num_frames=4)
 
 
 def test_sampling_config_refuses_eta_without_ddim() -> None:
-    with _expect("eta is 0.5 with sampler 'dpmpp_2m'; only 'ddim' takes it ('ancestral' is eta 1); set it to 0"):
+    with _raises("eta is 0.5 with sampler 'dpmpp_2m'; only 'ddim' takes it ('ancestral' is eta 1); set it to 0"):
         SamplingConfig(sampler="dpmpp_2m", eta=0.5)
 
 
 def test_sampling_config_refuses_what_the_process_cannot_do() -> None:
     table = build_process(num_timesteps=20).table
     SamplingConfig().check(table, num_frames=6)
-    with _expect("sampling: num_steps is 21; it must lie in 1..20, the number of timesteps"):
+    with _raises("sampling: num_steps is 21; it must lie in 1..20, the number of timesteps"):
         SamplingConfig(num_steps=21).check(table)
     separate = build_process(process="dydiff_independent").table
     SamplingConfig(sampler="ddim").check(separate)
-    with _expect("sampling: sampler 'heun' combines estimates of several timesteps"):
+    with _raises("sampling: sampler 'heun' combines estimates of several timesteps"):
         SamplingConfig(sampler="heun").check(separate)
     coarse, trailing = (
         build_process(prediction="eps", gamma_ratio=1.0).table,
         SamplingConfig(spacing="trailing", num_steps=2),
     )
     trailing.check(coarse)
-    with _expect("sampling: a step from timestep 999 to"):
+    with _raises("sampling: a step from timestep 999 to"):
         trailing.check(coarse, num_frames=6)

@@ -1,5 +1,6 @@
 """Models given away and taken: a folder with its card, and a hub that a server of the test stands for."""
 
+import errno
 import http.server
 import json
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, read_description, save_autoencoder
+from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.score_files import SCORES_NAME
-from dydiff_dist.forecasting import find_model, from_pretrained, load_forecaster, save_pretrained
+from dydiff_dist.forecasting import find_model, from_pretrained, load_forecaster, save_model, save_pretrained
 from dydiff_dist.forecasting.hub import CARD_NAME, push_to_hub
 
 ROOT = Path(__file__).parents[2]
@@ -28,17 +31,73 @@ def test_a_model_given_away_forecasts_the_same_and_has_a_card(flow_model, tmp_pa
     scores = {
         "protocol": {"num_cases": 5, "num_members": 8},
         "errors": {},
-        "scores": {"forecast": {"crps": {"overall": 0.25}}, "persistence": {"crps": {"overall": 0.5}}},
+        "scores": {"forecast": {"crps": {"overall": 0.25}}, "persistence": {"crps": {"overall": None}}},
     }
     (tmp_path / SCORES_NAME).write_text(json.dumps(scores))
     folder = save_pretrained(flow_model, tmp_path / "given", scores=tmp_path, licence="CC-BY-4.0")
     card = (folder / CARD_NAME).read_text()
     assert card.startswith("---\nlibrary_name: dydiff_dist\nlicense: cc-by-4.0\n")
     assert "3 frames in, 4 frames out" in card and "frames of 16 × 16" in card
-    assert "| forecast | 0.25 |" in card and "| persistence | 0.5 |" in card
-    assert str(tmp_path) not in card
+    assert "| forecast | 0.25 |" in card and "| persistence | – |" in card  # an undefined score is stored as null
+    assert "Over 5 cases with 8 members" in card and str(tmp_path) not in card
     torch.testing.assert_close(forecast(from_pretrained(folder)), forecast(load_forecaster(flow_model)), rtol=0, atol=0)
     assert "None were given." in (save_pretrained(flow_model, tmp_path / "bare") / CARD_NAME).read_text()
+
+
+def test_where_the_run_lay_is_not_given_away(flow_model, flow_shards, tmp_path):
+    record = json.loads((flow_model / "model" / "config.json").read_text())
+    assert record["run"]["output_dir"] == str(flow_model) and Path(record["run"]["data"]["train"]).is_absolute()
+    folder = save_pretrained(flow_model, tmp_path)
+    given = json.loads((folder / "config.json").read_text())
+    assert (given["run"]["output_dir"], given["run"]["data"]["train"]) == (flow_model.name, "train")
+    assert given["run"]["training"] == record["run"]["training"] and given["data_schema"] == record["data_schema"]
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        assert not any(str(place).encode() in path.read_bytes() for place in (flow_model, flow_shards))
+
+
+def test_an_autoencoder_goes_along_without_the_places_that_its_record_names(flow_model, tmp_path):
+    pytest.importorskip("diffusers", reason="diffusers is not installed (pip install 'dydiff_dist[latents]')")
+    config = AutoencoderModelConfig(latent_channels=2, channels=(8, 8), layers_per_block=1, norm_groups=4)
+    description = save_autoencoder(
+        tmp_path / "autoencoder",
+        build_network(config, num_channels=2, frame_size=16),
+        frames=FrameSchema(num_frames=7, shape=(2, 16, 16), dtype="float32"),
+        pixel_shift=(0.0, 0.0),
+        pixel_scale=(1.0, 1.0),
+        latent_shift=(0.0, 0.0),
+        latent_scale=(1.0, 1.0),
+        latent_channels=2,
+        spatial_ratio=config.spatial_ratio,
+        facts={"fetched_from": "/home/someone/vae", "steps": 3, "scores": {"samples": [1, 2]}},
+    )
+    record = json.loads((flow_model / "model" / "config.json").read_text())
+    weights, autoencoder = {"w": torch.zeros(2)}, tmp_path / "autoencoder"
+    save_model(tmp_path / "model", weights, record["run"], record["data_schema"], autoencoder=autoencoder)
+    given = read_description(save_pretrained(tmp_path / "model", tmp_path / "given") / "autoencoder")
+    assert given.facts == {"fetched_from": "vae", "steps": 3, "scores": {"samples": [1, 2]}}
+    assert given.sha256 == description.sha256
+
+
+def test_the_machine_s_own_trouble_is_not_laid_to_the_hub(flow_model, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+
+    def fails_with(error):
+        def fail(*_, **__):
+            raise error
+
+        for name in ("snapshot_download", "create_repo"):
+            monkeypatch.setattr(hub, name, fail)
+
+    folder = save_pretrained(flow_model, tmp_path)
+    fails_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/model"))
+    for ask in (lambda: from_pretrained("owner/model"), lambda: push_to_hub(folder, "owner/model")):
+        with pytest.raises(OSError, match="No space left on device: 'cache/model'"):
+            ask()
+    fails_with(RuntimeError("no answer from https://user:secret@host/model\nmore"))  # of its HTTP library
+    with pytest.raises(FileNotFoundError, match=r"the hub gave none \(no answer from https://\*\*\*@host/model\);"):
+        from_pretrained("owner/model")
+    with pytest.raises(ValueError, match=r"the hub refused 'owner/model': no answer from https://\*\*\*@host/model$"):
+        push_to_hub(folder, "owner/model")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSour
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 from dydiff_dist.evaluation.evaluate import Evaluation
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification
-from dydiff_dist.forecasting.inflation import fit_inflation, inflate, write_inflation
+from dydiff_dist.forecasting.inflation import check_calibration, fit_inflation, inflate, write_inflation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def _forecast(model, shards, out, **options) -> ForecastRun:
     return run
 
 
-def _expect(error: type[Exception], message: str):
+def _raises(error: type[Exception], message: str):
     return pytest.raises(error, match=re.escape(message))
 
 
@@ -76,30 +76,35 @@ def test_validation_cases_have_the_spread_of_their_error_afterwards(model, flow_
     np.testing.assert_allclose(one, mean + factors * (other - mean), rtol=1e-5, atol=1e-5)
 
 
-def test_what_does_not_belong_together_is_refused(model, flow_shards, valid_shards, tmp_path) -> None:
-    with _expect(FileNotFoundError, "calibration.json does not exist; make it: forecast validation cases, then tools"):
+def test_what_does_not_belong_together_is_refused(model, image_model, flow_shards, valid_shards, tmp_path) -> None:
+    with _raises(FileNotFoundError, "calibration.json does not exist; make it: forecast validation cases, then tools"):
         _forecast(model, valid_shards, tmp_path / "out", calibrated=True)
     _forecast(model, flow_shards / "test", tmp_path / "test", num_cases=2)
-    with _expect(ValueError, "holds test cases; calibrate on forecasts of validation cases"):
+    with _raises(ValueError, "holds test cases; calibrate on forecasts of validation cases"):
         fit_inflation(*_scored(tmp_path / "test"))
+    with _raises(ValueError, "holds test cases; calibrate on forecasts of validation cases"):
+        check_calibration(Verification.open(tmp_path / "test"), model)
     _forecast(model, valid_shards, tmp_path / "one", num_members=1)
-    with _expect(ValueError, "has no spread to calibrate; forecast more than one member"):
+    with _raises(ValueError, "has no spread to calibrate; forecast more than one member"):
         fit_inflation(*_scored(tmp_path / "one"))
     _forecast(model, valid_shards, tmp_path / "raw")
     inflation = fit_inflation(*_scored(tmp_path / "raw"))
+    check_calibration(Verification.open(tmp_path / "raw"), model)
     write_inflation(inflation, model)
-    with _expect(ValueError, "calibration.json was fitted with sampling.num_steps = 3, not 2; forecast alike, or fit"):
+    with _raises(ValueError, "calibration.json was fitted with sampling.num_steps = 3, not 2; forecast alike, or fit"):
         _forecast(model, valid_shards, tmp_path / "out", calibrated=True, sampling={"num_steps": 2})
-    with _expect(ValueError, "is another model than the forecasts were made with"):
+    with _raises(ValueError, "is another model than the forecasts were made with"):
+        check_calibration(Verification.open(tmp_path / "raw"), image_model)
+    with _raises(ValueError, "is another model than the forecasts were made with"):
         write_inflation(inflation.model_copy(update={"weights_sha256": "0"}), model)
     _forecast(model, valid_shards, tmp_path / "calibrated", calibrated=True)
-    with _expect(ValueError, "is calibrated already; forecast without --calibrated"):
+    with _raises(ValueError, "is calibrated already; forecast without --calibrated"):
         fit_inflation(*_scored(tmp_path / "calibrated"))
-    with _expect(ValueError, "holds forecasts with inflation = "):
+    with _raises(ValueError, "holds forecasts with inflation = "):
         _forecast(model, valid_shards, tmp_path / "calibrated")
     assert ForecastStore.open(tmp_path / "calibrated").request.inflation == inflation.factors
     (model / "calibration.json").write_text("{}")
-    with _expect(ValueError, "calibration.json: "):
+    with _raises(ValueError, "calibration.json: key 'factors' is required (and 6 more); the file is damaged or of"):
         _forecast(model, valid_shards, tmp_path / "out", calibrated=True)
 
 

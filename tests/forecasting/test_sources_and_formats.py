@@ -22,7 +22,7 @@ def _run(flow_model, source, out, **options) -> ForecastRun:
     return ForecastRun(flow_model, source, out, **({"num_members": 2, "device": "cpu"} | options))
 
 
-def _expect(error: type[Exception], message: str):
+def _raises(error: type[Exception], message: str):
     return pytest.raises(error, match=re.escape(message))
 
 
@@ -50,7 +50,7 @@ def test_an_array_is_forecast_as_the_shards_that_it_came_from(flow_model, from_s
         assert key == f"k{case}"
         np.testing.assert_array_equal(members, from_shards.read(case)[1])
     assert store.request.frames.units == from_shards.request.frames.units
-    with _expect(ValueError, "given.npz, which holds no truth; nothing to score"):
+    with _raises(ValueError, "given.npz, which holds no truth; nothing to score"):
         Verification.open(tmp_path / "out")
 
 
@@ -62,13 +62,13 @@ def test_a_single_history_is_a_case_and_goes_on_where_it_stopped(flow_model, fro
     # batches of one case and of five differ by the network's rounding only
     np.testing.assert_allclose(again.store.read(0)[1], from_shards.read(0)[1], rtol=1e-4, atol=1e-4)
     np.save(tmp_path / "now.npy", histories[1])
-    with _expect(ValueError, "holds forecasts with shards_sha256"):
+    with _raises(ValueError, "holds forecasts with shards_sha256"):
         _run(flow_model, tmp_path / "now.npy", tmp_path / "out")
 
 
 def test_arrays_that_do_not_fit_are_refused(flow_model, histories, tmp_path) -> None:
     def refused(message: str, name: str = "given.npz", error: type[Exception] = ValueError) -> None:
-        with _expect(error, message):
+        with _raises(error, message):
             _run(flow_model, tmp_path / name, tmp_path / "out").run()
 
     refused("none.npy does not exist", "none.npy", FileNotFoundError)
@@ -163,7 +163,7 @@ def test_zarr_holds_the_same_numbers_and_goes_on_too(flow_model, flow_shards, fr
     ranks[1].run()
     store = ForecastStore.open(tmp_path)
     assert store.cases() == [1]
-    with _expect(FileNotFoundError, "does not exist; run tools/forecast.py with more cases"):
+    with _raises(FileNotFoundError, "does not exist; run tools/forecast.py with more cases"):
         store.read(0)
     rest = _run(flow_model, flow_shards / "test", tmp_path, file_format="zarr")
     assert rest.missing == [0, 2, 3, 4]
@@ -182,7 +182,7 @@ def test_zarr_holds_the_same_numbers_and_goes_on_too(flow_model, flow_shards, fr
     chunk.write_bytes(b"damaged")
     evaluation = Verification.open(tmp_path).evaluate()
     assert list(evaluation.errors) == [2] and "is damaged" in evaluation.errors[2]
-    with _expect(ValueError, "holds forecasts with file_format = 'zarr', now 'npz' is asked for"):
+    with _raises(ValueError, "holds forecasts with file_format = 'zarr', now 'npz' is asked for"):
         _run(flow_model, flow_shards / "test", tmp_path)
 
 

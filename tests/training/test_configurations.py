@@ -1,6 +1,7 @@
 """Every configuration in configs/ can be planned here, without its data, and needs what it says it needs."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dydiff_dist.ranks.world import World
 from dydiff_dist.tasks.autoencoder_task import AutoencoderTask
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
+from dydiff_dist.tasks.fewstep_task import FewStepTask
 from dydiff_dist.training.config import BaseRunConfig, load_config
 from dydiff_dist.training.run_plan import describe, make_plan
 from dydiff_dist.training.task import Task
@@ -24,6 +26,8 @@ ISSUED = {"robonet_xl", "robonet_xl_zero3", "robonet_xl_offload", "robonet_64", 
 
 def task_of(name: str) -> type[Task]:
     """What the configuration trains."""
+    if name.endswith("_fewstep"):
+        return FewStepTask
     return AutoencoderTask if name.startswith("vae_") else DiffusionTask
 
 
@@ -43,11 +47,22 @@ def test_dry_run_without_data_or_memory(name, monkeypatch, tmp_path):
     task = task_of(name)
     if task is AutoencoderTask:
         pytest.importorskip("diffusers", reason="autoencoders need the extra 'latents'")
-    config = load_config(CONFIGS[name], task.config_type)
     monkeypatch.chdir(tmp_path)  # where no shards are
+    if task is FewStepTask:
+        (tmp_path / "runs").mkdir()
+        _export_new("turbulence_small")
+    there = list(tmp_path.iterdir())
+    config = load_config(CONFIGS[name], task.config_type)
     text = describe(task(make_plan(config, world_of(config), may_lack_data=True)))
     assert "not here; as data.expect says" in text and "M parameters" in text
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == there
+
+
+def _export_new(name: str) -> None:
+    """What a finished run of the configuration would leave in its folder, but for the training."""
+    config = load_config(CONFIGS[name], RunConfig)
+    task = DiffusionTask(make_plan(config, world_of(config), may_lack_data=True))
+    task.export(Path(config.output_dir) / "model", task.build_networks()["model"].state_dict())
 
 
 @pytest.mark.slow

@@ -284,12 +284,14 @@ function togglePlay() {
   button.setAttribute("aria-pressed", String(Boolean(timer)));
 }
 
+/* A score by lead time of every line that has it. */
+const linesOf = (score) => LINES.filter((line) => hasLeads(line, score)).map((line) => {
+  const found = scoresOf(line)[score];
+  return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
+});
+
 function drawCurve() {
-  const score = byId("score").value;
-  const series = LINES.filter((line) => hasLeads(line, score)).map((line) => {
-    const found = scoresOf(line)[score];
-    return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
-  });
+  const series = linesOf(byId("score").value);
   const count = series.length ? series[0].values.length : 0;
   const lead = data.cases.length ? Number(byId("lead").value) - currentCase().num_given + 1 : 0;
   const x = Array.from({ length: count }, (_, index) => index + 1);
@@ -332,14 +334,10 @@ function prepareCalibration() {
 }
 
 function drawCoverage() {
-  const name = byId("level").value, shown = LINES.filter((line) => hasLeads(line, name));
-  if (!shown.length) return;
-  const members = data.runs[0].summary.protocol.num_members, count = scoresOf(shown[0])[name].by_lead.length;
+  const name = byId("level").value, series = linesOf(name);
+  if (!series.length) return;
+  const members = data.runs[0].summary.protocol.num_members, count = series[0].values.length;
   const right = name === "coverage_range" ? (members - 1) / (members + 1) : Number(name.slice(9)) / 100;
-  const series = shown.map((line) => {
-    const found = scoresOf(line)[name];
-    return { ...line, values: found.by_lead, lower: found.interval_95[0], upper: found.interval_95[1] };
-  });
   lineChart(byId("coverage"), { x: numbers(count, 1), series: [...series, { ...GUIDE, values: Array(count).fill(right) }], xLabel: "lead time (frames)" });
 }
 
@@ -379,7 +377,7 @@ function drawProfiles() {
   drawSpreadSkill();
   drawReliability();
   drawRanks();
-  const runs = LINES.filter((line) => line.isRun && profile(line, "spectrum_members"));
+  const runs = RUNS.filter((line) => profile(line, "spectrum_members"));
   if (runs.length) {
     const lines = runs.flatMap((line) => [
       { ...line, label: `${line.label}: members`, values: profile(line, "spectrum_members").slice(1) },
