@@ -71,3 +71,31 @@ def write_well(root: Path, count: int = 12, **options: object) -> dict:
     for seed, name in enumerate(files):
         write_well_file(root / "data" / f"{name}.hdf5", num_trajectories=1, seed=seed, **options)
     return {"root": str(root), "num_frames": 3}
+
+
+def write_radar_file(
+    path: Path,
+    counts: dict[str, int],
+    size: tuple[int, int] = (12, 10),
+    num_frames: int = 4,
+    prefix: str = "",
+    lengths_at_root: bool = False,
+) -> dict[str, np.ndarray]:
+    """A file of numbered sequences by group; the sequences (S, H, W) by the keys of their samples."""
+    whole = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for group, count in counts.items():
+            file.create_group(group)
+            first = 1 if prefix else 0
+            for number in range(first, first + count):
+                frames = RNG.integers(0, 256, (num_frames, *size), np.uint8)
+                file[group].create_dataset(f"{prefix}{number}", data=frames, compression="lzf")
+                whole[f"{group}_{number:06d}"] = frames
+            file[f"{group}_len" if lengths_at_root else f"{group}/all_len"] = count
+    return whole
+
+
+def write_radar(root: Path) -> dict:
+    write_radar_file(root / "radar.h5", {"train": 12, "test": 2})
+    return {"file": str(root / "radar.h5"), "valid_fraction": 0.0}
