@@ -88,20 +88,21 @@ def decoded_bytes(path: Path) -> int:
         return max(stream.frames, int(length), 1) * stream.codec_context.height * stream.codec_context.width * 3
 
 
-def frames_at(path: Path, times_sec: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames (H, W, 3) uint8 RGB of a video that are nearest to ascending times, each decoded once.
+def frames_at(path: Path, times_sec: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) uint8 RGB of a video at ascending times, each decoded once.
 
     Decoding begins at the key frame before the first time and ends with the last, so that a piece of a long file costs
     about its own length.
 
     Args:
         path: of the file.
-        times_sec: (S,), at least two, ascending; a frame must lie within half of their least distance.
+        times_sec: (S,).
+        fps: frames a second; a frame must lie within half a frame of each time.
 
     Raises:
         ValueError: no frame lies there, as in a file that is cut off or of another rate; a damaged file.
     """
-    reach, number = float(np.diff(times_sec).min()) / 2, 0
+    reach, number = 0.5 / fps, 0
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container)
@@ -114,7 +115,7 @@ def frames_at(path: Path, times_sec: np.ndarray) -> Iterator[np.ndarray]:
                     if frame.time is None or frame.time < times_sec[number] - reach:
                         continue
                     if frame.time > times_sec[number] + reach:
-                        break
+                        raise ValueError(f"no frame lies at {times_sec[number]:.3f} s; it is of another rate")
                     yield _turned(frame.to_ndarray(format="rgb24"), frame)
                     number += 1
                     if number == len(times_sec):
@@ -122,7 +123,7 @@ def frames_at(path: Path, times_sec: np.ndarray) -> Iterator[np.ndarray]:
     except (av.FFmpegError, EOFError) as error:
         reason = f"{getattr(error, 'strerror', None) or error}; the file is cut off, damaged or no video"
         raise ValueError(f"the frame at {times_sec[number]:.3f} s cannot be decoded: {reason}") from None
-    raise ValueError(f"no frame lies at {times_sec[number]:.3f} s; the file is cut off, or of another rate")
+    raise ValueError(f"it ends before {times_sec[number]:.3f} s; the file is cut off, restore it")
 
 
 def resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
