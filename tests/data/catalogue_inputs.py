@@ -42,13 +42,15 @@ def write_well_file(
         dimensions.attrs["spatial_dims"] = list(axes)
         for name, size in {"time": num_steps, **dict(zip(axes, sizes, strict=True))}.items():
             dimensions[name] = np.linspace(0, 1, size, dtype=np.float32)
-            dimensions[name].attrs["sample_varying"] = False
+            dimensions[name].attrs.update(sample_varying=False, time_varying=False)
         for axis, kind in (boundaries or dict.fromkeys(axes, "PERIODIC")).items():
             boundary = file.create_group(f"boundary_conditions/{axis}_{kind.lower()}")
             boundary.attrs.update(associated_dims=[axis], associated_fields=[], bc_type=kind)
+            boundary.attrs.update(sample_varying=False, time_varying=False)
             boundary["mask"] = np.zeros(sizes[axes.index(axis)], bool)
         file.create_group("scalars").attrs["field_names"] = ["tcool"]
         file["scalars/tcool"] = np.float32(0.3)
+        file["scalars/tcool"].attrs.update(sample_varying=False, time_varying=False)
         for order, (group, fields) in enumerate(varying.items()):
             file.create_group(group).attrs["field_names"] = list(fields)
             for name, (in_sample, in_time, spatial) in fields.items():
