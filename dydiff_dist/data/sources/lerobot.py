@@ -121,8 +121,8 @@ class LerobotSource(Source[LerobotSourceConfig]):
                 )
 
     def item_name(self, item: Any) -> str:
-        """The episode and its table."""
-        return f"episode {item[0]} in {item[2]}"
+        """The episode and its files."""
+        return f"episode {item[0]} in {', '.join([item[2], *(video for video, _ in item[3])])}"
 
     def item_files(self, item: Any) -> list[Path]:
         """The episode's table and videos, and the data set's description."""
