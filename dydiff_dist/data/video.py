@@ -5,6 +5,7 @@ Letters: S frames, H W height and width.
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
+from PIL import Image
 
 UNEVEN = 1.5
 """Two frames that lie further apart than so many times the usual interval, or closer than its inverse, are not evenly
@@ -88,6 +90,52 @@ def decoded_bytes(path: Path) -> int:
         stream = _video_stream(container)
         length = float(stream.average_rate or 0) * (container.duration or 0) / av.time_base
         return max(stream.frames, int(length), 1) * stream.codec_context.height * stream.codec_context.width * 3
+
+
+def frames_at(path: Path, times_sec: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) uint8 RGB of a video at ascending times, each decoded once.
+
+    Decoding begins at the key frame before the first time and ends with the last, so that a piece of a long file costs
+    about its own length.
+
+    Args:
+        path: of the file.
+        times_sec: (S,).
+        fps: frames a second; a frame must lie within half a frame of each time.
+
+    Raises:
+        ValueError: no frame lies there, as in a file that is cut off or of another rate; a damaged file.
+    """
+    reach, number = 0.5 / fps, 0
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container)
+            stream.thread_count = 1  # workers share the cores
+            container.seek(int((times_sec[0] - reach) / stream.time_base), stream=stream)
+            for packet in container.demux(stream):
+                for frame in packet.decode():
+                    if packet.is_corrupt or frame.is_corrupt:
+                        raise ValueError(f"a frame before {times_sec[number]:.3f} s is damaged; restore the file")
+                    if frame.time is None or frame.time < times_sec[number] - reach:
+                        continue
+                    if frame.time > times_sec[number] + reach:
+                        raise ValueError(f"no frame lies at {times_sec[number]:.3f} s; it is of another rate")
+                    yield _turned(frame.to_ndarray(format="rgb24"), frame)
+                    number += 1
+                    if number == len(times_sec):
+                        return
+    except (av.FFmpegError, EOFError) as error:
+        reason = f"{getattr(error, 'strerror', None) or error}; the file is cut off, damaged or no video"
+        raise ValueError(f"the frame at {times_sec[number]:.3f} s cannot be decoded: {reason}") from None
+    raise ValueError(f"it ends before {times_sec[number]:.3f} s; the file is cut off, restore it")
+
+
+def resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame, (H, W, 3) uint8 or (H, W) float32, of the size (height, width): bilinear, with antialiasing when
+    shrinking; as it is where it has that size."""
+    if frame.shape[:2] == size:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def _decode(source: Path | bytes, grey: bool) -> tuple[list[np.ndarray], np.ndarray | None, float | None]:

@@ -14,6 +14,7 @@ from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, 
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import Suite, ensemble_suite
+from dydiff_dist.evaluation.vrmse import vrmse_suite
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -41,7 +42,7 @@ VIDEO_PRESETS = {
 }
 """Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
-SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series")
+SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series", "vrmse")
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
 IMAGE_RANGE = 255.0
 """Largest value of pictures, whose least is 0."""
@@ -74,6 +75,12 @@ class ForecastKind:
         """Whether frames are pictures: 8-bit, grey or in three colours."""
         return self.schema.dtype == "uint8" and self.shape[1] in (1, 3)
 
+    @property
+    def is_field(self) -> bool:
+        """Whether these are physical fields: neither series, pictures nor rain."""
+        is_rain = looks_like_rain(self.schema.channels, self.schema.units)
+        return not (self.is_series or self.schema.is_rgb or is_rain) and self.schema.dtype.startswith("float")
+
     def fitting_suites(self) -> list[str]:
         """Names of the suites whose scores these data have."""
         num_channels, size = self.shape[1], min(self.shape[2:])
@@ -85,6 +92,7 @@ class ForecastKind:
             "rain": num_channels == 1 and looks_like_rain(self.schema.channels, self.schema.units),
             "image": self.is_image and size >= SSIM_WINDOW,
             "series": self.is_series,
+            "vrmse": self.is_field,
         }
         return [name for name in SUITES if fits[name]]
 
@@ -122,6 +130,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         "flow": vector is None and "flow scores need vector_channels in the shards' manifest",
         "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
         "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
+        "vrmse": kind.is_series and "VRMSE is in units of the spread over pixels, series have one pixel",
     }
     make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
@@ -131,6 +140,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         "rain": lambda: rain_suite(rain),
         "image": lambda: image_suite(IMAGE_RANGE),
         "series": series_suite,
+        "vrmse": lambda: vrmse_suite(kind.schema.channels, num_channels),
     }
     for name in wanted:
         if name not in make:

@@ -7,6 +7,7 @@ Undefined scores (no event anywhere) are NaN, null in the JSON, and never averag
 reported. Letters: M members, S lead times, T thresholds, W windows.
 """
 
+import math
 import warnings
 from typing import Literal
 
@@ -77,6 +78,27 @@ RAIN_PRESETS = {
         integer_range=(0, 255),
         lead_times="averaged",
     ),
+}
+_DBZ_OF_90 = (20.0, 30.0, 35.0, 40.0)
+_RADAR_THRESHOLDS: dict[str, tuple[float, ...]] = {
+    "shanghai": tuple(dbz * 255 / 90 for dbz in _DBZ_OF_90),  # DiffCast's scale: stored 255 is 90
+    "cikm": tuple(dbz * 255 / 90 for dbz in _DBZ_OF_90),
+    "meteonet": (12.0, 18.0, 24.0, 32.0),
+    # Shi et al. 2017, section 3: Z = 58.53 R^1.56, stored 0 to 255 is -10 to 60 dBZ; R in mm/h
+    "hko7": tuple(
+        (10 * math.log10(58.53) + 15.6 * math.log10(rain) + 10) * 255 / 70 for rain in (0.5, 2.0, 5.0, 10.0, 30.0)
+    ),
+}
+RAIN_PRESETS |= {
+    name: RainProtocol(
+        name=name,
+        thresholds=thresholds,
+        undefined="zero",
+        frames=(5, 10) if name == "cikm" else (5, 20),
+        size=None if name == "hko7" else (128, 128),
+        lead_times="averaged",
+    )
+    for name, thresholds in _RADAR_THRESHOLDS.items()
 }
 RAIN_PRESETS["nowcastdit"] = RAIN_PRESETS["diffcast"].model_copy(update={"name": "nowcastdit"})
 """Protocols of published numbers; docs/evaluation.md says where each comes from and what of it is certain."""

@@ -6,6 +6,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+from catalogue_inputs import write_lerobot, write_radar_file, write_well
 from small_inputs import write_records
 from test_converters import TINY_FLOW, write_trajectory
 from test_sevir_inputs import pixels, rows, write
@@ -86,6 +87,31 @@ def write_turbulence(root):
     return [{**options, "spin_up_frames": 2, **changed}]
 
 
+def write_wells(root):
+    write_well(root / "flat", count=5)
+    write_well(root / "box", count=5, sizes=(4, 5, 6))
+    channels = "mean: {density: 1.0, D: [[1, 2], [3, 4]]}\nstd: {density: 2.0, D: [[1, 2], [3, 4]]}"
+    (root / "flat" / "stats.yaml").write_text(channels)
+    shared = {"num_frames": 3, "window_step": 2, "trajectories_per_shard": 2}
+    return [
+        {**shared, "root": root / "flat", "fields": ["D", "density"], "normalisation": "stats"},
+        {**shared, "root": root / "box", "slice_axis": "y", "slice_index": [1, 4]},
+    ]
+
+
+def write_radars(root):
+    write_radar_file(root / "a.h5", {"train": 9, "test": 3})
+    own = {"size": [8, 14], "fit": "pad", "full_scale": 90.0, "normalisation": "unit", "valid_fraction": 0.3}
+    return [{"file": root / "a.h5", **own, "sequences_per_shard": 2, "preset": "shanghai"}]
+
+
+def write_episodes(root):
+    write_lerobot(root / "set", (9, 7, 8, 9, 8), cameras=("top", "side"))
+    features = {"cameras": ["top", "side"], "action_key": "observation.state", "state_key": "action"}
+    cut = {"num_frames": 3, "stride": 2, "size": [16, 24], "valid_fraction": 0.3, "test_fraction": 0.2}
+    return [{"root": root / "set", **features, **cut, "normalisation": "standard", "episodes_per_shard": 1}]
+
+
 WRITERS = {
     "robonet": write_robonet,
     "sevir": write_sevir,
@@ -93,6 +119,9 @@ WRITERS = {
     "bair": write_bair,
     "arrays": write_arrays,
     "turbulence": write_turbulence,
+    "well": write_wells,
+    "radar_h5": write_radars,
+    "lerobot": write_episodes,
 }
 
 

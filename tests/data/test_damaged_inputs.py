@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from catalogue_inputs import write_lerobot, write_well
 from damage import drop_middle, overwrite, truncate, zero_blocks
 from small_inputs import COUNT, write_arrays, write_bair, write_robonet, write_sevir
 
@@ -21,6 +22,8 @@ WRITERS = {
     "bair": ("bair", write_bair),
     "robonet": ("robonet", write_robonet),
     "sevir": ("sevir", write_sevir),
+    "well": ("well", lambda root: write_well(root, COUNT, num_steps=3)),
+    "lerobot": ("lerobot", lambda root: write_lerobot(root, (3,) * COUNT, "v2.1", cameras=("top",))),
 }
 CERTAIN = {
     "empty": lambda data, rng: b"",
@@ -43,7 +46,8 @@ def convert_all(source: str, options: dict, out: Path, rate: float = 1.0) -> tup
 
 def inputs(root: Path) -> list[Path]:
     """Files that hold one input each; of a zarr store, its chunks."""
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in ("CATALOG.csv", "zarr.json"))
+    of_all = ("CATALOG.csv", "zarr.json", "info.json", "episodes.jsonl")
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in of_all)
     return [path for path in paths if ".zarr" not in str(path) or "/c/" in str(path)]
 
 

@@ -207,3 +207,17 @@ def test_a_restart_writes_the_same_bytes_and_a_changed_file_its_shard_anew(tmp_p
     write_well_file(tmp_path / "flow" / "data" / "train" / "run_02.hdf5", num_trajectories=1, seed=77)
     report = convert(source(tmp_path / "flow", trajectories_per_shard=2), tmp_path / "b")
     assert (report.num_written, report.num_reused) == (1, 4)
+
+
+def test_samples_are_those_of_the_wells_own_loader(tmp_path):
+    """Whose reader takes axes that don't vary as axes of one entry only."""
+    data = pytest.importorskip("the_well.data", reason="the_well is not installed")
+    for split in ("train", "valid", "test"):
+        write_well_file(tmp_path / "data" / split / f"{split}.hdf5", drop_axes=False, seed=len(split))
+    theirs = data.WellDataset(path=str(tmp_path), well_split_name="train", n_steps_input=2, n_steps_output=1)
+    made = source(tmp_path, window_step=1)
+    ours = list(made.read(made.plan()[0]))
+    assert len(ours) == len(theirs) == 10
+    for sample, their in zip(ours, map(theirs.__getitem__, range(10)), strict=True):
+        frames = np.concatenate([their["input_fields"].numpy(), their["output_fields"].numpy()])
+        assert np.array_equal(sample.frames, frames.transpose(0, 3, 1, 2))

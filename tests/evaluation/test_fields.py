@@ -179,14 +179,14 @@ SCHEMA = {"dtype": "float32", "channels": ("vil",)}
         (
             2,
             SCHEMA | {"channels": ("u", "v"), "vector_channels": (0, 1)},
-            ["ensemble", "calibration", "spectrum", "flow"],
+            ["ensemble", "calibration", "spectrum", "flow", "vrmse"],
         ),
         (
             3,
             SCHEMA | {"dtype": "uint8", "channels": ("red", "green", "blue")},
             ["ensemble", "calibration", "spectrum", "image"],
         ),
-        (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "calibration", "spectrum"]),
+        (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "calibration", "spectrum", "vrmse"]),
     ],
 )
 def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:

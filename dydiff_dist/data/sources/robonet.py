@@ -21,7 +21,7 @@ from dydiff_dist.data.manifest import RGB, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import LeftOut, ShardTask, Source, register_source, schema_of, split_of, split_tasks
 from dydiff_dist.data.tables import read_text
-from dydiff_dist.data.video import decode_video
+from dydiff_dist.data.video import decode_video, resized
 from dydiff_dist.files import file_sha256
 from dydiff_dist.strict_config import StrictConfig
 
@@ -174,7 +174,7 @@ class RobonetSource(Source[RobonetSourceConfig]):
             )
         if len(frames) < self.config.num_frames:
             raise ValueError(f"{len(frames)} frames are fewer than --num-frames {self.config.num_frames}")
-        frames_SCHW = np.stack([self._resize(frame) for frame in frames])
+        frames_SCHW = np.stack([resized(frame, self.config.size).transpose(2, 0, 1) for frame in frames])
         # The action between frames s - 1 and s stands at frame s.
         actions_SA = np.concatenate([np.zeros_like(actions[:1]), actions])
         for number, start in enumerate(range(0, len(frames) - self.config.num_frames + 1, self.config.num_frames)):
@@ -198,13 +198,6 @@ class RobonetSource(Source[RobonetSourceConfig]):
         if self.config.impute_autograsp and "autograsp" in primitives and found == wanted - 1:
             return np.concatenate([actions, _gripper_commands(data)], axis=1)
         return _fit(actions, wanted, self.config.action_mismatch, "action")
-
-    def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """An (H, W, 3) frame as (3, height, width) uint8."""
-        height, width = self.config.size
-        if frame_HWC.shape[:2] != (height, width):
-            frame_HWC = np.asarray(Image.fromarray(frame_HWC).resize((width, height), Image.Resampling.BILINEAR))
-        return frame_HWC.transpose(2, 0, 1)
 
 
 def read_metadata(data: h5py.File) -> Metadata:
