@@ -54,6 +54,10 @@ def check_against_schema(config: DataConfig, schema: FrameSchema, where: str) ->
             raise ValueError(f"data.augmentation.{name} is on, but {where} does not allow it (allowed: {allowed})")
     if config.augmentation.periodic_shift and config.crop_size is not None:
         raise ValueError("data.augmentation.periodic_shift wraps whole frames around; leave data.crop_size out")
+    if config.augmentation.periodic_shift_w and crop_width != width:
+        raise ValueError(
+            f"data.augmentation.periodic_shift_w wraps whole rows around; let data.crop_size keep their {width} pixels"
+        )
     if config.augmentation.rotate and crop_height != crop_width:
         raise ValueError(
             f"data.augmentation.rotate needs square frames, they are {crop_height}x{crop_width}; turn it off"
@@ -104,7 +108,8 @@ class SampleTransform:
         """Puts the same frames' log-variance into ``out_SCHW``, float32, of frames in network units."""
         log_scale = np.log(np.abs(np.asarray(self.scale)))[:, None, None].astype(np.float32)
         np.subtract(self._in_time(logvar_SCHW, draws), 2 * log_scale, out=out_SCHW, casting="unsafe")
-        if draws is not None and self.config.augmentation.periodic_shift:
+        wanted = self.config.augmentation
+        if draws is not None and (wanted.periodic_shift or wanted.periodic_shift_w):
             out_SCHW[...] = self._augment(out_SCHW, draws)  # of latents, shifts are the only augmentation there is
 
     def write_actions(self, actions_SA: np.ndarray, draws: np.ndarray | None, out_SA: np.ndarray) -> None:
@@ -133,10 +138,10 @@ class SampleTransform:
 
     def _augment(self, frames_SCHW: np.ndarray, draws: np.ndarray) -> np.ndarray:
         wanted = self.config.augmentation
-        if wanted.periodic_shift:
+        if wanted.periodic_shift or wanted.periodic_shift_w:
             _, _, height, width = frames_SCHW.shape
-            shifts = (_choose(draws[Draw.SHIFT_H], height), _choose(draws[Draw.SHIFT_W], width))
-            frames_SCHW = np.roll(frames_SCHW, shifts, (2, 3))
+            shift_h = _choose(draws[Draw.SHIFT_H], height) if wanted.periodic_shift else 0
+            frames_SCHW = np.roll(frames_SCHW, (shift_h, _choose(draws[Draw.SHIFT_W], width)), (2, 3))
         along_w, along_h = self.schema.vector_channels or (None, None)
         if wanted.flip and draws[Draw.FLIP_H] <= 0.5:
             frames_SCHW = mirror(frames_SCHW, 2, along_h)

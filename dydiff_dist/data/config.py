@@ -14,6 +14,8 @@ class AugmentationConfig(StrictConfig):
 
     periodic_shift: bool = False
     """Shift by a random number of pixels along H and W with wrap-around (homogeneous periodic fields)."""
+    periodic_shift_w: bool = False
+    """Shift by a random number of pixels along W alone with wrap-around (the globe, which is periodic in longitude)."""
     flip: bool = False
     """Mirror along H and along W, each with probability 1/2; vectors are turned with the field."""
     rotate: bool = False

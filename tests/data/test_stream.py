@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numbered_source import NumberedSource, NumberedSourceConfig, numbered_sample
 
 from dydiff_dist.benchmarks.streaming import memory_over_epochs
-from dydiff_dist.data.augment import SampleTransform
+from dydiff_dist.data.augment import SampleTransform, check_against_schema
 from dydiff_dist.data.config import AugmentationConfig, DataConfig
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema, FrameStatistics, Manifest, ShardEntry
@@ -186,6 +186,23 @@ def test_impossible_options_are_one_line_errors(make_shards, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         TrainStream(shards, config(**options), 0, 4, 2)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shift_along_w_alone_turns_rows_round_and_keeps_them(make_shards):
+    shards = ShardSet.open(make_shards(counts=(6,), augmentations=("periodic_shift_w",)))
+    settings = config(num_history_frames=2, num_future_frames=3, augmentation=AugmentationConfig(periodic_shift_w=True))
+    transform = SampleTransform(settings, shards.schema, (0.0, 0.0), (1.0, 1.0))
+    shifts = set()
+    for number, draws in enumerate(transform.draw(0, list(range(6)))):
+        frames = shards.read(shards.address(number)).frames
+        turned = np.empty(transform.frame_shape, np.float32)
+        transform.write_frames(frames, draws, turned)
+        (shift,) = [s for s in range(8) if np.array_equal(turned, np.roll(frames, s, axis=3))]
+        shifts.add(shift)
+    assert len(shifts) > 2
+    with pytest.raises(ValueError, match="keep their 8 pixels"):
+        check_against_schema(settings.model_copy(update={"crop_size": (6, 4)}), shards.schema, "here")
+    check_against_schema(settings.model_copy(update={"crop_size": (4, 8)}), shards.schema, "here")
 
 
 def test_vectors_turn_with_flips_and_rotations(make_shards):
