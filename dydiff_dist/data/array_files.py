@@ -18,7 +18,7 @@ import numpy as np
 
 from dydiff_dist.arrays import read_npz
 from dydiff_dist.data.inputs import first_names
-from dydiff_dist.data.packing import CF_ATTRIBUTES, UNKNOWN_ATTRIBUTES, Unpacked, unpack
+from dydiff_dist.data.packing import Unpacked, unpack, value_attributes
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
 ARRAY_SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES, ".zarr")
@@ -39,17 +39,22 @@ class StoredArray:
         """Of the array as it is stored, in any layout."""
         return tuple(self.array.shape)
 
-    def read(self, number: int) -> Unpacked:
-        """All of it (number -1), or entry ``number`` of its first axis."""
-        return unpack(np.asarray(self.array[number] if number >= 0 else self.array[()]), self.attributes)
+    def read(self, number: int, frames: slice | None = None) -> Unpacked:
+        """All of it (number -1), or entry ``number`` of its first axis; ``frames`` of the axis that frames are along,
+        the first of what is asked for, where not all are wanted."""
+        whole: Any = number if number >= 0 else ()
+        place = whole if frames is None else (number, frames) if number >= 0 else frames
+        return unpack(np.asarray(self.array[place]), self.attributes)
 
-    def absent(self, number: int) -> np.ndarray:
-        """(S,) bool: frames of entry ``number``, or of the whole array (-1), of which pieces are not in the file."""
-        frame_axis = 1 if number >= 0 else 0
-        absent = np.zeros(self.shape[frame_axis], bool)
-        for start, stop in _absent_pieces(self.array, number, frame_axis):
-            absent[start:stop] = True
-        return absent
+    def absent(self, number: int, frames: slice = slice(None), frame_axis: int | None = None) -> np.ndarray:
+        """(S,) bool: which ``frames`` of entry ``number``, or of the whole array (-1), have pieces that are not in the
+        file. ``frame_axis`` is the array's axis that frames are along; the first of what is asked for if left out."""
+        axis = (1 if number >= 0 else 0) if frame_axis is None else frame_axis
+        absent = np.zeros(self.shape[axis], bool)
+        first, stop, _ = frames.indices(len(absent))
+        for start, end in _absent_pieces(self.array, number, axis, range(first, stop)):
+            absent[start:end] = True
+        return absent[frames]
 
 
 @contextmanager
@@ -108,9 +113,7 @@ class ArrayFile:
         units = given.get("units", "")
         attributes = {}
         if self.packing == "cf":
-            wanted = (*CF_ATTRIBUTES, *UNKNOWN_ATTRIBUTES)
-            attributes = {key: given[key] for key in given if key in wanted or key.lower() in wanted}
-            attributes |= _fill_of_zarr(array, given)
+            attributes = value_attributes(given) | _fill_of_zarr(array, given)
         if isinstance(array, h5py.Dataset) and array.is_virtual:
             _check_sources(array)
         return StoredArray(array, attributes, units.decode() if isinstance(units, bytes) else str(units))
@@ -148,8 +151,8 @@ def _check_sources(dataset: h5py.Dataset) -> None:
             raise ValueError(f"it is made of other files, of which {source.file_name} is missing")
 
 
-def _absent_pieces(array: Any, number: int, frame_axis: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) along the frame axis of chunks that are not in the file."""
+def _absent_pieces(array: Any, number: int, frame_axis: int, frames: range) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) along the frame axis of chunks that hold some of ``frames`` and are not in the file."""
     if isinstance(array, h5py.Dataset):
         if array.is_virtual or array.external or not array.size:
             return
@@ -165,12 +168,13 @@ def _absent_pieces(array: Any, number: int, frame_axis: int) -> Iterator[tuple[i
     else:
         return
     counts = [range(-(-n // c)) for n, c in zip(array.shape, chunks, strict=True)]
+    size = chunks[frame_axis]
+    counts[frame_axis] = range(frames.start // size, -(-frames.stop // size))
     if number >= 0:
         counts[0] = range(number // chunks[0], number // chunks[0] + 1)
     for place in itertools.product(*counts):
         if not _has_chunk(array, place, chunks):
-            first = place[frame_axis] * chunks[frame_axis]
-            yield first, min(first + chunks[frame_axis], array.shape[frame_axis])
+            yield place[frame_axis] * size, min((place[frame_axis] + 1) * size, array.shape[frame_axis])
 
 
 def _has_chunk(array: Any, place: tuple[int, ...], chunks: tuple[int, ...]) -> bool:

@@ -207,7 +207,9 @@ def _jobs(
     if not tasks:
         raise ValueError(f"source {source.name!r} planned no shard; is there anything to convert?")
     states: dict[Path, list[str | int]] = {}
-    schema = None if like is None else like.schema.model_dump(mode="json")
+    # without what samples of this kind don't have, so that a field which they never had rewrites no shard
+    unset = {"latitudes"} if like is None or not like.schema.latitudes else set()
+    schema = None if like is None else like.schema.model_dump(mode="json", exclude=unset)
     jobs = []
     for task in tasks:
         files = list(dict.fromkeys(path for item in task.items for path in source.item_files(item)))

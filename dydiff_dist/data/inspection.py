@@ -34,6 +34,8 @@ def describe(shards: ShardSet) -> list[str]:
         f"actions  {frames.num_actions or 'none'}",
         f"allowed  {', '.join(frames.allowed_augmentations) or 'no augmentation'}",
     ]
+    if frames.latitudes:
+        lines.append(f"rows     latitude {frames.latitudes[0]:g} to {frames.latitudes[-1]:g} degrees north")
     if manifest.independent is not None:
         of_one = "each sample" if manifest.independent == "case" else "samples whose keys agree up to the last hyphen"
         lines.append(f"one case {of_one}: one independent observation")

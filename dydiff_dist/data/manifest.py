@@ -86,6 +86,9 @@ class FrameSchema(StrictConfig):
     """Of videos; None where it is not known or the source says it otherwise."""
     has_logvar: bool = False
     """Whether the frames are the mean of a Gaussian whose log-variance stands beside them in ``logvar.npy``."""
+    latitudes: tuple[Annotated[float, Field(ge=-90, le=90)], ...] = ()
+    """Degrees north of each row, the first one first, where rows are circles of latitude: scores then weight rows by
+    their length. Empty where they are none."""
     bounds: tuple[Bounds, ...] = ()
     """(low, high) of each channel in stored units, which no value of the quantity can leave: (0, 255) of 8-bit colours,
     (0, null) of rain. Empty where nothing is known. What a forecast has beyond them is clipped to them."""
@@ -96,6 +99,8 @@ class FrameSchema(StrictConfig):
             raise ValueError(f"empty_history_scale {self.empty_history_scale} is not of {self.shape[0]} channels")
         if self.bounds and len(self.bounds) != self.shape[0]:
             raise ValueError(f"bounds are of {len(self.bounds)} channels, shape {self.shape} has {self.shape[0]}")
+        if self.latitudes and len(self.latitudes) != self.shape[1]:
+            raise ValueError(f"latitudes are of {len(self.latitudes)} rows, shape {self.shape} has {self.shape[1]}")
         for low, high in self.bounds:
             if low is not None and high is not None and not low < high:
                 raise ValueError(f"bounds ({low}, {high}) are not in order; write the least value first")
@@ -295,6 +300,6 @@ def manifest_identity(manifest: Manifest) -> str:
     if manifest.sha256:
         return manifest.sha256
     # fields that came after the checksum: the hash is as it was without them
-    later = {"frames_per_sec", "bounds", "empty_history_scale"}
+    later = {"frames_per_sec", "bounds", "empty_history_scale", "latitudes"}
     excluded: Any = {"sha256": True, "independent": True, "frames": later, "latents": {"source_frames": later}}
     return hashlib.sha256(_json_bytes(manifest.model_dump(mode="json", exclude=excluded))).hexdigest()

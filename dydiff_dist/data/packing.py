@@ -24,6 +24,12 @@ UNKNOWN_ATTRIBUTES = (
 and not passed over."""
 
 
+def value_attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an array's attributes that change its values, or may."""
+    wanted = (*CF_ATTRIBUTES, *UNKNOWN_ATTRIBUTES)
+    return {key: given[key] for key in given if key in wanted or key.lower() in wanted}
+
+
 @dataclass(frozen=True)
 class Unpacked:
     """Values and where there are none."""

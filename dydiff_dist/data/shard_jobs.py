@@ -23,6 +23,7 @@ from dydiff_dist.data.members import PLAIN, EncodingConfig, all_finite
 from dydiff_dist.data.shard_writer import Sample, plain_key, write_shard
 from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, array_facts, reading
 from dydiff_dist.files import write_bytes
+from dydiff_dist.quoting import shortened
 from dydiff_dist.strict_config import describe_error
 
 NUM_LOOKED_AT = 3
@@ -137,7 +138,10 @@ def differences(found: FrameSchema, expected: FrameSchema) -> str:
     """What differs between two schemas, a few words per field; "" where nothing does."""
     names = FrameSchema.model_fields
     pairs = ((name, getattr(found, name), getattr(expected, name)) for name in names)
-    return "; ".join(f"{name} {one or 'none'}, not {other or 'none'}" for name, one, other in pairs if one != other)
+    unlike = (
+        (name, shortened(f"{one or 'none'}, not {other or 'none'}")) for name, one, other in pairs if one != other
+    )
+    return "; ".join(f"{name} {words}" for name, words in unlike)
 
 
 def write_shard_of(job: ShardJob) -> ShardRecord:

@@ -13,7 +13,7 @@ from dydiff_dist.evaluation.colors import looks_like_rain
 from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
 from dydiff_dist.evaluation.series import series_suite
-from dydiff_dist.evaluation.suites import Suite, ensemble_suite
+from dydiff_dist.evaluation.suites import Suite, ensemble_suite, latitude_suite
 from dydiff_dist.evaluation.vrmse import vrmse_suite
 from dydiff_dist.strict_config import StrictConfig
 
@@ -42,7 +42,7 @@ VIDEO_PRESETS = {
 }
 """Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
-SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series", "vrmse")
+SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series", "vrmse", "latitude")
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
 IMAGE_RANGE = 255.0
 """Largest value of pictures, whose least is 0."""
@@ -53,7 +53,7 @@ class ForecastKind:
     """What scores must know of the forecasts."""
 
     schema: FrameSchema
-    """Of the stored frames, for type, channels, units and vector_channels."""
+    """Of the stored frames, for type, channels, units, vector_channels and latitudes."""
     shape: tuple[int, int, int, int]
     """(S, C, H, W)."""
     num_history_frames: int
@@ -81,6 +81,13 @@ class ForecastKind:
         is_rain = looks_like_rain(self.schema.channels, self.schema.units)
         return not (self.is_series or self.schema.is_rgb or is_rain) and self.schema.dtype.startswith("float")
 
+    @property
+    def latitudes(self) -> tuple[float, ...]:
+        """Of the rows that are forecast, which are cut from the centre of the stored ones; empty where none are
+        known."""
+        first = (self.schema.shape[1] - self.shape[2]) // 2
+        return self.schema.latitudes[first : first + self.shape[2]]
+
     def fitting_suites(self) -> list[str]:
         """Names of the suites whose scores these data have."""
         num_channels, size = self.shape[1], min(self.shape[2:])
@@ -93,6 +100,7 @@ class ForecastKind:
             "image": self.is_image and size >= SSIM_WINDOW,
             "series": self.is_series,
             "vrmse": self.is_field,
+            "latitude": bool(self.schema.latitudes),
         }
         return [name for name in SUITES if fits[name]]
 
@@ -131,6 +139,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
         "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
         "vrmse": kind.is_series and "VRMSE is in units of the spread over pixels, series have one pixel",
+        "latitude": not kind.latitudes and "scores by latitude need latitudes in the shards' manifest",
     }
     make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
@@ -141,6 +150,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         "image": lambda: image_suite(IMAGE_RANGE),
         "series": series_suite,
         "vrmse": lambda: vrmse_suite(kind.schema.channels, num_channels),
+        "latitude": lambda: latitude_suite(kind.latitudes, num_channels, kind.schema.channels),
     }
     for name in wanted:
         if name not in make:

@@ -18,7 +18,6 @@ from dydiff_dist.evaluation.resampling import (
     group_cases,
     interval_95,
 )
-from dydiff_dist.evaluation.scores import case_scores
 from dydiff_dist.evaluation.suites import Suite, Terms, base_suite
 from dydiff_dist.evaluation.table import BOOTSTRAP_DRAWS, ScoreTable
 
@@ -275,7 +274,7 @@ def _enter(
     ensembles = {name: _within(members, bounds) for name, members in ensembles.items()}
     terms = {name: _measured(evaluation.suites, members, case) for name, members in ensembles.items()}
     for baseline in baselines:
-        terms[baseline.name] |= _terms_of_guess(baseline, case)
+        terms[baseline.name] |= _terms_of_guess(evaluation.suites, baseline, case)
     for name, measured in terms.items():
         evaluation.tables[name].add(case.number, measured)
     evaluation.keys[case.number] = case.key
@@ -304,11 +303,10 @@ def _measured(suites: Sequence[Suite], members: np.ndarray, case: ForecastCase) 
     return {name: values for suite in suites for name, values in suite.measure(members, case.truth).items()}
 
 
-def _terms_of_guess(baseline: Baseline, case: ForecastCase) -> Terms:
+def _terms_of_guess(suites: Sequence[Suite], baseline: Baseline, case: ForecastCase) -> Terms:
     """Terms that are of the baseline's best guess rather than of its ensemble, if it has one."""
     guess = baseline.best_guess(case)
     if guess is None:
         return {}
-    errors = case_scores(guess, case.truth)
-    undefined = np.full(case.num_leads, np.nan)  # its spread belongs to the ensemble, its error to the guess
-    return {"mse": errors["mse"], "mae": errors["mae"], "corrected_variance": undefined}
+    measured = _measured([suite for suite in suites if suite.of_guess], guess, case)
+    return {name: measured[name] for suite in suites for name in suite.of_guess}

@@ -171,6 +171,7 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
         "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
         "Images": (*image_suite(255.0).scores, "lpips", "lpips_best_member", "fvd"),
         "Series": series_suite().scores,
+        "Globe": tuple(name for name in summaries[0]["scores"][FORECAST] if name.startswith("lat_weighted_")),
     }
     groups = {title: [name for name in names if name in present] for title, names in known.items()}
     named = {name for names in groups.values() for name in names}

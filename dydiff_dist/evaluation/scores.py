@@ -44,6 +44,24 @@ def crps(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
     return ensemble, fair
 
 
+def row_scores(members_MSCHW: Array, truth_SCHW: Array) -> tuple[Array, Array]:
+    """Ensemble CRPS (as ``crps``) and squared error of the ensemble mean, each a mean along every row: (S, C, H)
+    float64, for scores that weight rows.
+
+    Examples:
+        >>> members, truth = np.array([1.0, 3.0]).reshape(2, 1, 1, 1, 1), np.zeros((1, 1, 1, 1))
+        >>> [score.item() for score in row_scores(members, truth)]
+        [1.5, 4.0]
+    """
+    crps_SCH = np.empty(truth_SCHW.shape[:3])
+    for lead, truth in enumerate(truth_SCHW):  # lead by lead, as in crps
+        members, observed = members_MSCHW[:, lead].astype(np.float64), truth.astype(np.float64)
+        of_pixels = scoringrules.crps_ensemble(observed, members, m_axis=0, estimator="qd")
+        crps_SCH[lead] = of_pixels.mean(axis=-1)
+    mean = members_MSCHW.mean(axis=0, dtype=np.float64)
+    return crps_SCH, np.square(mean - truth_SCHW).mean(axis=-1)
+
+
 def mse_of_mean(members_MSCHW: Array, truth_SCHW: Array) -> Array:
     """Squared error of the ensemble mean at every lead time, (S,) float64, in squared units.
 

@@ -5,7 +5,7 @@ is one of sums, never a mean of ratios, and every aggregate, also of a bootstrap
 Letters: M members, S lead times, C channels, H W height and width, K entries of a profile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal, get_args
@@ -39,6 +39,9 @@ class Suite:
     """Names of the profiles, each K numbers per lead time."""
     overall: Literal["pooled", "averaged"] = "pooled"
     """Over lead times: scores of the terms' means, or means of the scores by lead time."""
+    of_guess: tuple[str, ...] = ()
+    """Names of the terms that a baseline with a best guess has of that, as an ensemble of one, and not of its
+    ensemble."""
     protocol: dict = field(default_factory=dict)
     """How the scores are made, for the record."""
 
@@ -65,7 +68,9 @@ def base_suite() -> Suite:
         "spread_skill_ratio": "sqrt((M+1)/M variance / MSE), both averaged first; variance divided by M-1",
     }
     names = ("crps", "crps_fair", "mse", "mae", "spread", "spread_skill_ratio")
-    return Suite("base", measure, derive, names, protocol=protocol)
+    # the spread belongs to the ensemble, the error to the guess: their ratio is of neither, and NaN
+    of_guess = ("mse", "mae", "corrected_variance")
+    return Suite("base", measure, derive, names, of_guess=of_guess, protocol=protocol)
 
 
 def ensemble_suite(pools: tuple[int, ...] = (2, 4, 8, 16), max_members_energy: int = 64) -> Suite:
@@ -121,6 +126,47 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """The quotient, NaN where the denominator is 0; either shape may be broadcast to the other's."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
+
+
+def latitude_suite(latitudes: Sequence[float], num_channels: int, channels: Sequence[str] = ()) -> Suite:
+    """CRPS, MSE and RMSE of fields on the globe, each row weighted by the length of its circle of latitude.
+
+    The weight of a row at latitude φ is cos φ, divided by the mean over the rows. Over all channels, and CRPS and RMSE
+    of each where there are several, whose units may differ.
+
+    Args:
+        latitudes: of the rows, degrees.
+        num_channels: C.
+        channels: their names; their numbers if left out.
+    """
+    cosines = np.cos(np.deg2rad(np.asarray(latitudes, np.float64)))
+    weights_H = cosines / cosines.mean()
+    prefix = "lat_weighted"
+    names = [channels[c] if channels else f"channel_{c}" for c in range(num_channels)] if num_channels > 1 else []
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        crps_SCH, mse_SCH = scores.row_scores(members, truth)
+        return {
+            f"{prefix}_crps": (crps_SCH * weights_H).mean(axis=-1),
+            f"{prefix}_mse": (mse_SCH * weights_H).mean(axis=-1),
+        }
+
+    def derive(terms: Terms) -> Terms:
+        crps_SC, mse_SC = terms[f"{prefix}_crps"], terms[f"{prefix}_mse"]
+        mse = mse_SC.mean(axis=-1)
+        derived = {f"{prefix}_crps": crps_SC.mean(axis=-1), f"{prefix}_mse": mse, f"{prefix}_rmse": np.sqrt(mse)}
+        for channel, name in enumerate(names):
+            derived[f"{prefix}_crps_{name}"] = crps_SC[..., channel]
+            derived[f"{prefix}_rmse_{name}"] = np.sqrt(mse_SC[..., channel])
+        return derived
+
+    of_channels = [f"{prefix}_{score}_{name}" for name in names for score in ("crps", "rmse")]
+    protocol = {
+        "weights": "cos(latitude) of each row, divided by the mean over rows",
+        "rmse": "root of the MSE of the ensemble mean, averaged over pixels and cases first",
+    }
+    all_scores = (f"{prefix}_crps", f"{prefix}_mse", f"{prefix}_rmse", *of_channels)
+    return Suite("latitude", measure, derive, all_scores, of_guess=(f"{prefix}_mse",), protocol=protocol)
 
 
 def pool_blocks(values: np.ndarray, pool: int, kind: Pooling) -> np.ndarray:

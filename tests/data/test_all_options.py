@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from catalogue_inputs import write_lerobot, write_radar_file, write_well
-from small_inputs import write_records
+from small_inputs import write_records, write_weather
 from test_converters import TINY_FLOW, write_trajectory
 from test_sevir_inputs import pixels, rows, write
 
@@ -112,6 +112,27 @@ def write_episodes(root):
     return [{"root": root / "set", **features, **cut, "normalisation": "standard", "episodes_per_shard": 1}]
 
 
+def write_fields(root):
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        with h5py.File(root / f"ns-{n}.h5", "w") as file:
+            for name, shape in (("velocity", (3, 9, 8, 8, 2)), ("particles", (3, 9, 8, 8, 1)), ("force", (3, 8, 8, 2))):
+                file[name] = rng.standard_normal(shape).astype(np.float32)
+    cut = {"num_frames": 2, "time_stride": 2, "window_step": 3, "space_stride": 2, "trajectories_per_shard": 2}
+    kinds = {"fields": ["force", "velocity"], "boundary": "periodic", "valid_fraction": 0.3, "test_fraction": 0.2}
+    return [{"root": root, **cut, **kinds}]
+
+
+def write_globe(root):
+    write_weather(root)
+    split = {"train_start": "2019-12-31", "valid_start": "2020-01-03", "test_start": "2020-01-05T12:00"}
+    cut = {"num_frames": 2, "time_stride": 2, "window_step": 1, "samples_per_shard": 3, "test_end": "2020-01-07"}
+    with h5py.File(root / "levels.nc", "w") as file:
+        file["t2m"] = np.zeros(3)  # of no grid: rejected by name
+    kinds = {"levels": [500.0], "packing": "stored", "absent_chunks": "fill"}
+    return [{"root": [root], "variables": ["t2m"], **split, **cut, **kinds}]
+
+
 WRITERS = {
     "robonet": write_robonet,
     "sevir": write_sevir,
@@ -122,6 +143,8 @@ WRITERS = {
     "well": write_wells,
     "radar_h5": write_radars,
     "lerobot": write_episodes,
+    "weather": write_globe,
+    "pdebench": write_fields,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from catalogue_inputs import write_lerobot, write_well
 from damage import drop_middle, overwrite, truncate, zero_blocks
-from small_inputs import COUNT, write_arrays, write_bair, write_robonet, write_sevir
+from small_inputs import COUNT, write_arrays, write_bair, write_pdebench, write_robonet, write_sevir, write_weather
 
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
@@ -20,10 +20,12 @@ WRITERS = {
         for suffix in (".npy", ".npz", ".h5", ".zarr", ".mp4")
     },
     "bair": ("bair", write_bair),
+    "pdebench": ("pdebench", write_pdebench),
     "robonet": ("robonet", write_robonet),
     "sevir": ("sevir", write_sevir),
     "well": ("well", lambda root: write_well(root, COUNT, num_steps=3)),
     "lerobot": ("lerobot", lambda root: write_lerobot(root, (3,) * COUNT, "v2.1", cameras=("top",))),
+    "weather": ("weather", write_weather),
 }
 CERTAIN = {
     "empty": lambda data, rng: b"",

@@ -187,6 +187,11 @@ SCHEMA = {"dtype": "float32", "channels": ("vil",)}
             ["ensemble", "calibration", "spectrum", "image"],
         ),
         (1, SCHEMA | {"channels": ("temperature",)}, ["ensemble", "calibration", "spectrum", "vrmse"]),
+        (
+            2,
+            SCHEMA | {"channels": ("t", "z"), "latitudes": tuple(range(32, 0, -2))},
+            ["ensemble", "calibration", "spectrum", "vrmse", "latitude"],
+        ),
     ],
 )
 def test_suites_that_fit_the_data_are_chosen(num_channels: int, schema: dict, wanted: list[str]) -> None:

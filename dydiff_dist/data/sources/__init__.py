@@ -1,4 +1,5 @@
 """The sources that come with the package: each module registers its own. The order is that of the help."""
 
 # ruff: noqa: F401, I001
-from dydiff_dist.data.sources import turbulence, sevir, robonet, bair, timeseries, arrays, well, radar_h5, lerobot
+from dydiff_dist.data.sources import turbulence, sevir, radar_h5, robonet, lerobot, bair, timeseries, well, pdebench
+from dydiff_dist.data.sources import weather, arrays

@@ -5,6 +5,7 @@ Frames are the grid's two axes, the first one along the height; of three-dimensi
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,7 +135,8 @@ class WellSource(Source[WellSourceConfig]):
         periodic = [axis in layout.periodic for axis in along]
         shifts: tuple[Augmentation, ...] = ("periodic_shift",)
         if not all(periodic):
-            shifts = ("periodic_shift_h",) * periodic[0] + ("periodic_shift_w",) * periodic[1]
+            one_axis: tuple[Augmentation, Augmentation] = ("periodic_shift_h", "periodic_shift_w")
+            shifts = tuple(compress(one_axis, periodic))
         channels = self._channels()
         vector = next((field.name for field in layout.fields if field.order == 1), None)
         if vector is not None and layout.grid_type == "cartesian":
