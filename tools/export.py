@@ -1,7 +1,8 @@
 """Exports a model from a run's checkpoint: python tools/export.py RUN [--step N] [--weights ema|raw] --out DIR
 
 The model is one that tools/forecast.py and load_forecaster read. Neither the data nor the ranks that trained it are
-needed, and memory for one parameter is enough.
+needed, and memory for one parameter is enough. --card makes it one to give away: with a model card, and without the
+places of this machine.
 """
 
 import argparse
@@ -10,11 +11,15 @@ from pathlib import Path
 from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.forecasting import save_pretrained
 from dydiff_dist.forecasting.exported import MAX_FILE_BYTES
 
 
 def main() -> None:
     arguments = parse_arguments()
+    about_the_card = (arguments.scores, arguments.licence, arguments.note)
+    if any(value is not None for value in about_the_card) and not arguments.card:
+        raise ValueError("--scores, --licence and --note are for the model card; give --card too, or none of them")
     checkpoint = find_checkpoint(arguments.run, arguments.step)
     folder = export_checkpoint(
         checkpoint,
@@ -23,6 +28,8 @@ def main() -> None:
         dtype=arguments.dtype,
         max_file_bytes=int(arguments.max_file_gib * 2**30),
     )
+    if arguments.card:
+        save_pretrained(folder, folder, scores=arguments.scores, licence=arguments.licence, note=arguments.note)
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     print(f"{arguments.weights} weights of {checkpoint} -> {folder} ({', '.join(files)})")
 
@@ -44,6 +51,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="G",
         help="larger weights go to several files with an index; default: %(default)g",
     )
+    card = parser.add_argument_group("to give away")
+    card.add_argument(
+        "--card", action="store_true", help="writes README.md, a model card, and leaves out where data and outputs lay"
+    )
+    card.add_argument("--scores", metavar="DIR", type=Path, help="that tools/evaluate.py wrote of it, for the card")
+    card.add_argument("--licence", metavar="NAME", help="of the weights, for the card: an SPDX name, e.g. cc-by-4.0")
+    card.add_argument("--note", metavar="TEXT", help="paragraph for the card, e.g. the commit that trained it")
     return parser.parse_args()
 
 

@@ -1,13 +1,18 @@
 """Models given to others: a folder with a model card, on the Hugging Face hub or anywhere files can lie.
 
-The hub is reached through huggingface_hub, an optional package; a local folder needs none of it.
+What is given away says how a model was made and not where: of every path and address in the record
+of its run the last name alone is left. The hub is reached through huggingface_hub, an optional package; a local folder
+needs none of it.
 """
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from dydiff_dist.autoencoders import read_description as read_autoencoder_description
 from dydiff_dist.autoencoders.description import DESCRIPTION_NAME
+from dydiff_dist.data.manifest import document_bytes
 from dydiff_dist.evaluation.score_files import ScoredRun
 from dydiff_dist.files import parse_sealed, read_document_bytes, seal, write_bytes, write_json
 from dydiff_dist.forecasting.exported import (
@@ -28,6 +33,8 @@ MODEL_FILES = (
     *(f"{AUTOENCODER_FOLDER}/*.json", f"{AUTOENCODER_FOLDER}/*.safetensors"),
 )
 """What of a repository is downloaded: weights and JSON, nothing that runs."""
+_COMPUTED = ("model", "diffusion", "sampling")
+"""Sections of a run's configuration that say what is computed; no place stands in them."""
 
 
 def from_pretrained(
@@ -66,18 +73,22 @@ def from_pretrained(
 
 
 def save_pretrained(
-    model: str | Path, folder: str | Path, *, scores: str | Path | None = None, licence: str | None = None
+    model: str | Path,
+    folder: str | Path,
+    *,
+    scores: str | Path | None = None,
+    licence: str | None = None,
+    note: str | None = None,
 ) -> Path:
-    """Copies a model into a folder of its own, with a model card made from what is known of its run.
-
-    What was recorded of the training goes along; absolute paths in it (where shards and results lay on that machine)
-    are cut to their last part.
+    """Copies a model into a folder of its own, with a model card made from what is known of its run, and without the
+    places of data, outputs and caches on this machine.
 
     Args:
         model: a model's folder or its run's.
-        folder: created where needed; it may be a git repository of the hub.
+        folder: created where needed; it may be a git repository of the hub, or the model's own folder.
         scores: folder that tools/evaluate.py wrote of this model's forecasts, for the card's table.
         licence: of the weights, an SPDX name such as ``"cc-by-4.0"``; where None the card says that none was given.
+        note: paragraph for the card, e.g. the commit that trained the model.
 
     Returns:
         The folder.
@@ -88,33 +99,41 @@ def save_pretrained(
     """
     source, folder = find_model(model), Path(folder)
     description, _ = read_description(source)
-    card = model_card(description, None if scores is None else ScoredRun("", Path(scores)).summary(), licence)
+    card = model_card(description, None if scores is None else ScoredRun("", Path(scores)).summary(), licence, note)
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in MODEL_FILES:
         for path in sorted(source.glob(pattern)):
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-    _cut_paths(folder / CONFIG_NAME, "run")
-    if description.autoencoder_sha256:
-        _cut_paths(folder / AUTOENCODER_FOLDER / DESCRIPTION_NAME, "facts")
+            if not (target.exists() and target.samefile(path)):
+                shutil.copyfile(path, target)
+    _leave_out_places(folder)
     write_bytes(folder / CARD_NAME, card.encode())
     return folder
 
 
-def _cut_paths(path: Path, section: str) -> None:
-    """Cuts the absolute paths in a section of a sealed document, which is no part of what the document identifies."""
+def _leave_out_places(folder: Path) -> None:
+    """Rewrites the records of a model in ``folder`` without the places that its run's configuration names."""
+    path = folder / CONFIG_NAME
     record = parse_sealed(read_document_bytes(path), str(path), "export the model again")
-    write_json(path, seal(record | {section: _without_folders(record.get(section, {}))}))
+    run = {name: tree if name in _COMPUTED else _last_names(tree) for name, tree in record["run"].items()}
+    write_json(path, seal({**record, "run": run}))
+    described = folder / AUTOENCODER_FOLDER / DESCRIPTION_NAME
+    if described.is_file():
+        description = read_autoencoder_description(described.parent)
+        facts = _last_names(description.facts)
+        write_bytes(described, document_bytes(description.model_copy(update={"facts": facts})))
 
 
-def _without_folders(tree: Any) -> Any:
-    """JSON types with the last part of every absolute path in its place."""
+def _last_names(tree: Any) -> Any:
+    """A JSON tree in which each string with a slash or backslash, a path or an address, keeps what follows the last."""
     if isinstance(tree, dict):
-        return {key: _without_folders(value) for key, value in tree.items()}
+        return {name: _last_names(value) for name, value in tree.items()}
     if isinstance(tree, list):
-        return [_without_folders(value) for value in tree]
-    return Path(tree).name if isinstance(tree, str) and tree.startswith(("/", "~")) else tree
+        return [_last_names(value) for value in tree]
+    if not isinstance(tree, str) or not re.search(r"[/\\]", tree):
+        return tree
+    return re.split(r"[/\\]", tree.rstrip("/\\"))[-1] or "."
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
@@ -142,13 +161,16 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     return str(commit.commit_url)
 
 
-def model_card(description: ModelDescription, scores: dict | None = None, licence: str | None = None) -> str:
+def model_card(
+    description: ModelDescription, scores: dict | None = None, licence: str | None = None, note: str | None = None
+) -> str:
     """The card as Markdown with the hub's YAML head: what the model forecasts, from what, how well, how to load it.
 
     Args:
         description: of the model.
         scores: as ``ScoredRun.summary`` gives them.
         licence: SPDX name of the weights' licence.
+        note: a paragraph of its own.
     """
     data, schema, process = description.data, description.data_schema, description.diffusion
     channels, *size = schema["shape"]
@@ -168,6 +190,7 @@ def model_card(description: ModelDescription, scores: dict | None = None, licenc
         f"- Latents: {'through the autoencoder beside the weights' if description.autoencoder_sha256 else 'none'}.",
         f"- Licence of the weights: {licence or 'none was given'}.",
         "",
+        *([note, ""] if note else []),
         *("## Load", "", "```python", "from dydiff_dist.forecasting import from_pretrained", ""),
         *('forecaster = from_pretrained("FOLDER_OR_OWNER/MODEL")', "```", ""),
         *_score_lines(scores),

@@ -4,6 +4,7 @@ import errno
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,9 @@ import torch
 from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, read_description, save_autoencoder
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.score_files import SCORES_NAME
+from dydiff_dist.files import seal
 from dydiff_dist.forecasting import find_model, from_pretrained, load_forecaster, save_model, save_pretrained
+from dydiff_dist.forecasting.exported import CONFIG_NAME
 from dydiff_dist.forecasting.hub import CARD_NAME, push_to_hub
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +43,7 @@ def test_a_model_given_away_forecasts_the_same_and_has_a_card(flow_model, tmp_pa
     assert "3 frames in, 4 frames out" in card and "frames of 16 × 16" in card
     assert "| forecast | 0.25 |" in card and "| persistence | – |" in card  # an undefined score is stored as null
     assert "Over 5 cases with 8 members" in card and str(tmp_path) not in card
+    assert str(flow_model) not in (folder / CONFIG_NAME).read_text()
     torch.testing.assert_close(forecast(from_pretrained(folder)), forecast(load_forecaster(flow_model)), rtol=0, atol=0)
     assert "None were given." in (save_pretrained(flow_model, tmp_path / "bare") / CARD_NAME).read_text()
 
@@ -98,6 +102,41 @@ def test_the_machine_s_own_trouble_is_not_laid_to_the_hub(flow_model, tmp_path, 
         from_pretrained("owner/model")
     with pytest.raises(ValueError, match=r"the hub refused 'owner/model': no answer from https://\*\*\*@host/model$"):
         push_to_hub(folder, "owner/model")
+
+
+PLACES = {
+    "output_dir": "/home/someone/secret/run",
+    "data.train": "s3://bucket/secret/train/",
+    "data.valid": "secret/valid",
+    "data.remote.cache_dir": "/scratch/secret/cache",
+    "autoencoder.path": "../secret/vae",
+    "deepspeed.zero_optimization.offload_param.nvme_path": "C:\\Users\\secret\\nvme",
+}
+
+
+def test_a_model_given_away_says_nothing_of_this_machine(flow_model, tmp_path):
+    """Of each place in the run's configuration the last name alone is left; what is computed stays as it is."""
+    model = tmp_path / "model"
+    shutil.copytree(find_model(flow_model), model)
+    record = json.loads((model / CONFIG_NAME).read_text())
+    for key, place in PLACES.items():
+        *sections, name = key.split(".")
+        tree = record["run"]
+        for section in sections:
+            tree[section] = tree.get(section) or {}
+            tree = tree[section]
+        tree[name] = place
+    (model / CONFIG_NAME).write_text(json.dumps(seal(record)))
+    given = save_pretrained(model, tmp_path / "given", note="Trained at commit 0123abc.")
+    assert not [path.name for path in given.iterdir() if b"secret" in path.read_bytes()]
+    assert "\nTrained at commit 0123abc.\n" in (given / CARD_NAME).read_text()
+    run = json.loads((given / CONFIG_NAME).read_text())["run"]
+    assert run["output_dir"] == "run" and run["data"]["train"] == "train" and run["autoencoder"]["path"] == "vae"
+    for section in ("model", "diffusion", "sampling"):
+        assert run[section] == record["run"][section]
+    save_pretrained(model, model)  # where it lies
+    assert (model / CONFIG_NAME).read_bytes() == (given / CONFIG_NAME).read_bytes()
+    torch.testing.assert_close(forecast(from_pretrained(model)), forecast(load_forecaster(flow_model)), rtol=0, atol=0)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

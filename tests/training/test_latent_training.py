@@ -17,7 +17,7 @@ from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.benchmarks.training_step import measure_speed_up
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
-from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
+from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster, save_pretrained
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
@@ -44,6 +44,7 @@ def write_autoencoder(folder: Path, shards: ShardSet, seed: int = 0) -> str:
         spatial_ratio=2,
         latent_shift=(0.1, 0.0, -0.1),
         latent_scale=(0.5, 0.6, 0.7),
+        facts={"loss": {"perceptual": {"weights": "/elsewhere/vgg.pth"}}},
     )
     return description.sha256
 
@@ -167,7 +168,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, latents, tiny_shards):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_on_latents_forecasts_frames(tree, latents, tiny_shards, tmp_path):
-    """Through the commands: train with validation, forecast from frames, score; then from Python."""
+    """Through the commands: train with validation, forecast from frames, score; then from Python; then given away."""
     config, folder = tmp_path / "latent.json", Path(tree["output_dir"])
     config.write_text(json.dumps(tree))
     trained = run([sys.executable, TRAIN, config])
@@ -184,3 +185,7 @@ def test_a_run_on_latents_forecasts_frames(tree, latents, tiny_shards, tmp_path)
     assert forecast.members.shape == (2, *case.truth.shape)
     stored = np.load(out / "case_000001.npz")["members"]
     np.testing.assert_allclose(forecast.members, stored, rtol=1e-3, atol=1e-3)  # convolutions round by batch size
+    given = save_pretrained(folder, tmp_path / "given")
+    facts = json.loads((given / "autoencoder" / "autoencoder.json").read_text())["facts"]
+    assert facts == {"loss": {"perceptual": {"weights": "vgg.pth"}}}
+    np.testing.assert_array_equal(forecast_case(load_forecaster(given), case, num_members=2).members, forecast.members)
