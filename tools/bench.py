@@ -21,7 +21,7 @@ from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.ranks.world import read_world
-from dydiff_dist.study.records import read_run_rows, write_run_rows
+from dydiff_dist.study.records import append_run_rows, write_run_rows
 from dydiff_dist.study.runner import versions
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
@@ -93,9 +93,8 @@ def bench_overhead(arguments: argparse.Namespace) -> None:
             "load_1min": f"{os.getloadavg()[0]:.1f}",
             **versions(),
         }
-        path = Path(arguments.csv)
-        write_run_rows(path, [*(read_run_rows(path) if path.is_file() else []), row])
-        print(f"a row more in {path}")
+        append_run_rows(Path(arguments.csv), [row])
+        print(f"a row more in {arguments.csv}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,7 +7,6 @@ run.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 
 from dydiff_dist.benchmarks.gpu import parts
 from dydiff_dist.errors import run_command
+from dydiff_dist.study.records import append_run_rows
 from dydiff_kernels.benchmark.measure import machine
 
 CHECKS = ("tests/kernels/test_devices.py", "tests/diffusion/test_replay.py")
@@ -48,13 +48,15 @@ def main() -> None:
         for reading in named[arguments.part][0](torch.device(arguments.device)):
             print(json.dumps(reading), flush=True)
         return
-    rows, deadline = [], time.monotonic() + arguments.budget
     limits = {"checks": CHECKS_LIMIT_SEC} | {name: limit for name, (_, limit) in named.items()}
+    where = machine(torch.device(arguments.device))
+    rows, deadline = [], time.monotonic() + arguments.budget
     for name in arguments.only or limits:
-        limit = min(limits[name], deadline - time.monotonic())
-        rows += run_part(name, arguments.device, limit)
+        found = run_part(name, arguments.device, min(limits[name], deadline - time.monotonic()))
+        append_run_rows(arguments.csv, [{**each, **where} for each in found])  # whatever becomes of the parts to come
+        rows += found
     print_table(rows)
-    append_csv(arguments.csv, rows, machine(torch.device(arguments.device)))
+    print(f"{len(rows)} rows more in {arguments.csv}")
 
 
 def run_part(name: str, device: str, limit_sec: float) -> list[dict[str, str]]:
@@ -74,9 +76,8 @@ def run_part(name: str, device: str, limit_sec: float) -> list[dict[str, str]]:
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout.decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
         failure = f"not done after {limit_sec:.0f} s"
-    readings = [
-        json.loads(line) for line in output.splitlines() if line.startswith('["')
-    ]  # DeepSpeed's lines begin with [ too
+    # DeepSpeed's lines begin with [ too
+    readings = [json.loads(line) for line in output.splitlines() if line.startswith('["')]
     rows = [row(name, what, f"{value:.5g}", unit) for what, value, unit in readings]
     if name == "checks" and not failure:
         rows.append(row(name, output.strip().splitlines()[-1], "passed", ""))
@@ -92,17 +93,6 @@ def row(part: str, name: str, value: str, unit: str) -> dict[str, str]:
 def print_table(rows: list[dict[str, str]]) -> None:
     for each in rows:
         print(f"{each['part']:<14}{each['name']:<52}{each['value']:>10} {each['unit']}")
-
-
-def append_csv(path: Path, rows: list[dict[str, str]], where: dict[str, str]) -> None:
-    """Adds the rows with the machine's columns, so that one file keeps the history."""
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**each, **where} for each in rows)
-    print(f"{len(rows)} rows more in {path}")
 
 
 if __name__ == "__main__":

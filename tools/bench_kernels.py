@@ -6,7 +6,6 @@ one, else on the CPU. It prints a table and writes CSV rows (with hardware, vers
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 
 from dydiff_dist.errors import run_command
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.study.records import append_run_rows
 from dydiff_kernels.benchmark import cases, measure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -152,17 +152,6 @@ def print_table(rows: list[Row], machine: dict[str, str]) -> None:
         )
 
 
-def write_csv(path: Path, rows: list[Row], machine: dict[str, str]) -> None:
-    """Appends the rows, each with the machine's columns, so that one file keeps the history."""
-    table = [{**dataclasses.asdict(row), **machine} for row in rows]
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(table)
-
-
 def draw_chart(path: Path, rows: list[Row], machine: dict[str, str]) -> None:
     """Bars of time over the least possible time (copy bandwidth), one panel a size, logarithmic."""
     import matplotlib
@@ -208,8 +197,8 @@ def main() -> None:
         rows += measure_size(chosen, size, DTYPES[arguments.dtype], device, arguments.quick, clock)
     machine = measure.machine(device)
     machine["device"] += ", processor time" if arguments.processor_time else ""
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_csv(arguments.output / "kernels.csv", rows, machine)
+    # appended, so that one file keeps the history
+    append_run_rows(arguments.output / "kernels.csv", [{**dataclasses.asdict(row), **machine} for row in rows])
     draw_chart(arguments.output / "kernels.png", rows, machine)
     if arguments.json:
         print(json.dumps({"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}, indent=2))

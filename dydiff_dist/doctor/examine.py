@@ -60,5 +60,5 @@ def examine_hosts(hostfile: Path, folder: Path, master_addr: str | None) -> list
     hosts = read_hostfile(hostfile)
     findings = check_hosts(hosts, folder)
     if len(hosts) > 1 and not any(finding.level == "problem" for finding in findings):
-        findings += all_reduce_over_ssh(hosts, master_addr)
+        findings += all_reduce_over_ssh(hosts, folder, master_addr)
     return [*examine_machine(), *findings]

@@ -82,11 +82,14 @@ def check_environment_file() -> Iterator[Finding]:
         yield Finding(str(path), "problem" if bad else "ok", text, advice)
 
 
-def all_reduce_command(hosts: Mapping[str, int], master_addr: str | None) -> list[tuple[str, str]]:
-    """(host, command) that runs this program's test of an all-reduce with one rank a host, as its launcher would."""
+def all_reduce_command(hosts: Mapping[str, int], folder: Path, master_addr: str | None) -> list[tuple[str, str]]:
+    """(host, command) that runs this program with one rank a host, as a launcher would; arguments as of
+    `all_reduce_over_ssh`."""
     address = master_addr or _address_of(next(iter(hosts)))
     port = 20_000 + secrets.randbelow(10_000)
     lines = [line for lines in _environment_files().values() for line in lines if "=" in line]
+    # the file, as `dydiff doctor` is a name that no Python runs
+    program = [str(Path(str(sys.modules["__main__"].__file__)).resolve()), "--json", "--folder", str(folder)]
     commands = []
     for rank, host in enumerate(hosts):
         variables = {
@@ -99,22 +102,24 @@ def all_reduce_command(hosts: Mapping[str, int], master_addr: str | None) -> lis
             "MASTER_PORT": str(port),
         }
         words = ["env", *(f"{key}={value}" for key, value in variables.items()), sys.executable]
-        program = [str(Path(sys.argv[0]).resolve()), "--json"]
         commands.append((host, f"cd {shlex.quote(os.getcwd())} && {shlex.join([*words, *program])}"))
     return commands
 
 
-def all_reduce_over_ssh(hosts: Mapping[str, int], master_addr: str | None, timeout_sec: float = 120) -> list[Finding]:
+def all_reduce_over_ssh(
+    hosts: Mapping[str, int], folder: Path, master_addr: str | None, timeout_sec: float = 120
+) -> list[Finding]:
     """Starts one rank on each host and returns what rank 0 found out about all of them together.
 
     Args:
         hosts: as `read_hostfile` gives them.
+        folder: that all hosts should share, from the working folder.
         master_addr: of the first host, as all others reach it; None is what ssh would connect to.
         timeout_sec: within which they must be done.
     """
     processes = [
         subprocess.Popen(_ssh(host, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for host, command in all_reduce_command(hosts, master_addr)
+        for host, command in all_reduce_command(hosts, folder, master_addr)
     ]
     try:
         output, errors = processes[0].communicate(timeout=timeout_sec)

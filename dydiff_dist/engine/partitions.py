@@ -132,7 +132,7 @@ class WholeParameters(Partitions):
         return _cut(self.pieces(rank), total * rank // self.world_size, total * (rank + 1) // self.world_size)
 
     def publish(self) -> None:
-        pass  # the network computes with the partitions themselves
+        """Nothing to do: the network computes with the partitions themselves."""
 
     def _every_ranks(self, partition: Tensor) -> list[Tensor]:
         return [partition]

@@ -6,8 +6,9 @@ pass of the same direction reads it; the backward pass makes anew, from what was
 Sums over tokens (gradients of biases, shifts, scales) can't be had row by row, so they read again what they add up.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable
+
+from scipy.cluster.hierarchy import DisjointSet
 
 from dydiff_dist.planning.launches import Launch, NetworkTrace
 
@@ -27,27 +28,24 @@ class _Fusion:
 
     def __init__(self, trace: NetworkTrace):
         self.trace, self.all = trace, trace.launches
-        self.producer: dict[int, int] = {}
         self.levels: list[int] = []
         self.sources: list[dict[int, int | None]] = []
         """By launch: storage it reads -> launch that made it, None for weights and inputs."""
+        producer: dict[int, int] = {}
         level_after: dict[int, int] = {}
-        last = 0
+        first = 0
         for number, launch in enumerate(self.all):
             if number == trace.num_forward:
-                last = max(level_after.values(), default=0) + 1  # the passes of one direction end before the other's
-            first = last if number >= trace.num_forward else 0
-            self.sources.append({storage: self.producer.get(storage) for storage in launch.reads})
-            level = max((level_after.get(storage, first) for storage in launch.reads), default=first)
-            level = max(level, first)
-            self.levels.append(level)
+                first = max(level_after.values(), default=0) + 1  # the passes of one direction end before the other's
+            self.sources.append({storage: producer.get(storage) for storage in launch.reads})
+            self.levels.append(max([first, *(level_after.get(storage, first) for storage in launch.reads)]))
             for storage in launch.writes:
-                self.producer[storage] = number
-                level_after[storage] = level + (launch.kind in _BARRIERS)
+                producer[storage] = number
+                level_after[storage] = self.levels[number] + (launch.kind in _BARRIERS)
         self.written = self._written()
 
-    def _is_fused(self, number: int | None) -> bool:
-        return number is not None and self.all[number].kind not in _BARRIERS
+    def _is_fused(self, number: int) -> bool:
+        return self.all[number].kind not in _BARRIERS
 
     def _written(self) -> set[tuple[int, int]]:
         """(launch, storage) of results of fused launches that must lie in memory."""
@@ -69,56 +67,37 @@ class _Fusion:
         barriers = [launch for launch in self.all if launch.kind in _BARRIERS]
         return barriers + [fused for group in self._groups() for fused in self._passes(group)]
 
-    def _groups(self) -> Iterable[list[int]]:
+    def _groups(self) -> list[set[int]]:
         """Fused launches that are linked: by a result, or by their largest operand."""
-        parent = list(range(len(self.all)))
-
-        def root(number: int) -> int:
-            while parent[number] != number:
-                parent[number] = parent[parent[number]]
-                number = parent[number]
-            return number
-
+        fused = [number for number in range(len(self.all)) if self._is_fused(number)]
+        linked = DisjointSet(fused)
         readers: dict[tuple[int, int], int] = {}
-        for number, launch in enumerate(self.all):
-            if not self._is_fused(number):
-                continue
+        for number in fused:
+            reads, level = self.all[number].reads, self.levels[number]
             for maker in self.sources[number].values():
-                if maker is not None and self._is_fused(maker) and self.levels[maker] == self.levels[number]:
-                    parent[root(number)] = root(maker)
-            if launch.reads:
-                largest = (max(launch.reads, key=launch.reads.__getitem__), self.levels[number])
-                parent[root(number)] = root(readers.setdefault(largest, number))
-        groups = defaultdict(list)
-        for number in range(len(self.all)):
-            if self._is_fused(number):
-                groups[root(number)].append(number)
-        return groups.values()
+                if maker is not None and self._is_fused(maker) and self.levels[maker] == level:
+                    linked.merge(number, maker)
+            if reads:
+                largest = max(reads, key=reads.__getitem__), level
+                linked.merge(number, readers.setdefault(largest, number))
+        return linked.subsets()
 
-    def _passes(self, group: list[int]) -> Iterable[Launch]:
+    def _passes(self, group: set[int]) -> Iterable[Launch]:
         """The pass row by row and the one of the sums, where there are such."""
-        members = set(group)
-        sums = [number for number in group if self.all[number].is_column_sum]
-        results = [
-            (number, storage)
-            for number in group
-            for storage in self.all[number].writes
-            if (number, storage) in self.written and not self.all[number].is_column_sum
-        ]
-        kinds = (("rows", {number for number, _ in results}, results), ("sums", set(sums), None))
-        for name, ends, pairs in kinds:
-            if not ends:
-                continue
-            reads: dict[int, int] = {}
-            for end in ends:
-                self._collect(end, members, reads, set())
-            made = pairs if pairs is not None else [(n, s) for n in ends for s in self.all[n].writes]
-            writes = {storage: self.all[number].writes[storage] for number, storage in made}
-            yield Launch(f"fused_{name}", "fused", {s: b for s, b in reads.items() if s not in writes}, writes)
+        made = [(number, storage) for number in sorted(group) for storage in self.all[number].writes]
+        sums = [pair for pair in made if self.all[pair[0]].is_column_sum]
+        rows = [pair for pair in made if pair in self.written and not self.all[pair[0]].is_column_sum]
+        for name, results in (("rows", rows), ("sums", sums)):
+            if results:
+                reads = self._reads({number for number, _ in results}, group)
+                writes = {storage: self.all[number].writes[storage] for number, storage in results}
+                yield Launch(f"fused_{name}", "fused", {s: b for s, b in reads.items() if s not in writes}, writes)
 
-    def _collect(self, number: int, members: set[int], reads: dict[int, int], seen: set[int]) -> None:
-        """Adds what must be read from memory for the results of ``number``."""
-        stack = [number]
+    def _reads(self, ends: Iterable[int], group: set[int]) -> dict[int, int]:
+        """What a pass over ``group`` must read from memory for the results of the launches ``ends``."""
+        reads: dict[int, int] = {}
+        seen: set[int] = set()
+        stack = list(ends)
         while stack:
             number = stack.pop()
             if number in seen:
@@ -126,9 +105,11 @@ class _Fusion:
             seen.add(number)
             for storage, size in self.all[number].reads.items():
                 maker = self.sources[number][storage]
-                made_here = maker in members and not (maker is not None and self.all[maker].is_column_sum)
-                made_anew = maker is not None and self._is_fused(maker) and (maker, storage) not in self.written
-                if maker is not None and (made_here or made_anew):
+                if maker is not None and (
+                    (maker in group and not self.all[maker].is_column_sum)
+                    or (self._is_fused(maker) and (maker, storage) not in self.written)  # it is made anew
+                ):
                     stack.append(maker)
                 else:
                     reads[storage] = max(reads.get(storage, 0), size)
+        return reads

@@ -23,7 +23,7 @@ from dydiff_dist.models import ExecutionConfig, InputSizes
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_kernels.registry import as_on_gpu
 
-Kind = Literal["products", "attention", "norms", "elementwise", "copies", "reductions", "fused", "optimizer"]
+Kind = Literal["products", "attention", "norms", "elementwise", "copies", "reductions", "fused"]
 
 ATTENTION_TILE = 128
 """Tokens of queries and of keys that one program of a fused attention kernel works on: shorter sequences fill it up."""

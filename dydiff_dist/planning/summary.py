@@ -94,13 +94,13 @@ def _kernel_table(estimate: RunEstimate) -> str:
     rates = estimate.assumptions.rates(estimate.cluster.gpu, precision)
     operations = by_operation(estimate.launches, rates)
     samples = estimate.config.training.micro_batch_per_gpu
-    lines = [f"{f'network, {samples} samples':<24}{'ms':>8}{'calls':>8}{'GB':>8}  longest (ms)"]
+    lines = [f"{f'network, {samples} samples':<32}{'ms':>8}{'calls':>8}{'GB':>8}  longest (ms)"]
     for kind, total in by_kind(estimate.launches, rates).items():
         named = [(name.removeprefix(f"{kind}: "), of.seconds) for name, of in operations.items() if f"{kind}: " in name]
         longest = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in named[:3])
         numbers = f"{1e3 * total.seconds:>8.1f}{total.calls:>8}{total.bytes / 1e9:>8.1f}"
-        lines.append(f"{kind:<24}{numbers}  {longest}")
-    lines += [f"{f'update: {part}':<24}"[:40].ljust(40) + f"{1e3 * sec:>8.1f}" for part, sec in step.update_sec.items()]
+        lines.append(f"{kind:<32}{numbers}  {longest}")
+    lines += [f"{f'update: {part}':<32}{1e3 * seconds:>8.1f}" for part, seconds in step.update_sec.items()]
     return "\n".join(lines)
 
 

@@ -111,6 +111,11 @@ def write_run_rows(path: Path, rows: list[dict]) -> None:
     _write(path, header, ([row.get(key, "") for key in header] for row in rows))
 
 
+def append_run_rows(path: Path, rows: list[dict]) -> None:
+    """Adds rows to those of a file, which need not exist; rows without a column of the others have it empty."""
+    write_run_rows(path, [*(read_run_rows(path) if path.is_file() else []), *rows])
+
+
 def read_run_rows(path: Path) -> list[dict[str, str]]:
     """Reads what ``write_run_rows`` wrote, every value as text.
 

@@ -1,7 +1,7 @@
 """Where a run's numbers and pictures go: TensorBoard, Weights & Biases, MLflow; `training.loggers` names them.
 
-Each is told the same names at the same steps. None of them may end a run: servers that fail are the services' own to
-wait for or to leave out.
+Each is told the same names at the same steps. None of them ends a run once it has begun: `RunLog` leaves out one that
+fails.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dydiff_dist.files import write_bytes
+from dydiff_dist.quoting import first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,6 +135,32 @@ def check_loggers(names: Iterable[str]) -> None:
                 f"training.loggers names {name!r}, which is not installed: pip install 'dydiff_dist[{name}]', or leave "
                 "it out"
             )
+
+
+def open_loggers(names: Iterable[str], folder: Path, first_step: int, config: dict[str, Any]) -> list[Logger]:
+    """The loggers of a run, on its main process.
+
+    Args:
+        names: in `LOGGERS`.
+        folder: of the run.
+        first_step: steps done so far.
+        config: of the run, as JSON types.
+
+    Raises:
+        ValueError: a service does not take the run, as no server answers or no key is set.
+        OSError: the folder can't be written.
+    """
+    opened: list[Logger] = []
+    for name in names:
+        try:
+            opened.append(LOGGERS[name](folder, first_step, config))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ValueError(
+                f"training.loggers names {name!r}, which can't begin: {first_line(error)}; mend that, or leave it out"
+            ) from error
+    return opened
 
 
 def _kept_id(path: Path, new: Callable[[], str]) -> str:

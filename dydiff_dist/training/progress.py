@@ -3,11 +3,12 @@
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from dydiff_dist.quoting import first_line
 from dydiff_dist.training.loggers import Logger
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ class _ForgivingFile(io.FileIO):
 
 
 class RunLog:
-    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to the loggers."""
+    """Prints on the main process: a bar on a terminal, one line per logging step otherwise; scalars to the loggers.
 
-    def __init__(self, loggers: Sequence[Logger], *, first_step: int, num_steps: int, enabled: bool):
-        self.enabled, self.num_steps, self.loggers = enabled, num_steps, loggers
+    A logger that fails, as its server is gone, is left out from then on.
+    """
+
+    def __init__(self, loggers: Iterable[Logger], *, first_step: int, num_steps: int, enabled: bool):
+        self.enabled, self.num_steps, self.loggers = enabled, num_steps, list(loggers)
         self._first_step, self._start = first_step, time.perf_counter()
         on_terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
@@ -63,13 +67,11 @@ class RunLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Gives scalars to the loggers under their names."""
-        for logger in self.loggers:
-            logger.scalars(step, values)
+        self._tell(lambda logger: logger.scalars(step, values))
 
     def figure(self, step: int, name: str, figure: "Figure") -> None:
         """Gives a matplotlib figure to the loggers under ``name``."""
-        for logger in self.loggers:
-            logger.figure(step, name, figure)
+        self._tell(lambda logger: logger.figure(step, name, figure))
 
     def rewind(self, step: int) -> None:
         """Sets the bar back: the run goes on from an earlier ``step``."""
@@ -95,5 +97,12 @@ class RunLog:
         """Ends the bar and the loggers."""
         if self._bar is not None:
             self._bar.close()
-        for logger in self.loggers:
-            logger.close()
+        self._tell(lambda logger: logger.close())
+
+    def _tell(self, tell: Callable[[Logger], None]) -> None:
+        for logger in [*self.loggers]:
+            try:
+                tell(logger)
+            except Exception as error:  # each service has errors of its own
+                self.loggers.remove(logger)
+                self.say(f"{type(logger).__name__} fails and is left out from now on: {first_line(error)}")

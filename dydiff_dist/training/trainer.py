@@ -25,7 +25,7 @@ from dydiff_dist.ranks.signals import Interruption
 from dydiff_dist.ranks.watchdog import Activity, Watchdog
 from dydiff_dist.ranks.world import World, set_cpu_threads
 from dydiff_dist.training.config import BaseRunConfig
-from dydiff_dist.training.loggers import LOGGERS
+from dydiff_dist.training.loggers import open_loggers
 from dydiff_dist.training.metrics import Meter, find_peak
 from dydiff_dist.training.nonfinite import NonFiniteGuard, StepRecord
 from dydiff_dist.training.progress import RunLog
@@ -108,7 +108,7 @@ class Trainer:
         """The log from the run's present position on; says what is worth knowing before the first step."""
         training, is_main = self.config.training, self.world.is_main
         names, tree = training.loggers if is_main else (), self.config.model_dump(mode="json")
-        loggers = [LOGGERS[name](self.folder, self.step, tree) for name in names]
+        loggers = open_loggers(names, self.folder, self.step, tree)
         self.log = RunLog(loggers, first_step=self.step, num_steps=training.steps, enabled=is_main)
         if self.step:
             self.log.say("all steps are complete" if self.step >= training.steps else f"resumed after step {self.step}")

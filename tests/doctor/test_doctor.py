@@ -108,6 +108,25 @@ def test_hosts_that_do_not_answer(tmp_path, monkeypatch):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_on_other_hosts_run_this_program_on_the_same_folder(tmp_path):
+    """ssh is replaced by a program that runs here what it is to run there; `dydiff doctor` starts it, a name that no
+    Python runs."""
+    (tmp_path / "pdsh").touch(mode=0o755)
+    (tmp_path / "ssh").write_text('#!/bin/sh\ntest "$1" = -G && echo "hostname 127.0.0.1" || eval "$6"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    (tmp_path / "hostfile").write_text("one slots=1\ntwo slots=1\n")
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    options = ["--hostfile", tmp_path / "hostfile", "--folder", tmp_path / "shared", "--master-addr", "127.0.0.1"]
+    command = [str(word) for word in (sys.executable, "-m", "tools.dydiff", "doctor", *options, "--json")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=240)
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)}
+    assert found["one"]["level"] == found["two: shared folder"]["level"] == "ok", done.stdout + done.stderr
+    assert "over 2 ranks on cpu" in found["all-reduce"]["text"], done.stdout
+    assert found["shared folder"]["text"] == f"{tmp_path / 'shared'} is the same for all ranks"
+
+
 def test_a_machine_without_gpu_or_hostfile(tmp_path):
     result = doctor("--json", folder=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -6,7 +6,8 @@ import sys
 import pytest
 from run_commands import TRAIN, run
 
-from dydiff_dist.training.loggers import LOGGERS, check_loggers
+from dydiff_dist.training.loggers import LOGGERS, check_loggers, open_loggers
+from dydiff_dist.training.progress import RunLog
 
 
 @pytest.fixture
@@ -50,3 +51,48 @@ def test_a_logger_that_is_not_installed_is_one_line(monkeypatch):
             ValueError, match=rf"names '{name}', which is not installed: pip install 'dydiff_dist\[{name}\]'"
         ):
             check_loggers([name])
+
+
+class Recorder:
+    """A logger that keeps the steps it was told."""
+
+    def __init__(self):
+        self.steps = []
+
+    def scalars(self, step, values):
+        self.steps.append(step)
+
+    def figure(self, step, name, figure):
+        self.steps.append(step)
+
+    def close(self):
+        self.steps.append("closed")
+
+
+class Fails(Recorder):
+    """Its server is gone from step 2 on."""
+
+    def scalars(self, step, values):
+        if step >= 2:
+            raise ConnectionError("https://user:secret@host/api does not answer")
+        super().scalars(step, values)
+
+
+def test_a_logger_that_fails_is_left_out_and_the_others_go_on(capsys):
+    fails, kept = Fails(), Recorder()
+    log = RunLog([fails, kept], first_step=0, num_steps=3, enabled=True)
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss/train": 0.5})
+    log.close()
+    assert fails.steps == [1] and kept.steps == [1, 2, 3, "closed"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "Fails fails and is left out from now on: https://***@host/api does not answer"
+
+
+def test_a_server_that_does_not_answer_at_the_start_is_one_line(monkeypatch, tmp_path):
+    pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=r"loggers names 'mlflow', which can't begin: .*leave it out") as caught:
+        open_loggers(["mlflow"], tmp_path, 0, {})
+    assert "\n" not in str(caught.value)
