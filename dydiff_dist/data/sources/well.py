@@ -132,9 +132,9 @@ class WellSource(Source[WellSourceConfig]):
         """The fields' components, with shifts along the frames' periodic axes; walls and open boundaries allow none."""
         layout, along = self._known(), self._frame_axes()
         periodic = [axis in layout.periodic for axis in along]
-        shifts: tuple[Augmentation, ...] = ("periodic_shift",)
-        if not all(periodic):
-            shifts = ("periodic_shift_h",) * periodic[0] + ("periodic_shift_w",) * periodic[1]
+        one_axis: tuple[Augmentation, ...] = ("periodic_shift_h", "periodic_shift_w")
+        along_one = tuple(shift for shift, wraps in zip(one_axis, periodic, strict=True) if wraps)
+        shifts: tuple[Augmentation, ...] = ("periodic_shift",) if all(periodic) else along_one
         channels = self._channels()
         vector = next((field.name for field in layout.fields if field.order == 1), None)
         if vector is not None and layout.grid_type == "cartesian":
