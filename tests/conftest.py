@@ -2,10 +2,14 @@
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+pytest.register_assert_rewrite("checkpoint_files", "damage", "faulty_proxy", "kernel_cases", "launch_counter")
+"""Modules of helpers whose failing asserts are to show their values, as those of tests do."""
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
     items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of the damages that tests recorded as ``damage`` (``record_property``): a row for each name with -v,
+    and their sums."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    recorded = [
+        value
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "damage"
+    ]
+    if not recorded:
+        return
+    terminalreporter.section("damaged files")
+    total = sum((Counter(outcomes) for _, outcomes in recorded), Counter())
+    for name, outcomes in [*(sorted(recorded) if terminalreporter.verbosity > 0 else ()), ("all", total)]:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).most_common())
+        terminalreporter.write_line(f"{name}: {sum(outcomes.values())} damages, {counts}")
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ About 650 damages are done in every run of the tests, 27,000 in the long one (``
 checksum in it, or in the document that names it) must give what it gave, or an error. Not sealed are what a person
 writes: a run's configuration, an ``.npy`` of histories, weights from elsewhere. ``forged`` is what somebody means to
 be read: documents changed and sealed again. Of those a reader may take other content, but there is neither a traceback
-nor a hang.
+nor a hang. How many damages ended in which way stands below pytest's results (``tests/conftest.py``), with ``-v`` for
+each file.
 """
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -284,24 +284,19 @@ def target(request, name: str) -> Target:
     return request.getfixturevalue(fixture)[name]
 
 
-def judged(target: Target, trials: range) -> Counter[str]:
-    """What became of each damage; a wrong ending has raised."""
-    counts = target.damage_often(trials)
-    print(f"{target.name}: {counts.total()} damages, {', '.join(f'{n} {what}' for what, n in counts.items())}")
-    return counts
-
-
 @pytest.mark.parametrize("name", [*NAMES, *AUTOENCODER_NAMES])
-def test_damage_is_refused_in_one_line_or_makes_no_difference(target):
-    counts = judged(target, range(ORDINARY_TRIALS))
+def test_damage_is_refused_in_one_line_or_makes_no_difference(target, record_property):
+    counts = target.damage_often(range(ORDINARY_TRIALS))
+    record_property("damage", (target.name, dict(counts)))
     assert counts.total() == ORDINARY_TRIALS and (counts["refused"] > 0 or target.name in REBUILT)
 
 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("name", [*NAMES, *AUTOENCODER_NAMES])
-def test_much_damage(target):
-    counts = judged(target, range(ORDINARY_TRIALS, ORDINARY_TRIALS + LONG_TRIALS))
+def test_much_damage(target, record_property):
+    counts = target.damage_often(range(ORDINARY_TRIALS, ORDINARY_TRIALS + LONG_TRIALS))
+    record_property("damage", (target.name, dict(counts)))
     assert counts.total() == LONG_TRIALS and (counts["refused"] > 0 or target.name in REBUILT)
 
 
