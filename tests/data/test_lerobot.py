@@ -176,7 +176,7 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, options, message):
         ),
         (lambda info: json.dumps({**info, "fps": "x"}), "could not convert string to float"),
         (lambda info: json.dumps({k: v for k, v in info.items() if k != "features"}), "it has no 'features'"),
-        (lambda info: json.dumps({**info, "features": {"../x": {}}}), "no plain file name"),
+        (lambda info: json.dumps({**info, "features": {"../x": {"dtype": "video"}}}), "no plain file name"),
         (lambda info: json.dumps({**info, "splits": {"train": "all"}}), "not enough values"),
         (lambda info: json.dumps([1]), "list indices|not dict"),
     ],

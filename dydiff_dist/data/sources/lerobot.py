@@ -159,9 +159,9 @@ class LerobotSource(Source[LerobotSourceConfig]):
         return self._info
 
     def _whole_names(self, info: LerobotInfo) -> tuple[str, ...]:
-        wanted, there = self.config.cameras, info.cameras
+        wanted, there = self.config.cameras, tuple(info.cameras)
         if not wanted and len(there) == 1:
-            return (there[0],)
+            return there
         names = []
         for name in wanted or ("",):
             fitting = [whole for whole in there if name and name in (whole, whole.rpartition(".")[2])]
@@ -191,5 +191,5 @@ class LerobotSource(Source[LerobotSourceConfig]):
         return np.concatenate([np.zeros_like(led[:1]), led])
 
     def _sample_bytes(self, info: LerobotInfo) -> int:
-        values = np.prod((3, *self.config.size) if self.config.size else info.features[self._cameras[0]]["shape"])
+        values = np.prod((3, *self.config.size) if self.config.size else info.cameras[self._cameras[0]])
         return self.config.num_frames * int(values) + 6144

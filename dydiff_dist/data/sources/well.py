@@ -201,8 +201,8 @@ class WellSource(Source[WellSourceConfig]):
     def _unlike(self, layout: WellLayout) -> str:
         """What a file has unlike the first one, in words; "" where nothing."""
         known = self._known()
-        found = replace(layout, fields=tuple(field for field in known.fields if field in layout.fields))
-        pairs = ((name, getattr(found, name), getattr(known, name)) for name in vars(known))
+        pairs = [(name, getattr(layout, name), getattr(known, name)) for name in ("axes", "sizes", "periodic")]
+        pairs.append(("fields", [f.path for f in known.fields if f in layout.fields], [f.path for f in known.fields]))
         return "; ".join(f"{name} {one}, not {other} as" for name, one, other in pairs if one != other)
 
     def _frame_axes(self) -> tuple[str, ...]:

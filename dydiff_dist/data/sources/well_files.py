@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import yaml  # which webdataset brings
 
 from dydiff_dist.data.array_files import StoredArray
 from dydiff_dist.data.hdf5 import dataset
@@ -164,12 +165,8 @@ def published_normalisation(path: Path, fields: Sequence[WellField], num_axes: i
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: PyYAML is not installed, the file can't be read, or a field is not in it.
+        ValueError: the file can't be read, or a field is not in it.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError("stats.yaml is read by PyYAML; pip install 'dydiff_dist[well]', or leave out stats") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give --normalisation standard, which measures it")
     try:
