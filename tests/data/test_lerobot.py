@@ -190,6 +190,21 @@ def test_a_damaged_description_is_one_line(tmp_path, change, message):
     assert "\n" not in str(caught.value) and "info.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["is_depth_map", "video.is_depth_map"])
+def test_depth_videos_are_no_cameras(tmp_path, key):
+    write_lerobot(tmp_path / "set", (6,), cameras=TWO)
+    path = tmp_path / "set" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"][TWO[1]]["info"] = {key: True}
+    path.write_text(json.dumps(info))
+    made = source(tmp_path / "set")
+    assert len(made.plan()) == 1 and made.details()["cameras"] == [TWO[0]]
+    with pytest.raises(
+        ValueError, match="--cameras wrist names no one camera: the data set has observation.images.top$"
+    ):
+        source(tmp_path / "set", cameras=("wrist",)).plan()
+
+
 def test_without_pyarrow_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'dydiff_dist\[lerobot\]'"):

@@ -77,8 +77,9 @@ def read_info(root: Path) -> LerobotInfo:
 
 def _colour_videos(features: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, feature in features.items():
-        about = feature.get("info") or feature.get("video_info") or {}
-        if feature["dtype"] == "video" and not about.get("video.is_depth_map", False):
+        about = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+        is_depth = about.get("is_depth_map") or about.get("video.is_depth_map")  # the latter in older ones
+        if feature["dtype"] == "video" and not is_depth:
             yield plain_name(name), tuple(int(size) for size in feature["shape"])
 
 
