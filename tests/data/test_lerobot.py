@@ -200,7 +200,7 @@ def test_depth_videos_are_no_cameras(tmp_path, key):
     made = source(tmp_path / "set")
     assert len(made.plan()) == 1 and made.details()["cameras"] == [TWO[0]]
     with pytest.raises(
-        ValueError, match="--cameras wrist names no one camera: the data set has observation.images.top$"
+        ValueError, match=r"--cameras wrist names no one camera: the data set has observation\.images\.top$"
     ):
         source(tmp_path / "set", cameras=("wrist",)).plan()
 
