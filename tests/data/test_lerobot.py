@@ -86,7 +86,11 @@ def test_numbers_may_be_left_out(tmp_path):
 
 def test_splits_are_those_of_the_data_set_or_by_hash(tmp_path):
     write_lerobot(tmp_path / "named", (4,) * 10, splits={"train": "0:6", "val": "6:8", "test": "8:10"})
-    found = {task.split: [item[0] for item in task.items] for task in source(tmp_path / "named").plan()}
+    made = source(tmp_path / "named")
+    (line,) = made.summary(made.plan())
+    episodes = "train: 6 episodes, valid: 2 episodes, test: 2 episodes"
+    assert line == f"v3.0, observation.images.top at 10 frames a second; {episodes}"
+    found = {task.split: [item[0] for item in task.items] for task in made.plan()}
     assert found == {"train": [0, 1, 2, 3, 4, 5], "valid": [6, 7], "test": [8, 9]}
     write_lerobot(tmp_path / "hashed", (4,) * 10)
     made = source(tmp_path / "hashed", valid_fraction=0.3, test_fraction=0.3)

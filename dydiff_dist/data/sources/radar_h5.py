@@ -137,7 +137,7 @@ class RadarH5Source(Source[RadarH5SourceConfig]):
             sample,
             channels=("radar",),
             units="stored values of 8-bit radar images",
-            allowed_augmentations=("flip", "rotate") if sample.frames.shape[2] == sample.frames.shape[3] else ("flip",),
+            allowed_augmentations=("flip", "rotate"),
             bounds=((0, 255),),
         )
 
