@@ -114,10 +114,10 @@ def frames_at(path: Path, times_sec: np.ndarray, fps: float) -> Iterator[np.ndar
             container.seek(int((times_sec[0] - reach) / stream.time_base), stream=stream)
             for packet in container.demux(stream):
                 for frame in packet.decode():
-                    if packet.is_corrupt or frame.is_corrupt:
-                        raise ValueError(f"a frame before {times_sec[number]:.3f} s is damaged; restore the file")
                     if frame.time is None or frame.time < times_sec[number] - reach:
                         continue
+                    if packet.is_corrupt or frame.is_corrupt:
+                        raise ValueError(f"the frame at {frame.time:.3f} s is damaged or cut off; restore the file")
                     if frame.time > times_sec[number] + reach:
                         raise ValueError(f"no frame lies at {times_sec[number]:.3f} s; it is of another rate")
                     yield _turned(frame.to_ndarray(format="rgb24"), frame)

@@ -168,7 +168,11 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
             *calibration_suite().scores,
             *(name for name in summaries[0]["scores"][FORECAST] if name.startswith("brier_")),
         ),
-        "Fields": (*spectrum_suite(True).scores, *flow_suite(0, 1, True).scores),
+        "Fields": (
+            *spectrum_suite(True).scores,
+            *flow_suite(0, 1, True).scores,
+            *(name for name in summaries[0]["scores"][FORECAST] if name.startswith("vrmse")),
+        ),
         "Images": (*image_suite(255.0).scores, "lpips", "lpips_best_member", "fvd"),
         "Series": series_suite().scores,
         "Globe": tuple(name for name in summaries[0]["scores"][FORECAST] if name.startswith("lat_weighted_")),

@@ -88,15 +88,12 @@ def write_turbulence(root):
 
 
 def write_wells(root):
-    write_well(root / "flat", count=5)
     write_well(root / "box", count=5, sizes=(4, 5, 6))
-    channels = "mean: {density: 1.0, D: [[1, 2], [3, 4]]}\nstd: {density: 2.0, D: [[1, 2], [3, 4]]}"
-    (root / "flat" / "stats.yaml").write_text(channels)
-    shared = {"num_frames": 3, "window_step": 2, "trajectories_per_shard": 2}
-    return [
-        {**shared, "root": root / "flat", "fields": ["D", "density"], "normalisation": "stats"},
-        {**shared, "root": root / "box", "slice_axis": "y", "slice_index": [1, 4]},
-    ]
+    tensor = "[[1, 2, 3], [4, 5, 6], [7, 8, 9]]"
+    statistics = f"{{density: 2.0, D: {tensor}}}"
+    (root / "box" / "stats.yaml").write_text(f"mean: {statistics}\nstd: {statistics}")
+    own = {"fields": ["D", "density"], "normalisation": "stats", "slice_axis": "y", "slice_index": [1, 4]}
+    return [{"root": root / "box", **own, "num_frames": 3, "window_step": 2, "trajectories_per_shard": 2}]
 
 
 def write_radars(root):

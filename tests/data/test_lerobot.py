@@ -86,7 +86,11 @@ def test_numbers_may_be_left_out(tmp_path):
 
 def test_splits_are_those_of_the_data_set_or_by_hash(tmp_path):
     write_lerobot(tmp_path / "named", (4,) * 10, splits={"train": "0:6", "val": "6:8", "test": "8:10"})
-    found = {task.split: [item[0] for item in task.items] for task in source(tmp_path / "named").plan()}
+    made = source(tmp_path / "named")
+    (line,) = made.summary(made.plan())
+    episodes = "train: 6 episodes, valid: 2 episodes, test: 2 episodes"
+    assert line == f"v3.0, observation.images.top at 10 frames a second; {episodes}"
+    found = {task.split: [item[0] for item in task.items] for task in made.plan()}
     assert found == {"train": [0, 1, 2, 3, 4, 5], "valid": [6, 7], "test": [8, 9]}
     write_lerobot(tmp_path / "hashed", (4,) * 10)
     made = source(tmp_path / "hashed", valid_fraction=0.3, test_fraction=0.3)
@@ -176,7 +180,7 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, options, message):
         ),
         (lambda info: json.dumps({**info, "fps": "x"}), "could not convert string to float"),
         (lambda info: json.dumps({k: v for k, v in info.items() if k != "features"}), "it has no 'features'"),
-        (lambda info: json.dumps({**info, "features": {"../x": {}}}), "no plain file name"),
+        (lambda info: json.dumps({**info, "features": {"../x": {"dtype": "video"}}}), "no plain file name"),
         (lambda info: json.dumps({**info, "splits": {"train": "all"}}), "not enough values"),
         (lambda info: json.dumps([1]), "list indices|not dict"),
     ],
@@ -190,6 +194,21 @@ def test_a_damaged_description_is_one_line(tmp_path, change, message):
     assert "\n" not in str(caught.value) and "info.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["is_depth_map", "video.is_depth_map"])
+def test_depth_videos_are_no_cameras(tmp_path, key):
+    write_lerobot(tmp_path / "set", (6,), cameras=TWO)
+    path = tmp_path / "set" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"][TWO[1]]["info"] = {key: True}
+    path.write_text(json.dumps(info))
+    made = source(tmp_path / "set")
+    assert len(made.plan()) == 1 and made.details()["cameras"] == [TWO[0]]
+    with pytest.raises(
+        ValueError, match=r"--cameras wrist names no one camera: the data set has observation\.images\.top$"
+    ):
+        source(tmp_path / "set", cameras=("wrist",)).plan()
+
+
 def test_without_pyarrow_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'dydiff_dist\[lerobot\]'"):
@@ -201,7 +220,7 @@ def test_a_restart_writes_the_same_bytes_and_a_changed_file_its_shards_anew(tmp_
     write_lerobot(tmp_path / "set", (6,) * 6, version, episodes_per_file=2)
     made = source(tmp_path / "set", episodes_per_shard=2)
     convert(made, tmp_path / "a")
-    convert(made, tmp_path / "b", num_processes=2)
+    convert(made, tmp_path / "b")
     (tmp_path / "b" / "train" / "train-000001.tar").unlink()
     report = convert(source(tmp_path / "set", episodes_per_shard=2), tmp_path / "b")
     assert (report.num_written, report.num_reused) == (1, 2) and files(tmp_path / "a") == files(tmp_path / "b")

@@ -121,7 +121,7 @@ def test_a_restart_writes_the_same_bytes(tmp_path):
     write_radar_file(tmp_path / "a.h5", {"train": 7, "test": 2})
     made = source(tmp_path / "a.h5", sequences_per_shard=3, valid_fraction=0.0)
     convert(made, tmp_path / "a")
-    convert(made, tmp_path / "b", num_processes=2)
+    convert(made, tmp_path / "b")
     (tmp_path / "b" / "train" / "train-000001.tar").unlink()
     report = convert(made, tmp_path / "b")
     assert (report.num_written, report.num_reused) == (1, 3) and files(tmp_path / "a") == files(tmp_path / "b")

@@ -200,7 +200,7 @@ def test_a_restart_writes_the_same_bytes_and_a_changed_file_its_shard_anew(tmp_p
     write_well(tmp_path / "flow", count=5)
     made = source(tmp_path / "flow", trajectories_per_shard=2)
     convert(made, tmp_path / "a")
-    convert(made, tmp_path / "b", num_processes=2)
+    convert(made, tmp_path / "b")
     (tmp_path / "b" / "train" / "train-000001.tar").unlink()
     report = convert(source(tmp_path / "flow", trajectories_per_shard=2), tmp_path / "b")
     assert (report.num_written, report.num_reused) == (1, 4) and files(tmp_path / "a") == files(tmp_path / "b")

@@ -7,6 +7,7 @@ from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.choice import ForecastKind, choose_suites
 from dydiff_dist.evaluation.evaluate import evaluate
+from dydiff_dist.evaluation.html_report import _groups
 from dydiff_dist.evaluation.vrmse import vrmse, vrmse_suite
 
 CHANNELS = ("density", "velocity_x", "velocity_y")
@@ -66,6 +67,12 @@ def test_a_window_that_is_not_forecast_as_a_whole_has_no_score(num_leads, define
     overall = evaluation.overall("forecast")
     assert np.isfinite(overall["vrmse_leads_6_to_12"]) == defined and np.isnan(overall["vrmse_leads_13_to_30"])
     assert np.isfinite(overall["vrmse_2"])
+
+
+def test_the_page_shows_it_among_scores_of_fields():
+    scores = ["crps", *vrmse_suite(CHANNELS, 3).scores]
+    groups = _groups([{"scores": {"forecast": dict.fromkeys(scores)}}])
+    assert groups == {"Ensemble": ["crps"], "Fields": scores[1:]}
 
 
 def kind(shape=(8, 2, 16, 16), **schema):

@@ -86,9 +86,8 @@ class LerobotSource(Source[LerobotSourceConfig]):
             if isinstance(episode, BadItem):
                 aside.append(episode)
                 continue
-            videos = tuple(tuple(video) for video in episode.videos)
-            item = (episode.number, episode.length, episode.data_file, videos)
-            size = len(self._starts(episode.length)) * self._sample_bytes(info) * len(videos)
+            size = len(self._starts(episode.length)) * self._sample_bytes(info) * len(self._cameras)
+            item = (episode.number, episode.length, episode.data_file, episode.videos)
             by_split[self._split(info, episode.number)].append((item, size))
         if not by_split["train"]:
             faults = f"; {aside[0].name}: {aside[0].reason}" if aside else "; lower the fractions"
@@ -154,14 +153,22 @@ class LerobotSource(Source[LerobotSourceConfig]):
         """Version and cameras."""
         return {"codebase_version": self._known().version, "cameras": list(self._cameras)}
 
+    def summary(self, tasks: list[ShardTask]) -> list[str]:
+        """Version, cameras, and the number of episodes of each split."""
+        counts = {split: sum(len(task.items) for task in tasks if task.split == split) for split in SPLITS}
+        episodes = ", ".join(f"{split}: {count} episodes" for split, count in counts.items())
+        return [
+            f"{self._known().version}, {', '.join(self._cameras)} at {self._known().fps:g} frames a second; {episodes}"
+        ]
+
     def _known(self) -> LerobotInfo:
         assert self._info is not None, "plan comes first"
         return self._info
 
     def _whole_names(self, info: LerobotInfo) -> tuple[str, ...]:
-        wanted, there = self.config.cameras, info.cameras
+        wanted, there = self.config.cameras, tuple(info.cameras)
         if not wanted and len(there) == 1:
-            return (there[0],)
+            return there
         names = []
         for name in wanted or ("",):
             fitting = [whole for whole in there if name and name in (whole, whole.rpartition(".")[2])]
@@ -191,5 +198,5 @@ class LerobotSource(Source[LerobotSourceConfig]):
         return np.concatenate([np.zeros_like(led[:1]), led])
 
     def _sample_bytes(self, info: LerobotInfo) -> int:
-        values = np.prod((3, *self.config.size) if self.config.size else info.features[self._cameras[0]]["shape"])
+        values = np.prod((3, *self.config.size) if self.config.size else info.cameras[self._cameras[0]])
         return self.config.num_frames * int(values) + 6144

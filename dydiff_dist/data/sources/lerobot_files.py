@@ -25,17 +25,14 @@ class LerobotInfo:
 
     version: str
     fps: float
-    features: dict[str, dict[str, Any]]
-    """By name, with dtype and shape."""
+    features: tuple[str, ...]
+    """Names of all."""
+    cameras: dict[str, tuple[int, ...]]
+    """Of those that are colour videos: the shape of a frame."""
     splits: dict[str, range]
     """Numbers of the episodes of each."""
     chunks_size: int
     """Episodes of a folder, in v2.1."""
-
-    @property
-    def cameras(self) -> list[str]:
-        """Features that are stored as colour videos."""
-        return [name for name, feature in self.features.items() if _is_colour_video(feature)]
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,6 @@ class Episode:
     data_file: str
     videos: tuple[tuple[str, float], ...]
     """File and the second at which the episode begins in it, for each of the cameras asked for."""
-
-
-def _is_colour_video(feature: dict[str, Any]) -> bool:
-    about = feature.get("info") or feature.get("video_info") or {}
-    return feature.get("dtype") == "video" and not about.get("video.is_depth_map", False)
-
-
-def _with_shape(feature: dict[str, Any]) -> dict[str, Any]:
-    return {**feature, "shape": tuple(int(size) for size in feature.get("shape") or ())}
 
 
 def read_info(root: Path) -> LerobotInfo:
@@ -74,7 +62,8 @@ def read_info(root: Path) -> LerobotInfo:
         info = LerobotInfo(
             version,
             float(tree["fps"]),
-            {plain_name(name): _with_shape(feature) for name, feature in tree["features"].items()},
+            tuple(tree["features"]),
+            dict(_colour_videos(tree["features"])),
             {name: range(int(first), int(last)) for name, (first, last) in spans.items()},
             int(tree.get("chunks_size", 1000)),
         )
@@ -84,6 +73,14 @@ def read_info(root: Path) -> LerobotInfo:
     if not version.startswith(("v2", "v3")) or info.fps <= 0 or info.chunks_size < 1:
         raise ValueError(f"{path} is of version {version} at {info.fps} frames a second; v3.0 and v2.1 are read")
     return info
+
+
+def _colour_videos(features: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, feature in features.items():
+        about = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+        is_depth = about.get("is_depth_map") or about.get("video.is_depth_map")  # the latter in older ones
+        if feature["dtype"] == "video" and not is_depth:
+            yield plain_name(name), tuple(int(size) for size in feature["shape"])
 
 
 def read_episodes(root: Path, info: LerobotInfo, cameras: Sequence[str]) -> Iterator[Episode | BadItem]:
@@ -132,7 +129,7 @@ def read_numbers(path: Path, episode: int, length: int, names: Sequence[str]) ->
     table = _table_of(path, ("episode_index", "frame_index", "timestamp", *names), path.stat().st_mtime_ns)
     table = table.filter(np.asarray(table["episode_index"]) == episode)
     frames = np.asarray(table["frame_index"])
-    if not np.array_equal(frames, np.arange(length)):
+    if len(frames) != length or not np.array_equal(frames, np.arange(length)):
         raise ValueError(f"{path.name} holds {len(frames)} of the episode's {length} rows, or not in order; {_REMEDY}")
     found = {"timestamp": np.asarray(table["timestamp"], np.float64)}
     for name in names:

@@ -18,7 +18,16 @@ from dydiff_dist.data.hdf5 import dataset, open_hdf5
 from dydiff_dist.data.inputs import SPLIT_FOLDERS, SPLITS
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import BadItem, LeftOut, ShardTask, Source, register_source, schema_of, split_tasks
+from dydiff_dist.data.source import (
+    BadItem,
+    LeftOut,
+    ShardTask,
+    Source,
+    reading,
+    register_source,
+    schema_of,
+    split_tasks,
+)
 from dydiff_dist.data.video import resized
 from dydiff_dist.strict_config import StrictConfig
 
@@ -76,19 +85,14 @@ class RadarH5Source(Source[RadarH5SourceConfig]):
         path = Path(self.config.file)
         aside: list[BadItem | LeftOut] = []
         by_split: dict[str, list[tuple[tuple[str, str, int], int]]] = {split: [] for split in SPLITS}
-        try:
-            with open_hdf5(path) as file:
-                for group, content in file.items():
-                    split = SPLIT_FOLDERS.get(group.lower())
-                    if split is None or not isinstance(content, h5py.Group):
-                        continue
-                    numbered = _numbered(content)
-                    by_split[split] += [
-                        ((group, name, number), self._bytes(content[name])) for number, name in numbered
-                    ]
-                    aside += _missing(file, group, len(numbered))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; give another --file")
+        for result in reading(str(path), self._groups(path)):
+            if isinstance(result, BadItem):
+                raise ValueError(f"{path}: {result.reason}")
+            split, items, missing = result
+            by_split[split] += items
+            aside += missing
         if not by_split["train"]:
             raise ValueError(f"{path} has no group 'train' of numbered arrays; give another --file")
         train = by_split["train"]
@@ -133,7 +137,7 @@ class RadarH5Source(Source[RadarH5SourceConfig]):
             sample,
             channels=("radar",),
             units="stored values of 8-bit radar images",
-            allowed_augmentations=("flip", "rotate") if sample.frames.shape[2] == sample.frames.shape[3] else ("flip",),
+            allowed_augmentations=("flip", "rotate"),
             bounds=((0, 255),),
         )
 
@@ -146,6 +150,17 @@ class RadarH5Source(Source[RadarH5SourceConfig]):
         counts = {split: sum(len(task.items) for task in tasks if task.split == split) for split in SPLITS}
         taken = "" if self._has_valid or not counts["valid"] else "; validation is the last of the training sequences"
         return [", ".join(f"{split}: {count} sequences" for split, count in counts.items()) + taken]
+
+    def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple[tuple[str, str, int], int]], list[BadItem]]]:
+        """(split, items with their bytes in order of their numbers, those that are missing) of each group of a file."""
+        with open_hdf5(path) as file:
+            for group, content in file.items():
+                split = SPLIT_FOLDERS.get(group.lower())
+                if split is None or not isinstance(content, h5py.Group):
+                    continue
+                matches = [match for name in content if (match := re.fullmatch(r"(?:\w*_)?(\d{1,9})", name))]
+                items = [((group, match[0], int(match[1])), self._bytes(content[match[0]])) for match in matches]
+                yield split, sorted(items, key=lambda item: item[0][2]), _missing(file, group, len(items))
 
     def _fitted(self, frames_SHW: np.ndarray) -> np.ndarray:
         """Frames of the asked size."""
@@ -169,17 +184,13 @@ class RadarH5Source(Source[RadarH5SourceConfig]):
         return pixels * (4 if self.config.size and self.config.fit == "resize" else 1) + 2048
 
 
-def _numbered(group: h5py.Group) -> list[tuple[int, str]]:
-    """(number, name) of a group's arrays in order of their numbers."""
-    matches = (re.fullmatch(r"(?:\w*_)?(\d+)", name) for name in group)
-    return sorted((int(match[1]), match[0]) for match in matches if match)
-
-
 def _missing(file: h5py.File, group: str, count: int) -> list[BadItem]:
     """A bad input for each sequence that the file promises and does not hold."""
     for name in (f"{group}/all_len", f"{group}_len"):
         if name in file:
             promised = int(dataset(file, name)[()])
             reason = f"{name} promises {promised} sequences, there are {count}; the file is not whole"
-            return [BadItem(f"{group}, sequence {n + 1} of {promised}", reason, True) for n in range(count, promised)]
+            # more than there are good ones stop any conversion, so that a damaged number need not be listed
+            absent = range(count, min(promised, 2 * count + 1))
+            return [BadItem(f"{group}, sequence {n + 1} of {promised}", reason, True) for n in absent]
     return []

@@ -109,8 +109,8 @@ class WellSource(Source[WellSourceConfig]):
                     continue
                 for cut in self._cuts():
                     frames = np.concatenate([trajectory.window(field, steps, cut) for field in layout.fields], axis=1)
-                    plane = "" if cut is None else f"_{cut[0]}{cut[1]}"
-                    facts = {"file": name, "trajectory": number, "start": start} | ({"plane": plane[1:]} if cut else {})
+                    plane = "" if cut is None else f"_{self.config.slice_axis}{cut[1]}"
+                    facts = {"file": name, "trajectory": number, "start": start, "plane": plane[1:]}
                     yield Sample(f"{stem}-{number:04d}-{start:05d}{plane}", frames, meta=facts)
 
     def item_name(self, item: Any) -> str:
@@ -203,8 +203,8 @@ class WellSource(Source[WellSourceConfig]):
     def _unlike(self, layout: WellLayout) -> str:
         """What a file has unlike the first one, in words; "" where nothing."""
         known = self._known()
-        found = replace(layout, fields=tuple(field for field in known.fields if field in layout.fields))
-        pairs = ((name, getattr(found, name), getattr(known, name)) for name in vars(known))
+        pairs = [(name, getattr(layout, name), getattr(known, name)) for name in ("axes", "sizes", "periodic")]
+        pairs.append(("fields", [f.path for f in known.fields if f in layout.fields], [f.path for f in known.fields]))
         return "; ".join(f"{name} {one}, not {other} as" for name, one, other in pairs if one != other)
 
     def _frame_axes(self) -> tuple[str, ...]:
@@ -214,9 +214,10 @@ class WellSource(Source[WellSourceConfig]):
         layout = self._known()
         return tuple(channel for field in layout.fields for channel in field.channels(layout.axes))
 
-    def _cuts(self) -> list[tuple[str, int] | None]:
+    def _cuts(self) -> list[tuple[int, int] | None]:
+        """(number of the axis, index) of each plane; of two dimensions, the whole."""
         axis = self.config.slice_axis
-        return [None] if axis is None else [(axis, index) for index in self.config.slice_index]
+        return [None] if axis is None else [(self._known().axes.index(axis), n) for n in self.config.slice_index]
 
     def _starts(self, num_steps: int) -> range:
         length = self.config.num_frames

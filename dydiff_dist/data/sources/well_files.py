@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import yaml  # which webdataset brings
 
 from dydiff_dist.data.array_files import StoredArray
 from dydiff_dist.data.hdf5 import dataset
@@ -109,54 +110,44 @@ class WellTrajectory:
         absent = np.zeros(num_steps, bool)
         for field in fields:
             stored = dataset(self.file, field.path)
-            of_trajectory, in_time = (bool(stored.attrs[f"{name}_varying"]) for name in ("sample", "time"))
-            if stored.ndim > of_trajectory:
-                pieces = StoredArray(stored).absent(self.number if of_trajectory else -1)
+            in_sample, in_time = _leading(stored)
+            if stored.ndim > in_sample:
+                pieces = StoredArray(stored).absent(self.number if in_sample else -1)
                 absent |= pieces if in_time else pieces.any()
         return absent
 
-    def window(self, field: WellField, steps: slice, cut: tuple[str, int] | None) -> np.ndarray:
+    def window(self, field: WellField, steps: slice, cut: tuple[int, int] | None) -> np.ndarray:
         """(S, C, H, W) float32 of a field's components, repeated along what it does not vary along.
 
         Args:
             field: of the layout.
             steps: the window, from first to last + 1.
-            cut: axis and index of the plane that is taken; None where space has two dimensions.
+            cut: number of the axis that the plane is taken across, and its index; None in two dimensions.
 
         Raises:
             ValueError: the array has not the shape that its attributes say.
         """
-        stored = dataset(self.file, field.path)
-        of_trajectory, in_time = (bool(stored.attrs[f"{name}_varying"]) for name in ("sample", "time"))
-        place: list[Any] = [self.number] * of_trajectory + [steps] * in_time
-        kept, has_all = self._stored_axes(field, stored, len(place))
-        for axis in self.layout.axes if has_all else kept:
-            is_cut = cut is not None and axis == cut[0]
-            place.append((cut[1] if axis in kept else 0) if cut is not None and is_cut else slice(None))
-        values = stored[tuple(place)].astype(np.float32)
-        values = values if in_time else values[None]
-        shown = {
-            n: size for n, size in zip(self.layout.axes, self.layout.sizes, strict=True) if cut is None or n != cut[0]
-        }
-        for position, axis in enumerate(shown, start=1):
-            if not has_all and axis not in kept:
-                values = np.expand_dims(values, position)
-        components = values.reshape(*values.shape[:3], -1)
-        shape = (steps.stop - steps.start, *shown.values(), components.shape[-1])
-        return np.moveaxis(np.broadcast_to(components, shape), -1, 1)
+        stored, sizes = dataset(self.file, field.path), self.layout.sizes
+        in_sample, in_time = _leading(stored)
+        first, varies = in_sample + in_time, [bool(each) for each in stored.attrs["dim_varying"]]
+        spatial = tuple(size if varying else 1 for size, varying in zip(sizes, varies, strict=True))
+        has_all = stored.shape[first : first + len(sizes)] == spatial
+        kept = [n for n, varying in enumerate(varies) if varying or has_all]
+        num_parts, last = len(sizes) ** field.order, first + len(kept)
+        if stored.shape[first:last] != tuple(spatial[n] for n in kept) or np.prod(stored.shape[last:]) != num_parts:
+            raise ValueError(f"{field.path} has shape {stored.shape}, not what its attributes say on a grid of {sizes}")
+        across, index = (-1, 0) if cut is None else cut
+        planes = [slice(index, index + 1) if n == across and varies[n] else slice(None) for n in kept]
+        values = stored[(*[self.number] * in_sample, *[steps] * in_time, *planes)].astype(np.float32)
+        shape = [1 if n == across else size for n, size in enumerate(sizes)]
+        values = values.reshape(-1, *map(min, shape, spatial), num_parts)
+        frames = np.moveaxis(np.broadcast_to(values, (steps.stop - steps.start, *shape, num_parts)), -1, 1)
+        return frames if cut is None else frames.squeeze(2 + across)
 
-    def _stored_axes(self, field: WellField, stored: h5py.Dataset, num_leading: int) -> tuple[list[str], bool]:
-        """Axes of space along which a field varies, and whether its array has the others too, with one entry."""
-        axes, sizes = self.layout.axes, self.layout.sizes
-        varying = [bool(each) for each in stored.attrs["dim_varying"]]
-        kept = [axis for axis, varies in zip(axes, varying, strict=True) if varies]
-        components = [(len(axes),) * field.order, *([(len(axes) ** 2,)] if field.order == 2 else [])]
-        for has_all in (True, False):
-            pairs = zip(sizes, varying, strict=True)
-            spatial = tuple(size if varies else 1 for size, varies in pairs if has_all or varies)
-            if any(stored.shape[num_leading:] == spatial + each for each in components):
-                return kept, has_all
-        raise ValueError(f"{field.path} has shape {stored.shape}, which its attributes don't say on a grid of {sizes}")
+
+def _leading(stored: h5py.Dataset) -> tuple[bool, bool]:
+    """Whether a field's array has an axis of trajectories, and one of steps."""
+    return bool(stored.attrs["sample_varying"]), bool(stored.attrs["time_varying"])
 
 
 def published_normalisation(path: Path, fields: Sequence[WellField], num_axes: int) -> Iterator[tuple[float, float]]:
@@ -164,12 +155,8 @@ def published_normalisation(path: Path, fields: Sequence[WellField], num_axes: i
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: PyYAML is not installed, the file can't be read, or a field is not in it.
+        ValueError: the file can't be read, or a field is not in it.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise ValueError("stats.yaml is read by PyYAML; pip install 'dydiff_dist[well]', or leave out stats") from None
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give --normalisation standard, which measures it")
     try:
