@@ -10,7 +10,7 @@ from typing import Literal
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.evaluation.calibration import Climate, calibration_suite
 from dydiff_dist.evaluation.colors import looks_like_rain
-from dydiff_dist.evaluation.fields import SSIM_WINDOW, flow_suite, image_suite, spectrum_suite
+from dydiff_dist.evaluation.fields import SSIM_WINDOW, blockiness_suite, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.rain import RAIN_PRESETS, RainProtocol, rain_suite
 from dydiff_dist.evaluation.series import series_suite
 from dydiff_dist.evaluation.suites import Suite, ensemble_suite, latitude_suite
@@ -42,7 +42,18 @@ VIDEO_PRESETS = {
 }
 """Protocols of published numbers; docs/evaluation.md says where they come from and what of them is certain."""
 
-SUITES = ("ensemble", "calibration", "spectrum", "flow", "rain", "image", "series", "vrmse", "latitude")
+SUITES = (
+    "ensemble",
+    "calibration",
+    "spectrum",
+    "blockiness",
+    "flow",
+    "rain",
+    "image",
+    "series",
+    "vrmse",
+    "latitude",
+)
 PRESETS: dict[str, RainProtocol | VideoProtocol] = RAIN_PRESETS | VIDEO_PRESETS
 IMAGE_RANGE = 255.0
 """Largest value of pictures, whose least is 0."""
@@ -64,11 +75,18 @@ class ForecastKind:
     """Whether frames wrap around."""
     climate: Climate | None = None
     """Mean and deviation of the data, where they have the forecasts' units."""
+    patch_pixels: int | None = None
+    """Along the edge of the patches that the model cuts frames into; None where that is not known."""
 
     @property
     def is_series(self) -> bool:
         """Whether these are time series: frames of one pixel."""
         return self.shape[2:] == (1, 1)
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patches are known to be of several pixels and to meet within the frame."""
+        return self.patch_pixels is not None and 1 < self.patch_pixels < max(self.shape[2:])
 
     @property
     def is_image(self) -> bool:
@@ -95,6 +113,7 @@ class ForecastKind:
             "ensemble": True,
             "calibration": self.num_members > 1,
             "spectrum": not self.is_series,
+            "blockiness": self.has_patches,
             "flow": self.schema.vector_channels is not None,
             "rain": num_channels == 1 and looks_like_rain(self.schema.channels, self.schema.units),
             "image": self.is_image and size >= SSIM_WINDOW,
@@ -135,6 +154,9 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     rain = protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]
     events = rain.thresholds if "rain" in wanted else ()
     refused = {
+        "blockiness": not kind.has_patches
+        and "blockiness needs forecasts that say of which model patches they are, of 2 pixels or more and smaller than "
+        f"the frame; these have frames of {size}, patches of {kind.patch_pixels or 'a size that is not known'}",
         "flow": vector is None and "flow scores need vector_channels in the shards' manifest",
         "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
         "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
@@ -145,6 +167,7 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
         "ensemble": ensemble_suite,
         "calibration": lambda: calibration_suite(kind.climate, events, rain.rule),
         "spectrum": lambda: spectrum_suite(kind.periodic),
+        "blockiness": lambda: blockiness_suite(kind.patch_pixels or 1),
         "flow": lambda: flow_suite(*(vector or (0, 1)), kind.periodic),
         "rain": lambda: rain_suite(rain),
         "image": lambda: image_suite(IMAGE_RANGE),

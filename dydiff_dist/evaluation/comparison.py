@@ -15,9 +15,11 @@ from dydiff_dist.evaluation.score_files import ScoredRun
 from dydiff_dist.evaluation.score_tables import aligned
 
 _NOT_PROTOCOL = frozenset(
-    "model weights_sha256 shards seed precision sampling caution calibration intervals num_independent".split()
+    "model weights_sha256 shards seed precision sampling caution calibration intervals num_independent "
+    "scores.blockiness".split()
 )
-"""What a comparison is between, where things lie, or what follows from the rest."""
+"""What a comparison is between (blockiness is that of the model's own patches), where things lie, or what follows from
+the rest."""
 _MOST_OBJECTIONS = 6
 """Lines of them on a terminal; the page shows all."""
 

@@ -3,6 +3,7 @@
 Letters: M members, S lead times, C channels, H W height and width, K wavenumbers.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -127,6 +128,59 @@ def flow_suite(along_w: int, along_h: int, periodic: bool) -> Suite:
         protocol={
             "relative_divergence": "rms divergence over rms of all velocity derivatives",
             "derivatives": "spectral" if periodic else "central differences",
+        },
+    )
+
+
+def patch_gradients(frames: np.ndarray, patch_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean absolute differences between neighbouring pixels of two patches, and of one patch, (..., C, H, W) -> two
+    (...), over channels and both directions, in the units of the frames.
+
+    Patches of ``patch_pixels`` x ``patch_pixels`` begin at the first pixel; beyond the frame's own edges nothing is
+    compared. NaN where there are no such neighbours.
+    """
+    sums, counts = [0.0, 0.0], [0, 0]
+    for axis in (-2, -1):
+        differences = np.abs(np.diff(frames.astype(np.float64), axis=axis)).swapaxes(axis, -1)
+        crosses = np.arange(1, frames.shape[axis]) % patch_pixels == 0
+        for kind, where in enumerate((crosses, ~crosses)):
+            sums[kind] = sums[kind] + differences[..., where].sum(axis=(-3, -2, -1))
+            counts[kind] += int(where.sum()) * math.prod(differences.shape[-3:-1])
+    across, inside = (np.asarray(total) / (count or np.nan) for total, count in zip(sums, counts, strict=True))
+    return across, inside
+
+
+def blockiness_suite(patch_pixels: int) -> Suite:
+    """How much steeper members and truth are across the edges of the model's patches than inside them: 1 where the
+    edges can't be seen. Members are taken one by one, as their mean is smoother inside the patches than each of them.
+
+    Args:
+        patch_pixels: as in ``patch_gradients``.
+    """
+
+    def measure(members: np.ndarray, truth: np.ndarray) -> Terms:
+        terms: Terms = {}
+        for name, ensemble in (("members", members), ("truth", truth[None])):
+            gradients = [patch_gradients(frames, patch_pixels) for frames in ensemble]
+            terms[f"edge_gradient_{name}"], terms[f"inner_gradient_{name}"] = np.mean(gradients, axis=0)
+        return terms
+
+    def derive(terms: Terms) -> Terms:
+        def ratio(name: str) -> np.ndarray:
+            inner = terms[f"inner_gradient_{name}"]
+            return terms[f"edge_gradient_{name}"] / np.where(inner > 0, inner, np.nan)
+
+        return {"blockiness": ratio("members"), "blockiness_truth": ratio("truth")}
+
+    return Suite(
+        "blockiness",
+        measure,
+        derive,
+        ("blockiness", "blockiness_truth"),
+        protocol={
+            "blockiness": "mean absolute difference of neighbouring pixels across patch edges over that inside "
+            "patches, both averaged over members and cases first",
+            "patch_pixels": patch_pixels,
         },
     )
 

@@ -22,7 +22,7 @@ from dydiff_dist.evaluation.case import ForecastCase
 from dydiff_dist.evaluation.colors import FieldStyle
 from dydiff_dist.evaluation.comparison import compare, num_independent, protocol_differences
 from dydiff_dist.evaluation.evaluate import FORECAST
-from dydiff_dist.evaluation.fields import flow_suite, image_suite, spectrum_suite
+from dydiff_dist.evaluation.fields import blockiness_suite, flow_suite, image_suite, spectrum_suite
 from dydiff_dist.evaluation.figures import channel_name
 from dydiff_dist.evaluation.resampling import FEW_GROUPS
 from dydiff_dist.evaluation.score_files import SERIES_NAME, STRIPS_NAME, ScoredRun, write_shown_cases
@@ -170,6 +170,7 @@ def _groups(summaries: list[dict]) -> dict[str, list[str]]:
         ),
         "Fields": (
             *spectrum_suite(True).scores,
+            *blockiness_suite(2).scores,
             *flow_suite(0, 1, True).scores,
             *(name for name in summaries[0]["scores"][FORECAST] if name.startswith("vrmse")),
         ),

@@ -330,6 +330,15 @@ def case_data(description: ModelDescription, folder: str | Path) -> DataConfig:
     return pixel_data(data, read_autoencoder_description(find_model(folder) / AUTOENCODER_FOLDER).temporal_ratio)
 
 
+def patch_pixels(description: ModelDescription, folder: str | Path) -> int:
+    """Pixels of the stored frames along the edge of a patch: of latents, the network's times the autoencoder's
+    ``spatial_ratio``; 1 where nothing cuts frames into patches."""
+    edge = description.model.patch_edge
+    if description.autoencoder_sha256 is None:
+        return edge
+    return edge * read_autoencoder_description(find_model(folder) / AUTOENCODER_FOLDER).spatial_ratio
+
+
 def _frame_space(folder: Path, description: ModelDescription, device: torch.device) -> FrameSpace:
     """What the model's frames are: latents of the autoencoder beside it, or the data's own frames."""
     schema = description.data_schema

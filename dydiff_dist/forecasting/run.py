@@ -10,7 +10,7 @@ from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.evaluation.animation import forecast_animation
 from dydiff_dist.forecasting.cases import Case, open_cases, stack_cases
 from dydiff_dist.forecasting.config import SamplingConfig
-from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, read_description
+from dydiff_dist.forecasting.exported import case_data, find_model, load_forecaster, patch_pixels, read_description
 from dydiff_dist.forecasting.inflation import inflate, read_inflation
 from dydiff_dist.forecasting.store import FileFormat, ForecastRequest, ForecastStore, Precision
 from dydiff_dist.strict_config import describe_error
@@ -79,6 +79,7 @@ class ForecastRun:
             model=str(find_model(model)),
             weights_sha256=weights_sha256,
             autoencoder_sha256=description.autoencoder_sha256,
+            patch_pixels=patch_pixels(description, model),
             shards=str(source),
             shards_sha256=self.reader.sha256,
             data=self.reader.data,
@@ -94,8 +95,7 @@ class ForecastRun:
         dtype = _DTYPES[precision]
         self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
         self.store = ForecastStore.create(out, request, self.num_cases)
-        self._cases_at_once = max(1, batch // num_members)
-        self._mine = range(rank, self.num_cases, world_size)
+        self._cases_at_once, self._mine = max(1, batch // num_members), range(rank, self.num_cases, world_size)
         self.missing: list[int] = sorted(set(self._mine) - set(there := self._cases_there()))
         """Cases that this process has yet to forecast."""
         self.num_reused, self.problems = len(there), {}

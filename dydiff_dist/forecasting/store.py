@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
 from dydiff_dist.arrays import read_npz
 from dydiff_dist.data.config import DataConfig
@@ -33,8 +33,9 @@ ZARR_NAME = "forecasts.zarr"
 FileFormat = Literal["npz", "zarr"]
 Precision = Literal["fp32", "bf16"]
 _NPZ_NAME = re.compile(r"case_(\d{6,})\.npz")
-_NOT_COMPARED = ("model", "shards", "data.train", "data.valid", "num_cases")
-"""Where things lie is no part of what they are: checksums say that. More cases of a request are the same request."""
+_NOT_COMPARED = ("model", "shards", "data.train", "data.valid", "num_cases", "patch_pixels")
+"""Where things lie is no part of what they are: checksums say that, of the weights also what patches they take. More
+cases of a request are the same request."""
 
 
 class ForecastRequest(StrictConfig):
@@ -47,6 +48,8 @@ class ForecastRequest(StrictConfig):
     """Of the model's weights."""
     autoencoder_sha256: str | None = None
     """Identity of the autoencoder through which latents were forecast."""
+    patch_pixels: PositiveInt | None = None
+    """Pixels of the stored frames along the edge of the model's patches; None where an earlier version wrote it."""
     shards: str
     """Folder of the cases' shards, or file of the array, as it was given."""
     shards_sha256: str

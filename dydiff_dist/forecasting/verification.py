@@ -118,6 +118,7 @@ class Verification:
             num_members=self.store.request.num_members,
             periodic=self.reader.is_periodic,
             climate=climate,
+            patch_pixels=self.store.request.patch_pixels,
         )
 
     def climatology(self, folder: str | Path, seed: int = 0, num_members: int | None = None) -> Climatology:

@@ -145,6 +145,11 @@ class DenoiserConfig(StrictConfig):
             )
 
     @property
+    def patch_edge(self) -> int:
+        """Pixels along the edge of the square patches that the network cuts its frames into; 1 where it cuts none."""
+        return 1
+
+    @property
     def num_blocks(self) -> int:
         """Parts that ZeRO stage 3 gathers one after the other."""
         return 1

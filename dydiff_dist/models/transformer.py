@@ -126,6 +126,11 @@ class VideoTransformerConfig(DenoiserConfig):
                 "data.crop_size"
             )
 
+    @property
+    def patch_edge(self) -> int:
+        """``patch_size``."""
+        return self.patch_size
+
     def num_tokens(self, sizes: InputSizes) -> int:
         """T, patches of all frames."""
         return sizes.num_frames * (sizes.height // self.patch_size) * (sizes.width // self.patch_size)

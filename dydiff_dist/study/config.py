@@ -85,7 +85,7 @@ class StudyConfig(StrictConfig):
     forecasts: dict[Name, ForecastConfig] = Field(min_length=1)
     """By name; the first is the one that arms are compared by."""
     scores: tuple[str, ...] = Field(default=("crps", "mse"), min_length=1)
-    """Scores that are kept case by case; the first decides."""
+    """Scores that are kept case by case; the first decides, the second stands beside it in the tables."""
     climatology: str | None = None
     """Shards of frames whose samples are the climatological ensemble; null takes what the run was trained on. Needed
     where an arm is trained on latents."""

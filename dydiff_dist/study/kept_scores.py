@@ -32,6 +32,7 @@ SCORES = {
     "mse": KeptScore("MSE of the ensemble mean", "mse"),
     "mae": KeptScore("MAE of the ensemble mean", "mae"),
     "variance": KeptScore("ensemble variance", "corrected_variance"),
+    "blockiness": KeptScore("blockiness (1: no edges)", "edge_gradient_members", "inner_gradient_members"),
     "crps_sum": KeptScore("CRPS-sum", "quantile_loss_sum", "absolute_target_sum"),
     "crps_quantile": KeptScore("quantile CRPS", "quantile_loss", "absolute_target"),
     "nd_sum": KeptScore("ND-sum", "absolute_error_sum", "absolute_target_sum"),

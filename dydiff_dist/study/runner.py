@@ -121,12 +121,13 @@ class StudyRunner:
     def _score(self, run: PlannedRun, forecast: PlannedForecast) -> tuple[list[CaseRow], dict[str, float], int]:
         verification = Verification.open(forecast.folder)
         is_series = verification.kind.is_series
+        of_patches = ["blockiness"] if "blockiness" in self.study.scores else []
         baselines: list[Baseline] = [verification.climatology(self.study.climatology or run.config.data.train)]
         if self.study.season_frames is not None:
             baselines.append(SeasonalNaive(self.study.season_frames))
         if is_series:
             baselines.append(RandomWalk(forecast.config.members))
-        suites = verification.choose_suites(["series"] if is_series else [])
+        suites = verification.choose_suites([*(["series"] if is_series else []), *of_patches])
         evaluation = verification.evaluate(*baselines, suites=suites)
         if evaluation.errors:
             raise ValueError(f"{forecast.folder}: {next(iter(evaluation.errors.values()))}")

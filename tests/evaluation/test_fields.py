@@ -8,9 +8,11 @@ from dydiff_dist.evaluation import ForecastCase, evaluate, write_summary
 from dydiff_dist.evaluation.choice import SUITES, ForecastKind, choose_suites
 from dydiff_dist.evaluation.comparison import protocol_differences
 from dydiff_dist.evaluation.fields import (
+    blockiness_suite,
     divergence_and_gradient,
     flow_suite,
     image_suite,
+    patch_gradients,
     power_spectrum,
     psnr,
     spectrum_suite,
@@ -104,6 +106,50 @@ def test_wavenumbers_that_are_empty_in_the_truth_are_left_out_of_the_distance() 
 def test_relative_divergence_of_independent_noise_is_one_over_root_two() -> None:
     overall = evaluate([_case(size=64)], suites=[flow_suite(0, 1, True)]).overall("forecast")
     assert overall["relative_divergence"] == pytest.approx(np.sqrt(0.5), rel=0.02)  # 49,152 pixels
+
+
+def test_gradients_across_patch_edges_and_inside_equal_those_of_a_loop() -> None:
+    frames = np.random.default_rng(0).normal(size=(2, 3, 12, 10)).astype(np.float32)
+    found = patch_gradients(frames, 4)
+    for number, frame in enumerate(frames.astype(np.float64)):
+        across, inside = [], []
+        for row in range(12):
+            for column in range(10):
+                for next_row, next_column in ((row + 1, column), (row, column + 1)):
+                    if next_row < 12 and next_column < 10:
+                        same = row // 4 == next_row // 4 and column // 4 == next_column // 4
+                        step = np.abs(frame[:, next_row, next_column] - frame[:, row, column])
+                        (inside if same else across).extend(step)
+        assert found[0][number] == pytest.approx(np.mean(across), rel=1e-12)
+        assert found[1][number] == pytest.approx(np.mean(inside), rel=1e-12)
+    assert np.isnan(patch_gradients(frames, 12)[0]).all()  # one patch: no edge within the frame
+
+
+def test_blockiness_sees_patches_in_the_members_and_not_in_the_truth() -> None:
+    case = _case(size=64)
+    steps = np.kron(np.random.default_rng(1).normal(0, 300, (8, 8)), np.ones((8, 8)))
+    cut = ForecastCase(0, "k", case.history, case.truth, case.members + steps)
+    overall = evaluate([cut], suites=[blockiness_suite(8)]).overall("forecast")
+    across, inside = patch_gradients(cut.members, 8)
+    assert overall["blockiness"] == pytest.approx(across.mean() / inside.mean(), rel=1e-12) and across.shape == (4, 3)
+    assert overall["blockiness"] > 1.5
+    assert overall["blockiness_truth"] == pytest.approx(1, abs=0.05)  # noise: some thousand pairs across edges
+    flat = ForecastCase(0, "k", case.history, case.truth * 0, case.members * 0)
+    assert np.isnan(evaluate([flat], suites=[blockiness_suite(8)]).overall("forecast")["blockiness"])
+    assert evaluate([case], suites=[blockiness_suite(8)]).overall("forecast")["blockiness"] == pytest.approx(
+        1, abs=0.05
+    )
+
+
+@pytest.mark.parametrize(("patch_pixels", "fits"), [(None, False), (1, False), (4, True), (16, False), (32, False)])
+def test_blockiness_is_scored_where_patches_are_known_and_meet(patch_pixels: int | None, fits: bool) -> None:
+    frames = FrameSchema(num_frames=5, shape=(1, 16, 16), dtype="float32")
+    counts = {"num_history_frames": 2, "num_members": 8, "periodic": False}
+    kind = ForecastKind(schema=frames, shape=(3, 1, 16, 16), patch_pixels=patch_pixels, **counts)
+    assert ("blockiness" in kind.fitting_suites()) == fits
+    if not fits:
+        with pytest.raises(ValueError, match=r"patches of (\d+|a size that is not known); leave 'blockiness' out"):
+            choose_suites(["blockiness"], "default", kind)
 
 
 def test_psnr_and_ssim_equal_scikit_image() -> None:
@@ -221,4 +267,7 @@ def test_differences_between_protocols_are_named() -> None:
     first = evaluate([_case()], suites=[ensemble_suite()]).protocol | {"model": "a"}
     second = evaluate([_case(num_members=3)], suites=[ensemble_suite()]).protocol | {"model": "b"}
     assert protocol_differences(first, first) == []
+    patched = evaluate([_case()], suites=[ensemble_suite(), blockiness_suite(4)]).protocol
+    other_patches = evaluate([_case()], suites=[ensemble_suite(), blockiness_suite(8)]).protocol
+    assert protocol_differences(first, patched) == protocol_differences(patched, other_patches) == []
     assert protocol_differences(first, second) == ["num_members: 4 and 3"]

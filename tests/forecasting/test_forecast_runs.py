@@ -139,6 +139,24 @@ def test_scores_pictures_and_protocol(flow_shards, forecasts, tmp_path) -> None:
         assert animation.n_frames == 7
 
 
+def test_blockiness_is_that_of_the_models_patches(forecasts) -> None:
+    verification = Verification.open(forecasts)
+    (suite,) = (suite for suite in verification.choose_suites() if suite.name == "blockiness")
+    assert suite.protocol["patch_pixels"] == 4
+    found = verification.evaluate(suites=[suite]).overall("forecast")
+    cases = [verification.case(number) for number in verification.numbers]
+    for name, frames in (("", [case.members for case in cases]), ("_truth", [case.truth for case in cases])):
+        rows, columns = (np.abs(np.diff(np.stack(frames).astype(np.float64), axis=axis)) for axis in (-2, -1))
+        across = (rows[..., 3::4, :].sum() + columns[..., 3::4].sum()) / (2 * rows[..., 3::4, :].size)
+        total = (rows.sum() + columns.sum()) / (2 * rows.size)
+        inside = (total * 15 - across * 3) / 12  # of 15 pairs along an edge of 16 pixels, 3 meet across patches of 4
+        assert found[f"blockiness{name}"] == pytest.approx(across / inside, rel=1e-9)
+    record = json.loads((forecasts / "forecast.json").read_text())
+    assert record.pop("patch_pixels") == 4
+    (forecasts / "forecast.json").write_text(json.dumps(seal(record)))  # as an earlier version wrote it
+    assert "blockiness" not in [suite.name for suite in Verification.open(forecasts).choose_suites()]
+
+
 def test_scoring_refuses_what_does_not_belong_together(flow_shards, forecasts) -> None:
     with _raises(ValueError, "was made from other shards"):
         Verification.open(forecasts, flow_shards / "train")

@@ -17,7 +17,7 @@ from dydiff_dist.autoencoders.files import load_autoencoder
 from dydiff_dist.benchmarks.training_step import measure_speed_up
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.data.stream import TrainStream
-from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster, save_pretrained
+from dydiff_dist.forecasting import CaseReader, ForecastStore, forecast_case, load_forecaster, save_pretrained
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
@@ -180,6 +180,8 @@ def test_a_run_on_latents_forecasts_frames(tree, latents, tiny_shards, tmp_path)
     assert made.returncode == 0, made.stderr
     scored = run([sys.executable, "tools/evaluate.py", out])
     assert scored.returncode == 0 and "CRPS" in scored.stdout, scored.stderr
+    assert ForecastStore.open(out).request.patch_pixels == 4  # patches of 2x2 latent pixels, each of 2x2 pixels
+    assert "blockiness_truth" in scored.stdout
     case = CaseReader.for_model(folder, shards).read(1)
     forecast = forecast_case(load_forecaster(folder), case, num_members=2)
     assert forecast.members.shape == (2, *case.truth.shape)

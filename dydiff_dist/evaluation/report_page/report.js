@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const HIGHER_IS_BETTER = /^(psnr|ssim|csi|pod|hss|fss|brier_skill)/;
-const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth|coverage|width)/;
+const NO_ORDER = /^(spread|bias|share_with_event|relative_divergence_truth|blockiness_truth|coverage|width)/;
 const BASELINE_DASH = { persistence: "6 4", climatology: "2 4", optical_flow: "9 3 2 3", seasonal_naive: "9 3 2 3" };
 
 function element(tag, parent, text, className) {
