@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed import config as deepspeed_config
+from dydiff_dist.engine.deepspeed import footprint as deepspeed_footprint
 from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
 from dydiff_dist.engine.deepspeed.partitions import partitions_of
+from dydiff_dist.engine.footprint import Footprint
 from dydiff_dist.engine.optimizer import build_schedule, move_schedule, num_parameters
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.errors import SharedError
@@ -74,15 +76,20 @@ class DeepSpeedEngine(Engine):
     def state_bytes(
         cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
     ) -> dict[str, int]:
-        stage = deepspeed_config.zero_stage(options)
-        return deepspeed_config.memory_per_rank_bytes(num_params, world_size, stage, training.precision)
+        stage, storage_bytes = deepspeed_config.zero_stage(options), deepspeed_footprint.bytes_of(training.precision)
+        return deepspeed_footprint.state_bytes(num_params, world_size, stage, storage_bytes)
 
     @classmethod
-    def update_traffic(
-        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
-    ) -> dict[str, float]:
-        stage = deepspeed_config.zero_stage(options)
-        return deepspeed_config.update_traffic_bytes(num_params, world_size, stage, training.precision)
+    def footprint(
+        cls,
+        training: OptimizationConfig,
+        options: Mapping[str, Any],
+        *,
+        world_size: int,
+        ranks_per_sample: int,
+        on_gpu: bool,
+    ) -> Footprint:
+        return deepspeed_footprint.read_footprint(options, training, world_size, ranks_per_sample, on_gpu)
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
