@@ -6,9 +6,11 @@ here, for every ZeRO stage.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,8 +35,7 @@ class DeepSpeedEngine(Engine):
     """ZeRO stages 0 to 3, with offloading to the host's memory; options: DeepSpeed's own, see ``config.py`` here."""
 
     def __init__(self, network: nn.Module, training: OptimizationConfig, options: Mapping[str, Any], world: World):
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         # On CPUs DeepSpeed would compile its shared-memory collective at the first start, half a minute; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -63,7 +64,6 @@ class DeepSpeedEngine(Engine):
         """Says which accelerator DeepSpeed is to use and silences its chatter."""
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
         # 0.19 calls collectives by names that newer torch renamed; each call would print a warning on each rank
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
 
@@ -227,3 +227,18 @@ def _replaced(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
                 setattr(target, name, before[name])
             else:
                 delattr(target, name)
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed without MLflow, which its autotuner would import where it is installed: most of a second for each rank,
+    and the autotuner isn't used."""
+    absent: Any = None  # what Python takes for a module that can't be imported
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = absent
+    try:
+        import deepspeed
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
+    return deepspeed
