@@ -3,7 +3,12 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
+
+# One thread a process, also of those that tests start: several run at once, and threads that wait for cores spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -22,12 +27,35 @@ def pytest_report_header() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device: the tests marked gpu are left out"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a CUDA device the tests that need one are left out rather than skipped one by one."""
-    if torch.cuda.is_available():
-        return
-    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Without a CUDA device the tests that need one are left out rather than skipped one by one; several workers begin
+    with what takes long, so that none is left with it at the end."""
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+        items[:] = slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def slow_first(items: list[pytest.Item], num_workers: int) -> list[pytest.Item]:
+    """The tests in an order whose equal parts, which the workers get (xdist's worksteal), each begin with their share
+    of long tests, then of slow ones. Tests of one file stay together, for what they share is made once."""
+
+    def rank(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return 0 if "long" in marks else 1 if marks & {"slow", "distributed"} else 2
+
+    shares: list[list[pytest.Item]] = [[] for _ in range(num_workers)]
+    files = groupby(sorted(items, key=rank), key=lambda item: (rank(item), item.path))
+    for (kind, _), tests in files:
+        if kind < 2:
+            min(shares, key=len).extend(tests)
+    fast: Iterator[pytest.Item] = (item for item in items if rank(item) == 2)
+    for number, share in enumerate(shares):
+        size = len(items) * (number + 1) // num_workers - len(items) * number // num_workers
+        share.extend(islice(fast, max(0, size - len(share))))
+    return [item for share in shares for item in share] + [*fast]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,13 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dydiff_dist.engine.config import OptimizationConfig
+from dydiff_dist.engine.footprint import Footprint
 from dydiff_dist.engine.partitions import Partitions
 from dydiff_dist.ranks.world import World
-
-ADAMW_BYTES = 7 * 4
-"""A parameter's: AdamW reads gradient, weight and two moments and writes the latter three, float32."""
-AVERAGE_BYTES = 3 * 4
-"""A parameter's: a moving average reads weight and average and writes it."""
 
 
 class Engine(ABC):
@@ -73,15 +69,31 @@ class Engine(ABC):
         """
 
     @classmethod
-    def update_traffic(
-        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Bytes of memory that one rank moves in a step from its gradients to its new weights, by part; ``optimizer``
-        and ``moving average`` are always among them.
+    def footprint(
+        cls,
+        training: OptimizationConfig,
+        options: Mapping[str, Any],
+        *,
+        world_size: int,
+        ranks_per_sample: int,
+        on_gpu: bool,
+    ) -> Footprint:
+        """What a rank of such a run holds, moves and sends, for a plan; builds nothing.
 
-        Args: as for `state_bytes`.
+        Args:
+            training: of the run.
+            options: the engine's section.
+            world_size: all ranks.
+            ranks_per_sample: that share their samples.
+            on_gpu: whether ranks are GPUs, or processes on a CPU.
+
+        Raises:
+            ValueError: the engine doesn't say, or the batch sizes don't fit the ranks.
         """
-        return {"optimizer": ADAMW_BYTES * num_params, "moving average": AVERAGE_BYTES * num_params}
+        raise ValueError(
+            f"the run's engine, {cls.__name__}, does not say what it needs; plan with another one, or give it the "
+            "method footprint"
+        )
 
     @classmethod
     @abstractmethod

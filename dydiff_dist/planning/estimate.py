@@ -1,4 +1,4 @@
-"""The whole estimate of a run: memory by ZeRO stage, time, cost, and the micro-batch that fits."""
+"""The whole estimate of a run: memory, as its state may be divided, time, cost, and the micro-batch that fits."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -6,11 +6,12 @@ from functools import cached_property
 import torch
 
 from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.engine.footprint import Footprint
 from dydiff_dist.hardware import GpuModel
 from dydiff_dist.planning.fusion import fuse
 from dydiff_dist.planning.kernel_time import by_kind
 from dydiff_dist.planning.launches import Launch, NetworkTrace, trace_network
-from dydiff_dist.planning.memory import MemoryEstimate, estimate_memory, sharding_of
+from dydiff_dist.planning.memory import MemoryEstimate, estimate_memory, footprint_of
 from dydiff_dist.planning.step_time import Assumptions, StepTime, Work, estimate_step
 from dydiff_dist.ranks.world import World
 from dydiff_dist.tasks.config import RunConfig
@@ -48,7 +49,7 @@ class RunEstimate:
         self.config, self.cluster, self.assumptions = config, cluster, assumptions
         task = _checked_task(config, cluster)
         self.plan, self.sizes = task.plan, task.sizes
-        self.sharding = sharding_of(config, cluster.num_gpus)
+        self.footprint = footprint_of(config, cluster.num_gpus)
 
     @cached_property
     def trace(self) -> NetworkTrace:
@@ -71,6 +72,11 @@ class RunEstimate:
         return self.config.model.parameter_sizes(self.sizes)
 
     @property
+    def division(self) -> str:
+        """How the run's engine divides its state between ranks, in a few words."""
+        return ENGINES[self.config.engine].describe(self.config.engine_options)
+
+    @property
     def num_params(self) -> int:
         """Elements of all parameters of the network, on all ranks together."""
         return sum(self.parameter_sizes)
@@ -80,18 +86,15 @@ class RunEstimate:
         """Bytes of a GPU's memory that a run may take: all but ``assumptions.memory_reserve``."""
         return self.cluster.gpu.memory_bytes * (1 - self.assumptions.memory_reserve)
 
-    def memory(self, stage: int | None = None, micro_batch: int | None = None) -> MemoryEstimate:
-        """Peak memory of one rank; ZeRO stage and samples of a micro-batch are the configuration's unless given."""
+    def memory(self, footprint: Footprint | None = None, micro_batch: int | None = None) -> MemoryEstimate:
+        """Peak memory of one rank; footprint (one of its alternatives) and samples of a micro-batch are the
+        configuration's unless given."""
         training, sizes = self.config.training, self.sizes
         micro_batch = micro_batch or training.micro_batch_per_gpu
         replicas = self.cluster.num_gpus // self.config.ranks_per_sample
-        sharding = replace(
-            self.sharding,
-            stage=self.sharding.stage if stage is None else stage,
-            accumulation=max(1, training.global_batch_size // (micro_batch * replicas)),
-        )
+        accumulation = max(1, training.global_batch_size // (micro_batch * replicas))
         return estimate_memory(
-            sharding,
+            replace(footprint or self.footprint, accumulation=accumulation),
             self.parameter_sizes,
             activation_bytes=micro_batch * self.activation_bytes,
             batch_elements=micro_batch * sizes.num_elements,
@@ -107,15 +110,12 @@ class RunEstimate:
             model_flops=training.global_batch_size / world_size * self.config.model.training_flops(self.sizes),
             # what ranks share of a sample is a part of it, and they take that part of more samples
             network_sec={kind: micro_batches * total.seconds for kind, total in by_kind(self.launches, rates).items()},
-            update_bytes=ENGINES[self.config.engine].update_traffic(
-                self.num_params, world_size, training, self.config.engine_options
-            ),
             num_params=self.num_params,
             num_layers=self.config.model.num_blocks,
         )
         return estimate_step(
             work,
-            self.sharding,
+            self.footprint,
             self.cluster.gpu,
             self.cluster.gpus_per_node,
             training.precision,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from dydiff_dist.engine.footprint import Footprint, UpdateTraffic
 from dydiff_dist.hardware import GpuModel
 from dydiff_dist.planning.kernel_time import KernelRates
-from dydiff_dist.planning.memory import Sharding
 from dydiff_dist.strict_config import StrictConfig
 
 
@@ -71,11 +71,10 @@ class Work:
     """Operations of forward and backward pass over all its micro-batches, nothing counted twice."""
     network_sec: Mapping[str, float]
     """Seconds of the network's kernels over all its micro-batches, by kind."""
-    update_bytes: Mapping[str, float]
-    """Memory traffic of the engine's update, by part (`Engine.update_traffic`)."""
     num_params: int
+    """Elements of all parameters."""
     num_layers: int
-    """Blocks, which stage 3 gathers one by one."""
+    """Blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,28 +101,32 @@ class StepTime:
 
 
 def estimate_step(
-    work: Work, sharding: Sharding, gpu: GpuModel, gpus_per_node: int, precision: str, assumptions: Assumptions
+    work: Work, footprint: Footprint, gpu: GpuModel, gpus_per_node: int, precision: str, assumptions: Assumptions
 ) -> StepTime:
     """The time of one step.
 
     Args:
         work: of each rank.
-        sharding: how the run spreads its state over ``sharding.world_size`` GPUs.
+        footprint: of the run on ``footprint.world_size`` GPUs.
         gpu: one of them.
         gpus_per_node: ranks beyond it talk over the network between nodes.
         precision: ``fp32``, ``bf16`` or ``fp16``, which says the GPU's peak.
         assumptions: what no data sheet says.
     """
     network = sum(work.network_sec.values())
-    sent, num_collectives = communication(work, sharding)
+    sent, num_collectives = (
+        footprint.communication(work.num_params, work.num_layers) if footprint.world_size > 1 else (0.0, 0)
+    )
     bandwidth = gpu.link_bandwidth
-    if sharding.world_size > gpus_per_node:
+    if footprint.world_size > gpus_per_node:
         bandwidth = min(bandwidth, gpu.network_bandwidth)
-    latency = assumptions.network_latency_sec * math.log2(sharding.world_size) * num_collectives
+    latency = assumptions.network_latency_sec * math.log2(footprint.world_size) * num_collectives
     communicated = sent / (bandwidth * assumptions.network_efficiency) + latency
     # two thirds of the arithmetic is the backward pass
-    hidden = min(communicated, assumptions.overlap * 2 / 3 * network) if sharding.overlaps else 0.0
-    update = _update_sec(work, sharding, gpu, gpus_per_node, assumptions)
+    hidden = min(communicated, assumptions.overlap * 2 / 3 * network) if footprint.overlaps else 0.0
+    update = _update_sec(
+        footprint.update_traffic(work.num_params), gpu, min(gpus_per_node, footprint.world_size), assumptions
+    )
     total = network + communicated - hidden + sum(update.values())
     return StepTime(
         network_sec=work.network_sec,
@@ -135,32 +138,14 @@ def estimate_step(
     )
 
 
-def communication(work: Work, sharding: Sharding) -> tuple[float, int]:
-    """Bytes that each rank sends in a step, and the number of collectives.
-
-    A ring all-reduce of n bytes sends 2 n (N - 1) / N, a reduce-scatter or all-gather half of it. Stage 0 all-reduces
-    gradients; stage 1 reduces them and gathers weights once a step; stage 2 reduces after every micro-batch, because no
-    rank could hold the sum; stage 3 also gathers weights for each forward and each backward pass.
-    """
-    if sharding.world_size == 1:
-        return 0.0, 0
-    passes = {0: 2, 1: 2, 2: sharding.accumulation + 1, 3: 3 * sharding.accumulation}[sharding.stage]
-    whole = work.num_params * sharding.storage_bytes
-    sent = passes * whole * (sharding.world_size - 1) / sharding.world_size
-    pieces = work.num_layers if sharding.stage == 3 else math.ceil(work.num_params / sharding.reduce_bucket)
-    return sent, passes * pieces
-
-
 def _update_sec(
-    work: Work, sharding: Sharding, gpu: GpuModel, gpus_per_node: int, assumptions: Assumptions
+    traffic: UpdateTraffic, gpu: GpuModel, ranks_per_host: int, assumptions: Assumptions
 ) -> dict[str, float]:
-    """Passes over gradients, the optimizer's state and the moving average; through the host where they lie there."""
-    if not sharding.optimizer_on_host:
-        rate = gpu.memory_bandwidth * assumptions.memory_efficiency
-        return {part: traffic / rate for part, traffic in work.update_bytes.items()}
-    share = sharding.share(work.num_params) if sharding.stage else work.num_params
-    transfer = 2 * share * sharding.storage_bytes / gpu.host_bandwidth  # gradients there, weights back
-    at_once = min(gpus_per_node, sharding.world_size)
-    touched = {part: work.update_bytes[part] * at_once for part in ("optimizer", "moving average")}
-    seconds = {part: traffic / assumptions.host_memory_bandwidth for part, traffic in touched.items()}
-    return {"to the host and back": transfer, **seconds}
+    """Passes over gradients, the optimizer's state and the moving average; ranks of a host share its memory."""
+    rate = gpu.memory_bandwidth * assumptions.memory_efficiency
+    seconds = {part: size / rate for part, size in traffic.device.items()}
+    if traffic.transferred:
+        seconds["to the host and back"] = traffic.transferred / gpu.host_bandwidth
+    for part, size in traffic.host.items():
+        seconds[part] = size * ranks_per_host / assumptions.host_memory_bandwidth
+    return seconds

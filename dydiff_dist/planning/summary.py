@@ -18,7 +18,7 @@ def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
         "gpu": cluster.gpu.name,
         "gpus": cluster.num_gpus,
         "parameters": estimate.num_params,
-        "zero_stage": estimate.sharding.stage,
+        **estimate.footprint.facts(),
         "memory_bytes": {**memory.parts, "peak": memory.peak, "phase": memory.phase, "host": memory.host_parts},
         "largest_micro_batch": estimate.largest_micro_batch,
         "step_sec": step.total_sec,
@@ -40,35 +40,38 @@ def as_dict(estimate: RunEstimate, price: float | None) -> dict[str, Any]:
 
 
 def as_text(estimate: RunEstimate, price: float | None) -> str:
-    """A page for a person: the run, memory by ZeRO stage, time and cost (as in `as_dict`), what all of it rests on."""
+    """A page for a person: the run, memory as its state may be divided, time and cost, what all of it rests on.
+
+    ``price`` as in `as_dict`.
+    """
     parts = (_run_lines(estimate), _memory_table(estimate), _kernel_table(estimate), _time_lines(estimate, price))
     return "\n\n".join((*parts, _basis(estimate)))
 
 
 def _run_lines(estimate: RunEstimate) -> str:
-    config, cluster, sharding = estimate.config, estimate.cluster, estimate.sharding
+    config, cluster, footprint = estimate.config, estimate.cluster, estimate.footprint
     training, sizes = config.training, estimate.sizes
     absent = " (data.expect; the shards are not here)" if estimate.plan.data_is_absent else ""
     return "\n".join(
         (
             f"run      {config.output_dir} on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}, "
-            f"ZeRO stage {sharding.stage}, {training.precision}",
+            f"{estimate.division}, {training.precision}",
             f"data     {sizes.num_frames} frames of {sizes.num_channels} x {sizes.height} x {sizes.width}, "
             f"{sizes.num_action_channels} actions{absent}",
             f"network  {config.model.describe()}: {estimate.num_params / 1e6:,.1f} M parameters",
-            f"batch    {training.global_batch_size} = {training.micro_batch_per_gpu} samples x {sharding.accumulation} "
-            f"accumulation x {cluster.num_gpus // config.ranks_per_sample}",
+            f"batch    {training.global_batch_size} = {training.micro_batch_per_gpu} samples x "
+            f"{footprint.accumulation} accumulation x {cluster.num_gpus // config.ranks_per_sample}",
         )
     )
 
 
 def _memory_table(estimate: RunEstimate) -> str:
-    """Memory by part for every stage, the configuration's own marked."""
-    chosen = estimate.sharding.stage
+    """Memory by part for every division of the state, the configuration's own marked."""
+    chosen = estimate.division
     lines = [f"{'GiB per GPU':<18}" + "".join(f"{part:>12}" for part in (*_PARTS, "peak"))]
-    for stage in range(1 if estimate.sharding.storage_bytes == 2 else 0, 4):  # stage 0 keeps no float32 weights
-        memory = estimate.memory(stage=stage)
-        name = f"ZeRO stage {stage}" + (" <-" if stage == chosen else "")
+    for division, footprint in (estimate.footprint.alternatives() or {chosen: estimate.footprint}).items():
+        memory = estimate.memory(footprint)
+        name = division + (" <-" if division == chosen else "")
         fits = "" if memory.peak <= estimate.usable_bytes else "  does not fit"
         lines.append(f"{name:<18}{_numbers(memory)}{fits}")
     memory, fitting = estimate.memory(), estimate.largest_micro_batch

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine
+from dydiff_dist.engine.deepspeed.engine import DeepSpeedEngine, import_deepspeed
 from dydiff_dist.models import InputSizes, VideoTransformerConfig
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.tasks.config import RunConfig
@@ -35,6 +35,7 @@ def warm_up() -> None:
     """Imports, and first uses of torch's libraries."""
     import dydiff_dist.training.trainer  # noqa: F401
 
+    import_deepspeed()
     config = VideoTransformerConfig(width=16, depth=1, num_heads=2, patch_size=4)
     sizes = InputSizes(num_frames=6, num_history_frames=2, num_channels=2, height=16, width=16)
     z, timesteps, history, _ = sizes.example()

@@ -1,6 +1,7 @@
 """Another engine: plain torch on one rank, in float32. As a program it is forecasters' training that can use it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,12 +9,33 @@ from torch import Tensor, nn
 
 from dydiff_dist.engine.config import OptimizationConfig, accumulation_steps
 from dydiff_dist.engine.engines import ENGINES
+from dydiff_dist.engine.footprint import ADAMW_BYTES, AVERAGE_BYTES, Footprint, Memory, UpdateTraffic
 from dydiff_dist.engine.optimizer import build_schedule, move_schedule, torch_adamw
 from dydiff_dist.engine.partitions import WholeParameters
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.ranks.world import World
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.command import run_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainFootprint(Footprint):
+    """Everything in float32 on every rank; gradients are reduced once a step."""
+
+    def memory(self, parameter_sizes: Sequence[int], activation_bytes: int) -> Memory:
+        whole = 4 * sum(parameter_sizes)
+        return Memory(
+            standing={"weights": whole, "optimizer": 2 * whole, "EMA": whole},
+            phases={"backward pass": {"gradients": whole, "activations": activation_bytes, "buffers": 0}},
+        )
+
+    def update_traffic(self, num_params: int) -> UpdateTraffic:
+        return UpdateTraffic(
+            device={"optimizer": ADAMW_BYTES * num_params, "moving average": AVERAGE_BYTES * num_params}
+        )
+
+    def communication(self, num_params: int, num_layers: int) -> tuple[float, int]:
+        return 2 * 4 * num_params * (self.world_size - 1) / self.world_size, 1
 
 
 class PlainEngine(Engine):
@@ -39,6 +61,22 @@ class PlainEngine(Engine):
         return {
             name: 4 * num_params * n for name, n in {"weights": 1, "gradients": 1, "optimizer": 2, "EMA": 1}.items()
         }
+
+    @classmethod
+    def footprint(
+        cls,
+        training: OptimizationConfig,
+        options: Mapping[str, Any],
+        *,
+        world_size: int,
+        ranks_per_sample: int,
+        on_gpu: bool,
+    ) -> Footprint:
+        return PlainFootprint(
+            world_size=world_size,
+            accumulation=accumulation_steps(training, world_size // ranks_per_sample),
+            overlaps=False,
+        )
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:

@@ -11,7 +11,11 @@ from run_commands import TRAIN, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dydiff_dist.engine.engines import ENGINES
-from dydiff_dist.planning.memory import sharding_of
+from dydiff_dist.engine.protocol import Engine
+from dydiff_dist.hardware import GPU_MODELS
+from dydiff_dist.planning.estimate import Cluster, RunEstimate
+from dydiff_dist.planning.step_time import Assumptions
+from dydiff_dist.planning.summary import as_dict, as_text
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
 
@@ -60,6 +64,31 @@ def test_an_engine_is_a_name_of_the_registry(tiny_config, monkeypatch):
         load_config(tiny_config, RunConfig, ["engine=plain"])
     config = load_config(tiny_config, RunConfig, ["engine=plain", "deepspeed={}"])
     assert config.engine_options == {}
-    with pytest.raises(ValueError, match="engine is 'plain'; memory and time can be planned for 'deepspeed' only"):
-        sharding_of(config, world_size=1)
     assert load_config(tiny_config, RunConfig).engine_options == {"zero_optimization": {"stage": 2}}
+
+
+def plan(config) -> RunEstimate:
+    return RunEstimate(config, Cluster(gpu=GPU_MODELS["h100"], nodes=1, gpus_per_node=2), Assumptions())
+
+
+def test_another_engine_is_planned_by_what_it_says_itself(tiny_config, monkeypatch):
+    monkeypatch.setitem(ENGINES, "plain", PlainEngine)
+    estimate = plan(load_config(tiny_config, RunConfig, ["engine=plain", "deepspeed={}"]))
+    numbers, text, num_params = as_dict(estimate, None), as_text(estimate, None), estimate.num_params
+    memory = numbers["memory_bytes"]
+    assert (memory["weights"], memory["optimizer"], memory["buffers"]) == (4 * num_params, 8 * num_params, 0)
+    assert memory["phase"] == "backward pass" and "zero_stage" not in numbers
+    assert numbers["sent_bytes_per_gpu_and_step"] == 4 * num_params  # a ring of two
+    assert set(numbers["step_parts_sec"]["update"]) == {"optimizer", "moving average"}
+    assert "plain torch <-" in text and "ZeRO" not in text
+    assert as_dict(plan(load_config(tiny_config, RunConfig)), None)["zero_stage"] == 2
+
+
+def test_an_engine_that_says_nothing_is_not_planned(tiny_config, monkeypatch):
+    class SilentEngine(PlainEngine):
+        footprint = Engine.__dict__["footprint"]
+
+    monkeypatch.setitem(ENGINES, "plain", SilentEngine)
+    config = load_config(tiny_config, RunConfig, ["engine=plain", "deepspeed={}"])
+    with pytest.raises(ValueError, match="SilentEngine, does not say what it needs; plan with another one"):
+        plan(config)

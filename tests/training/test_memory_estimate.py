@@ -11,10 +11,10 @@ import pytest
 from run_commands import environment
 
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.engine.deepspeed.config import memory_per_rank_bytes
+from dydiff_dist.engine.deepspeed.footprint import state_bytes
 from dydiff_dist.forecasting.frame_space import input_sizes
 from dydiff_dist.planning.launches import trace_network
-from dydiff_dist.planning.memory import estimate_memory, sharding_of
+from dydiff_dist.planning.memory import estimate_memory, footprint_of
 from dydiff_dist.tasks.config import RunConfig
 from dydiff_dist.training.config import load_config
 
@@ -62,7 +62,7 @@ def estimate(config, world_size: int):
     """The estimate for processes on a CPU."""
     sizes, micro_batch = sizes_of(config), config.training.micro_batch_per_gpu
     return estimate_memory(
-        sharding_of(config, world_size, on_gpu=False),
+        footprint_of(config, world_size, on_gpu=False),
         config.model.parameter_sizes(sizes),
         activation_bytes=micro_batch * trace_network(config, sizes).peak_bytes,
         batch_elements=micro_batch * sizes.num_elements,
@@ -109,7 +109,7 @@ def test_estimates_are_within_a_tenth_of_what_processes_need(cases, world_size, 
 
 
 def test_state_follows_the_zero_stages():
-    sizes = [sum(memory_per_rank_bytes(1000, 4, stage, "bf16").values()) for stage in (1, 2, 3)]
+    sizes = [sum(state_bytes(1000, 4, stage, 2).values()) for stage in (1, 2, 3)]
     # per parameter: weights 2, gradients 2, master + moments 12, EMA 4 bytes; each stage shards one more part by 4
     assert sizes == [2000 + 2000 + 4000, 2000 + 500 + 4000, 500 + 500 + 4000]
 
@@ -129,7 +129,7 @@ def test_recomputation_and_depth_change_the_activations_as_they_must(tiny_config
 
 def test_offloaded_state_leaves_the_gpu(tiny_config):
     config = load_config(tiny_config, RunConfig, ["training.precision=bf16"])
-    kept = sharding_of(config, 2)
+    kept = footprint_of(config, 2)
     arguments = {"parameter_sizes": [10**6] * 1000, "activation_bytes": 1e9, "batch_elements": 10**6}
     offloaded = estimate_memory(replace(kept, optimizer_on_host=True), **arguments)
     assert offloaded.parts["optimizer"] == offloaded.parts["EMA"] == 0

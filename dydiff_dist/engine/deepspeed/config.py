@@ -7,11 +7,8 @@ from typing import Any
 import torch
 
 from dydiff_dist.engine.config import OptimizationConfig, accumulation_steps
-from dydiff_dist.engine.protocol import ADAMW_BYTES, AVERAGE_BYTES
 
-_FLOAT32 = 4
-"""Bytes of one."""
-_DEFAULT_BUCKET = 500_000_000
+DEFAULT_BUCKET = 500_000_000
 """Elements of DeepSpeed's bucket of gradients."""
 _DERIVED = {
     "train_batch_size": "training.global_batch_size",
@@ -50,6 +47,11 @@ _PASSED_ON = {
 def zero_stage(section: Mapping[str, Any]) -> int:
     """The ZeRO stage of the configuration's ``deepspeed`` section (0 if none is given)."""
     return section.get("zero_optimization", {}).get("stage", 0)
+
+
+def offloads(section: Mapping[str, Any], what: str) -> bool:
+    """Whether the section puts ``optimizer`` or ``param`` (the weights) into the host's memory."""
+    return section.get("zero_optimization", {}).get(f"offload_{what}", {}).get("device", "none") != "none"
 
 
 def check_deepspeed(section: Mapping[str, Any], training: OptimizationConfig) -> None:
@@ -103,8 +105,7 @@ def check_device(section: Mapping[str, Any], training: OptimizationConfig, devic
             "training.precision is 'fp16', which DeepSpeed refuses on this CPU, as it has no fp16 arithmetic; set bf16 "
             "or fp32, or train on a GPU"
         )
-    offloaded = section.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
-    if training.optimizer == "deepspeed_cpu_adam" and device_type != "cpu" and not offloaded:
+    if training.optimizer == "deepspeed_cpu_adam" and device_type != "cpu" and not offloads(section, "optimizer"):
         raise ValueError(
             "training.optimizer 'deepspeed_cpu_adam' updates weights in the host's memory; set "
             'deepspeed.zero_optimization.offload_optimizer={"device": "cpu"}, or another optimizer'
@@ -151,58 +152,5 @@ def fit_bucket(section: Mapping[str, Any], num_params: int) -> dict[str, Any]:
     memory of the machine, but a limit on addresses (``ulimit -v``) counts it.
     """
     zero = section.get("zero_optimization", {})
-    bucket = {"reduce_bucket_size": max(1, min(_DEFAULT_BUCKET, num_params))}
+    bucket = {"reduce_bucket_size": max(1, min(DEFAULT_BUCKET, num_params))}
     return {**section, "zero_optimization": {**bucket, **zero}} if zero.get("stage", 0) else dict(section)
-
-
-def memory_per_rank_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer (float32 master weights, two Adam moments, EMA) on one rank.
-
-    ZeRO stage 1 divides the optimizer between the ranks, 2 also the gradients, 3 also the weights (Rajbhandari et al.
-    2020, section 3).
-
-    Args:
-        num_params: elements of all parameters.
-        world_size: ranks.
-        stage: 0 to 3.
-        precision: ``fp32``, or anything else for two bytes.
-    """
-    storage = _FLOAT32 if precision == "fp32" else 2
-    share = -(-num_params // world_size)
-    master = 0 if stage == 0 else _FLOAT32
-    return {
-        "weights": storage * (share if stage == 3 else num_params),
-        "gradients": storage * (share if stage >= 2 else num_params),
-        "optimizer": (master + 2 * _FLOAT32) * (share if stage >= 1 else num_params),
-        "EMA": _FLOAT32 * (share if stage >= 1 else num_params),
-    }
-
-
-def update_traffic_bytes(num_params: int, world_size: int, stage: int, precision: str) -> dict[str, float]:
-    """Bytes that one rank moves in a step from its gradients to its new weights, as DeepSpeed 0.19 does it.
-
-    Stages 1 and 2, with b bytes of a gradient: every gradient is copied into a bucket, divided by the ranks, gathered
-    from the bucket into one tensor to reduce where there are several ranks, and this rank's share copied out. One pass
-    over the share says its norm and whether it is finite; it is laid end to end, made float32 and scaled. Stage 3 is
-    taken to do the same to its slices, but for a norm of its own and, in float64, a copy for it.
-
-    Args:
-        num_params: elements of all parameters.
-        world_size: ranks.
-        stage: 0 to 3.
-        precision: ``fp32``, or anything else for two bytes.
-    """
-    storage = _FLOAT32 if precision == "fp32" else 2
-    share = -(-num_params // world_size) if stage else num_params
-    adamw, average = ADAMW_BYTES * share, AVERAGE_BYTES * share
-    if stage == 0:
-        return {"checks and norm": 3 * storage * share, "optimizer": adamw, "moving average": average}
-    several, norm_again = world_size > 1, storage + 8 + 8 if stage == 3 else 0
-    return {
-        "gradients into buckets": storage * ((6 if several else 4) * num_params + (4 if several else 2) * share),
-        "checks and norm": (storage + norm_again) * share,
-        "float32 gradients": (2 * storage + storage + _FLOAT32 + 2 * _FLOAT32) * share,
-        "optimizer": adamw,
-        "weights": (_FLOAT32 + storage) * share,
-        "moving average": average,
-    }

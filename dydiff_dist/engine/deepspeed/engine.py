@@ -6,9 +6,11 @@ here, for every ZeRO stage.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from dydiff_dist.engine.config import OptimizationConfig
 from dydiff_dist.engine.deepspeed import config as deepspeed_config
+from dydiff_dist.engine.deepspeed import footprint as deepspeed_footprint
 from dydiff_dist.engine.deepspeed.optimizer import build_optimizer
 from dydiff_dist.engine.deepspeed.partitions import partitions_of
+from dydiff_dist.engine.footprint import Footprint
 from dydiff_dist.engine.optimizer import build_schedule, move_schedule, num_parameters
 from dydiff_dist.engine.protocol import Engine
 from dydiff_dist.errors import SharedError
@@ -31,8 +35,7 @@ class DeepSpeedEngine(Engine):
     """ZeRO stages 0 to 3, with offloading to the host's memory; options: DeepSpeed's own, see ``config.py`` here."""
 
     def __init__(self, network: nn.Module, training: OptimizationConfig, options: Mapping[str, Any], world: World):
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         # On CPUs DeepSpeed would compile its shared-memory collective at the first start, half a minute; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -61,7 +64,6 @@ class DeepSpeedEngine(Engine):
         """Says which accelerator DeepSpeed is to use and silences its chatter."""
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
         # 0.19 calls collectives by names that newer torch renamed; each call would print a warning on each rank
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
 
@@ -74,15 +76,20 @@ class DeepSpeedEngine(Engine):
     def state_bytes(
         cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
     ) -> dict[str, int]:
-        stage = deepspeed_config.zero_stage(options)
-        return deepspeed_config.memory_per_rank_bytes(num_params, world_size, stage, training.precision)
+        stage, storage_bytes = deepspeed_config.zero_stage(options), deepspeed_footprint.bytes_of(training.precision)
+        return deepspeed_footprint.state_bytes(num_params, world_size, stage, storage_bytes)
 
     @classmethod
-    def update_traffic(
-        cls, num_params: int, world_size: int, training: OptimizationConfig, options: Mapping[str, Any]
-    ) -> dict[str, float]:
-        stage = deepspeed_config.zero_stage(options)
-        return deepspeed_config.update_traffic_bytes(num_params, world_size, stage, training.precision)
+    def footprint(
+        cls,
+        training: OptimizationConfig,
+        options: Mapping[str, Any],
+        *,
+        world_size: int,
+        ranks_per_sample: int,
+        on_gpu: bool,
+    ) -> Footprint:
+        return deepspeed_footprint.read_footprint(options, training, world_size, ranks_per_sample, on_gpu)
 
     @classmethod
     def describe(cls, options: Mapping[str, Any]) -> str:
@@ -220,3 +227,18 @@ def _replaced(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
                 setattr(target, name, before[name])
             else:
                 delattr(target, name)
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed without MLflow, which its autotuner would import where it is installed: most of a second for each rank,
+    and the autotuner isn't used."""
+    absent: Any = None  # what Python takes for a module that can't be imported
+    hides = "mlflow" not in sys.modules
+    if hides:
+        sys.modules["mlflow"] = absent
+    try:
+        import deepspeed
+    finally:
+        if hides:
+            del sys.modules["mlflow"]
+    return deepspeed
