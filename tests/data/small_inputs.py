@@ -81,3 +81,27 @@ def write_sevir(root: Path) -> dict:
             with h5py.File(root / "data" / f"e{n}.h5", "w") as data:
                 data["id"], data["vil"] = [f"E{n:02d}".encode()], RNG.integers(0, 254, (1, 12, 12, 49), np.uint8)
     return {"root": str(root), "window_frames": 49}
+
+
+def write_pdebench(root: Path) -> dict:
+    """Reaction and diffusion, a trajectory of one window in each file."""
+    for n in range(COUNT):
+        with h5py.File(root / f"run-{n:02d}.h5", "w") as file:
+            values = RNG.normal(size=(3, 6, 8, 2)).astype(np.float32)
+            file.create_dataset("0000/data", data=values, compression="lzf", fletcher32=True)
+            for axis, size in (("x", 6), ("y", 8), ("t", 3)):
+                file[f"0000/grid/{axis}"] = np.arange(size, dtype=np.float32)
+    return {"root": str(root), "num_frames": 3, "valid_fraction": 0.0, "test_fraction": 0.0}
+
+
+def write_weather(root: Path) -> dict:
+    """Temperatures, the times of one window in each file."""
+    xarray = pytest.importorskip("xarray", reason="xarray is an extra")
+    for n in range(COUNT):
+        times = np.datetime64("2019-12-30", "ns") + np.arange(3 * n, 3 * n + 3) * np.timedelta64(6, "h")
+        axes = {"time": times, "latitude": [60.0, 0.0, -60.0], "longitude": np.arange(4) * 90.0}
+        values = RNG.normal(280, 9, (3, 3, 4)).astype(np.float32)
+        data = xarray.Dataset({"t2m": (tuple(axes), values, {"units": "K"})}, axes)
+        stored = {name: {"zlib": True, "fletcher32": True} for name in ("t2m", "time")}
+        data.to_netcdf(root / f"times-{n:02d}.nc", engine="h5netcdf", encoding=stored)
+    return {"root": (str(root),), "variables": ("t2m",), "num_frames": 3}

@@ -6,7 +6,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from small_inputs import write_records
+from small_inputs import write_records, write_weather
 from test_converters import TINY_FLOW, write_trajectory
 from test_sevir_inputs import pixels, rows, write
 
@@ -86,6 +86,32 @@ def write_turbulence(root):
     return [{**options, "spin_up_frames": 2, **changed}]
 
 
+def write_fields(root):
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        with h5py.File(root / f"ns-{n}.h5", "w") as file:
+            for name, shape in (("velocity", (3, 9, 8, 8, 2)), ("particles", (3, 9, 8, 8, 1)), ("force", (3, 8, 8, 2))):
+                file[name] = rng.standard_normal(shape).astype(np.float32)
+    cut = {"num_frames": 2, "time_stride": 2, "window_step": 3, "space_stride": 2, "trajectories_per_shard": 2}
+    kinds = {"fields": ["force", "velocity"], "boundary": "periodic", "valid_fraction": 0.3, "test_fraction": 0.2}
+    return [{"root": root, **cut, **kinds}]
+
+
+def write_globe(root):
+    for name in ("files", "store"):
+        (root / name).mkdir()
+    write_weather(root / "files")
+    xarray = pytest.importorskip("xarray", reason="xarray is an extra")
+    pytest.importorskip("zarr", reason="zarr is an extra")
+    parts = [xarray.load_dataset(path) for path in sorted((root / "files").iterdir())]
+    levels = xarray.concat(parts, "time").rename(t2m="t").expand_dims(level=[850, 500])
+    levels.to_zarr(root / "store" / "levels.zarr")
+    split = {"train_start": "2019-12-31", "valid_start": "2020-01-03", "test_start": "2020-01-05T12:00"}
+    cut = {"num_frames": 2, "time_stride": 2, "window_step": 1, "samples_per_shard": 3, "test_end": "2020-01-07"}
+    kinds = {"packing": "stored", "absent_chunks": "fill", "levels": [500.0], "variables": ["t2m", "t"]}
+    return [{"root": [root / "files", root / "store"], **split, **cut, **kinds}]
+
+
 WRITERS = {
     "robonet": write_robonet,
     "sevir": write_sevir,
@@ -93,6 +119,8 @@ WRITERS = {
     "bair": write_bair,
     "arrays": write_arrays,
     "turbulence": write_turbulence,
+    "weather": write_globe,
+    "pdebench": write_fields,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from damage import drop_middle, overwrite, truncate, zero_blocks
-from small_inputs import COUNT, write_arrays, write_bair, write_robonet, write_sevir
+from small_inputs import COUNT, write_arrays, write_bair, write_pdebench, write_robonet, write_sevir, write_weather
 
 from dydiff_dist.data.convert import convert
 from dydiff_dist.data.shard_set import ShardSet
@@ -19,8 +19,10 @@ WRITERS = {
         for suffix in (".npy", ".npz", ".h5", ".zarr", ".mp4")
     },
     "bair": ("bair", write_bair),
+    "pdebench": ("pdebench", write_pdebench),
     "robonet": ("robonet", write_robonet),
     "sevir": ("sevir", write_sevir),
+    "weather": ("weather", write_weather),
 }
 CERTAIN = {
     "empty": lambda data, rng: b"",
@@ -47,7 +49,9 @@ def inputs(root: Path) -> list[Path]:
     return [path for path in paths if ".zarr" not in str(path) or "/c/" in str(path)]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "weather" else name for name in WRITERS]
+)
 def test_one_damaged_input_is_named_and_the_others_are_converted(tmp_path, name):
     source, write = WRITERS[name]
     (tmp_path / "in").mkdir()
