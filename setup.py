@@ -59,7 +59,7 @@ setup(
     packages=[*find_packages(include=["dydiff_dist", "dydiff_dist.*"]), *kernel_packages, "dydiff_tools"],
     package_dir={"dydiff_kernels": "kernels", "dydiff_tools": "tools"},
     entry_points={"console_scripts": ["dydiff = dydiff_tools.dydiff:main"]},
-    package_data={"dydiff_dist.evaluation": ["report_page/*"]},
+    package_data={"dydiff_dist": ["demo/*/*"], "dydiff_dist.evaluation": ["report_page/*"]},
     ext_modules=[cpu_extension],
     cmdclass={"build_ext": OptionalBuildExt},
     install_requires=[

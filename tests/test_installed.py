@@ -54,7 +54,7 @@ def test_the_wheel_brings_commands_kernels_and_pages(installed, tmp_path):
     where, backends, page = run(installed / "python", "-c", script, cwd=tmp_path).splitlines()
     assert str(installed.parent) in where and "cpp" in backends and "page.html" in page
     commands = run(installed / "dydiff", "--help", cwd=tmp_path)
-    for name in ("shards", "train", "forecast", "evaluate", "encode", "plan", "doctor"):
+    for name in ("demo", "shards", "train", "forecast", "evaluate", "encode", "plan", "doctor"):
         assert f"\n  {name} " in commands
         assert f"usage: dydiff {name} " in run(installed / "dydiff", name, "--help", cwd=tmp_path)
     run(installed / "dydiff", *SHARDS.split(), cwd=tmp_path)
@@ -66,3 +66,12 @@ def test_a_command_that_is_none_is_refused(installed, tmp_path):
     done = subprocess.run([installed / "dydiff", "forcast"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no command 'forcast'\nusage: dydiff COMMAND")
+
+
+@pytest.mark.long
+def test_the_wheel_forecasts_with_the_model_it_brings(installed, tmp_path):
+    said = run(installed / "dydiff", "demo", "--out", "shipped", "--members", "2", cwd=tmp_path)
+    assert "forecast: 8/8 cases" in said
+    for name in ("report.html", "forecast_000000.png", "forecast_000000.gif"):
+        assert (tmp_path / "shipped" / "scores" / name).stat().st_size > 10_000
+        assert f"shipped/scores/{name}\n" in said

@@ -10,6 +10,7 @@ import sys
 import types
 
 COMMANDS = {
+    "demo": ("dydiff_tools.demo", "forecast with a model that comes with the package"),
     "shards": ("dydiff_tools.make_shards", "turn files as you have them into shards"),
     "inspect": ("dydiff_tools.inspect_shards", "say what a folder of shards holds"),
     "train": ("dydiff_dist.train", "train a forecaster"),
