@@ -24,7 +24,8 @@ from dydiff_kernels.gpu import MAX_BLOCK, AotCase
 from dydiff_kernels.registry import collect
 
 ARCHITECTURES = (80, 90)
-STORAGE = ("fp32", "bf16", "fp16")
+STORAGE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STORAGE = tuple(STORAGE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def compile_case(case: AotCase, storage: str, arch: int, **other_constants: Any)
         elif name.endswith("_ptr") or name in case.divisible:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=case.num_warps))
+    warps = case.num_warps if isinstance(case.num_warps, int) else case.num_warps(STORAGE_BYTES[storage])
+    options = dict(num_warps=warps, num_stages=case.num_stages)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def _count(ptx: str, direction: str) -> tuple[int, int]:

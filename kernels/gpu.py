@@ -4,7 +4,7 @@ A program owns BLOCK elements of a frame of one sample and walks the frames, so 
 in registers and every element is read and written once. Offsets are 64-bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class AotCase:
         constants: compile-time constants.
         floats: numbers that are float32; other numbers are int32.
         divisible: numbers that are a multiple of 16 in the launch that the case stands for.
-        num_warps: of a program.
+        num_warps: of a program; where it depends on the storage type, a function of its bytes.
+        num_stages: of the pipelines that the compiler makes of loops.
     """
 
     name: str
@@ -48,7 +49,8 @@ class AotCase:
     constants: Mapping[str, Any] = field(default_factory=dict)
     floats: tuple[str, ...] = ()
     divisible: tuple[str, ...] = ("R",)
-    num_warps: int = NUM_WARPS
+    num_warps: int | Callable[[int], int] = NUM_WARPS
+    num_stages: int = 3
 
 
 def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:

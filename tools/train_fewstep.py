@@ -1,7 +1,7 @@
 """Trains a forecaster of few steps on the score of its ensembles, mostly from a trained one.
 
-    python tools/train_fewstep.py configs/demo_fewstep.json
-    deepspeed --num_gpus 2 tools/train_fewstep.py configs/demo_fewstep.json init_from=null training.steps=2000
+    python tools/train_fewstep.py configs/turbulence_fewstep.json
+    deepspeed --num_gpus 2 tools/train_fewstep.py configs/turbulence_fewstep.json init_from=null training.steps=2000
 
 The same command again resumes the run from its last checkpoint.
 """

@@ -6,6 +6,7 @@ and which the libraries read as if they held the fill value.
 
 import itertools
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,5 +182,15 @@ def _has_chunk(array: Any, place: tuple[int, ...], chunks: tuple[int, ...]) -> b
     if isinstance(array, h5py.Dataset):
         offset = tuple(n * size for n, size in zip(place, chunks, strict=True))
         return array.id.get_chunk_info_by_coord(offset).byte_offset is not None
-    folder = Path(array.store_path.store.root) / array.store_path.path
-    return (folder / array.metadata.encode_chunk_key(place)).exists()
+    path = Path(array.store_path.store.root) / array.store_path.path / array.metadata.encode_chunk_key(place)
+    return path.exists() and not _is_cut_off(array, path)
+
+
+def _is_cut_off(array: Any, chunk: Path) -> bool:
+    """Whether a chunk that Blosc compressed is shorter than it says: the library would read what lies behind it in
+    memory."""
+    if array.shards or not any("blosc" in type(codec).__name__.lower() for codec in array.compressors[-1:]):
+        return False
+    with open(chunk, "rb") as file:
+        head = file.read(16)
+    return len(head) < 16 or chunk.stat().st_size < struct.unpack("<I", head[12:])[0]

@@ -150,19 +150,9 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     elif "rain" not in wanted and preset != "default":
         raise ValueError(f"preset {preset!r} is of rain scores, these data have none; take the preset 'default'")
     check_preset(protocol, kind)
-    vector, num_channels, size = kind.schema.vector_channels, kind.shape[1], kind.shape[2:]
+    vector, num_channels, refused = kind.schema.vector_channels, kind.shape[1], _refusals(kind)
     rain = protocol if isinstance(protocol, RainProtocol) else RAIN_PRESETS["default"]
     events = rain.thresholds if "rain" in wanted else ()
-    refused = {
-        "blockiness": not kind.has_patches
-        and "blockiness needs forecasts that say of which model patches they are, of 2 pixels or more and smaller than "
-        f"the frame; these have frames of {size}, patches of {kind.patch_pixels or 'a size that is not known'}",
-        "flow": vector is None and "flow scores need vector_channels in the shards' manifest",
-        "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
-        "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
-        "vrmse": kind.is_series and "VRMSE is in units of the spread over pixels, series have one pixel",
-        "latitude": not kind.latitudes and "scores by latitude need latitudes in the shards' manifest",
-    }
     make: dict[str, Callable[[], Suite]] = {
         "ensemble": ensemble_suite,
         "calibration": lambda: calibration_suite(kind.climate, events, rain.rule),
@@ -183,6 +173,21 @@ def choose_suites(names: Sequence[str] | None, preset: str, kind: ForecastKind) 
     if "image" in wanted:
         kind.check_images("image scores")
     return [make[name]() for name in wanted]
+
+
+def _refusals(kind: ForecastKind) -> dict[str, str | Literal[False]]:
+    """Why suites can't be made for these data, by name; False where they can."""
+    num_channels, size = kind.shape[1], kind.shape[2:]
+    return {
+        "blockiness": not kind.has_patches
+        and "blockiness needs forecasts that say of which model patches they are, of 2 pixels or more and smaller than "
+        f"the frame; these have frames of {size}, patches of {kind.patch_pixels or 'a size that is not known'}",
+        "flow": kind.schema.vector_channels is None and "flow scores need vector_channels in the shards' manifest",
+        "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
+        "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",
+        "vrmse": kind.is_series and "VRMSE is in units of the spread over pixels, series have one pixel",
+        "latitude": not kind.latitudes and "scores by latitude need latitudes in the shards' manifest",
+    }
 
 
 def find_preset(name: str) -> RainProtocol | VideoProtocol:

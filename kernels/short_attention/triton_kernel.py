@@ -5,9 +5,12 @@ together; scores are [TOKENS, TOKENS]. Products take operands in the storage typ
 attention does; softmax, norm and rotation are in float32. With P probabilities, S scores and C = 1/√E:
 
     dv = Pᵀ dy,   dP = dy vᵀ,   dS = C P (dP - Σ P dP),   dq = dS k,   dk = dSᵀ q
+
+The backward pass reads angles and x̂ again where it needs them, from the cache: held from their first use to their last
+they would not fit into the registers. For the same reason its loop is not pipelined (num_stages).
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 import triton
@@ -23,18 +26,27 @@ from dydiff_kernels.partial_sums import add_partial_sums
 from dydiff_kernels.registry import Passes
 
 MAX_SUMS = 2048  # programs of a backward pass, and so partial sums of the weights' gradients
-FORWARD_WARPS, BACKWARD_WARPS = 2, 4  # of 16 tokens; the backward pass spills in float32 with fewer
+MAX_BACKWARD_WARPS = 8  # more would leave a thread fewer registers than float32 blocks of 32 tokens take
 
 
 @triton.jit
-def _tokens(cos_ptr, sin_ptr, N, E: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr):
-    """A program's tokens n and half channels e, which of both and of e are there, and their cosines and sines."""
+def _tokens(N, E: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr):
+    """A program's tokens n and half channels e, which of both and of e are there, and the places of their angles."""
     n, e = tl.arange(0, TOKENS), tl.arange(0, HALF)
     half_mask = e < E // 2
-    mask = (n < N)[:, None] & half_mask[None, :]
-    angle = n[:, None] * (E // 2) + e[None, :]
-    cos, sin = tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
-    return n, e, mask, half_mask, cos, sin
+    return n, e, (n < N)[:, None] & half_mask[None, :], half_mask, n[:, None] * (E // 2) + e[None, :]
+
+
+@triton.jit
+def _cosines_and_sines(cos_ptr, sin_ptr, angle, mask):
+    return tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
+
+
+@triton.jit
+def _normal_rows(ptr, mask, NORM: tl.constexpr, E: tl.constexpr, epsilon):
+    """x̂ of queries or keys in two halves, and 1/σ."""
+    first, second = load_pair(ptr, mask, E)
+    return norm_rows(NORM, first, second, mask, E, epsilon)
 
 
 @triton.jit
@@ -74,14 +86,13 @@ def _short_attention_kernel(
     NORM: tl.constexpr, E: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     b, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
-    n, e, mask, half_mask, cos, sin = _tokens(cos_ptr, sin_ptr, N, E, TOKENS, HALF)
+    n, e, mask, half_mask, angle = _tokens(N, E, TOKENS, HALF)
+    cos, sin = _cosines_and_sines(cos_ptr, sin_ptr, angle, mask)
     row = qkv_ptr + b * qkv_b + n[:, None] * qkv_n + head * qkv_h + e[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
-    first, second = load_pair(row, mask, E)
-    first, second, _ = norm_rows(NORM, first, second, mask, E, epsilon)
+    first, second, _ = _normal_rows(row, mask, NORM, E, epsilon)
     q_first, q_second = _turned(first, second, weight_q_ptr, cos, sin, half_mask, NORM, E, e)
-    first, second = load_pair(row + H * qkv_h, mask, E)
-    first, second, _ = norm_rows(NORM, first, second, mask, E, epsilon)
+    first, second, _ = _normal_rows(row + H * qkv_h, mask, NORM, E, epsilon)
     k_first, k_second = _turned(first, second, weight_k_ptr, cos, sin, half_mask, NORM, E, e)
     v_first, v_second = load_pair(row + 2 * H * qkv_h, mask, E)
     p = _probabilities(q_first, q_second, k_first, k_second, n, N, E, dtype, WIDE)
@@ -98,7 +109,7 @@ def _short_attention_backward_kernel(
 ):  # fmt: skip
     """Every so manieth sequence of one head, and the sums of du x̂ over them."""
     programs, head = tl.num_programs(0), tl.program_id(1)
-    n, e, mask, half_mask, cos, sin = _tokens(cos_ptr, sin_ptr, N, E, TOKENS, HALF)
+    n, e, mask, half_mask, angle = _tokens(N, E, TOKENS, HALF)
     dtype: tl.constexpr = grad_qkv_ptr.dtype.element_ty
     sum_q_first = tl.zeros([HALF], tl.float32)
     sum_q_second = tl.zeros([HALF], tl.float32)
@@ -108,12 +119,11 @@ def _short_attention_backward_kernel(
         b = tl.cast(sequence, tl.int64)
         row = qkv_ptr + b * qkv_b + n[:, None] * qkv_n + head * qkv_h + e[None, :]
         to = grad_qkv_ptr + ((b * N + n[:, None]) * 3 * H + head) * E + e[None, :]
-        first, second = load_pair(row, mask, E)
-        xq_first, xq_second, q_inverse = norm_rows(NORM, first, second, mask, E, epsilon)
-        q_first, q_second = _turned(xq_first, xq_second, weight_q_ptr, cos, sin, half_mask, NORM, E, e)
-        first, second = load_pair(row + H * qkv_h, mask, E)
-        xk_first, xk_second, k_inverse = norm_rows(NORM, first, second, mask, E, epsilon)
-        k_first, k_second = _turned(xk_first, xk_second, weight_k_ptr, cos, sin, half_mask, NORM, E, e)
+        cos, sin = _cosines_and_sines(cos_ptr, sin_ptr, angle, mask)
+        x_first, x_second, inverse = _normal_rows(row, mask, NORM, E, epsilon)
+        q_first, q_second = _turned(x_first, x_second, weight_q_ptr, cos, sin, half_mask, NORM, E, e)
+        x_first, x_second, inverse = _normal_rows(row + H * qkv_h, mask, NORM, E, epsilon)
+        k_first, k_second = _turned(x_first, x_second, weight_k_ptr, cos, sin, half_mask, NORM, E, e)
         v_first, v_second = load_pair(row + 2 * H * qkv_h, mask, E)
         dy_first, dy_second = load_pair(grad_ptr + b * grad_b + n[:, None] * grad_n + head * E + e[None, :], mask, E)
         p = _probabilities(q_first, q_second, k_first, k_second, n, N, E, dtype, WIDE)
@@ -126,16 +136,20 @@ def _short_attention_backward_kernel(
         store_pair(to + 2 * H * E, dv_first, dv_second, mask, E)
         dq_first = _product(ds, k_first, dtype, WIDE)
         dq_second = _product(ds, k_second, dtype, WIDE)
+        cos, sin = _cosines_and_sines(cos_ptr, sin_ptr, angle, mask)
+        x_first, x_second, inverse = _normal_rows(row, mask, NORM, E, epsilon)
         dx_first, dx_second, dw_first, dw_second = prepare_backward_rows(
-            NORM, dq_first, dq_second, cos, sin, xq_first, xq_second, q_inverse, weight_q_ptr, e, half_mask, E
+            NORM, dq_first, dq_second, cos, sin, x_first, x_second, inverse, weight_q_ptr, e, half_mask, E
         )
         store_pair(to, dx_first, dx_second, mask, E)
         sum_q_first += tl.sum(dw_first, 0)
         sum_q_second += tl.sum(dw_second, 0)
         dk_first = _product(tl.trans(ds), q_first, dtype, WIDE)
         dk_second = _product(tl.trans(ds), q_second, dtype, WIDE)
+        cos, sin = _cosines_and_sines(cos_ptr, sin_ptr, angle, mask)
+        x_first, x_second, inverse = _normal_rows(row + H * qkv_h, mask, NORM, E, epsilon)
         dx_first, dx_second, dw_first, dw_second = prepare_backward_rows(
-            NORM, dk_first, dk_second, cos, sin, xk_first, xk_second, k_inverse, weight_k_ptr, e, half_mask, E
+            NORM, dk_first, dk_second, cos, sin, x_first, x_second, inverse, weight_k_ptr, e, half_mask, E
         )
         store_pair(to + H * E, dx_first, dx_second, mask, E)
         sum_k_first += tl.sum(dw_first, 0)
@@ -153,13 +167,18 @@ def _arguments(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> d
     pointers = dict(qkv_ptr=qkv, weight_q_ptr=weight_q, weight_k_ptr=weight_k, cos_ptr=cos, sin_ptr=sin)
     sizes = dict(N=N, H=num_heads, E=E, TOKENS=max(16, triton.next_power_of_2(N)))
     sizes["HALF"] = max(16, triton.next_power_of_2(E // 2))
-    options = dict(epsilon=float(epsilon), NORM=NORM_CODES[norm])
+    options = dict(epsilon=float(epsilon), NORM=NORM_CODES[norm], num_stages=1)
     options["WIDE"] = interpreted() and qkv.dtype == torch.bfloat16
     return dict(**pointers, **sizes, **strides, **options)
 
 
-def _num_warps(for_16_tokens: int, arguments: dict) -> int:
-    return for_16_tokens * arguments["TOKENS"] // 16
+def _forward_warps(tokens: int, half: int, item_bytes: int) -> int:
+    """So many that a thread owns 128 bits of a block [TOKENS, HALF]."""
+    return tokens * half * item_bytes // (16 * 32)
+
+
+def _backward_warps(tokens: int, half: int, item_bytes: int) -> int:
+    return min(MAX_BACKWARD_WARPS, _forward_warps(tokens, half, item_bytes))
 
 
 def _forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> Tensor:
@@ -167,7 +186,8 @@ def _forward(qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon) -> Ten
     B, N, _, E = heads.shape
     out = torch.empty((B, N, num_heads * E), dtype=qkv.dtype, device=qkv.device)
     arguments = _arguments(heads, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
-    _short_attention_kernel[(B * num_heads,)](**arguments, out_ptr=out, num_warps=_num_warps(FORWARD_WARPS, arguments))
+    num_warps = _forward_warps(arguments["TOKENS"], arguments["HALF"], qkv.element_size())
+    _short_attention_kernel[(B * num_heads,)](**arguments, out_ptr=out, num_warps=num_warps)
     return out
 
 
@@ -188,7 +208,7 @@ def _backward(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
         grad_ptr=grad,
         grad_qkv_ptr=grad_qkv,
         sums_ptr=sums,
-        num_warps=_num_warps(BACKWARD_WARPS, arguments),
+        num_warps=_backward_warps(arguments["TOKENS"], arguments["HALF"], qkv.element_size()),
     )
     return grad_qkv, *((None, None) if sums is None else add_partial_sums(sums, weight_q, weight_k))
 
@@ -196,27 +216,27 @@ def _backward(grad, qkv, weight_q, weight_k, cos, sin, num_heads, norm, epsilon)
 PASSES = Passes(_forward, _backward)
 
 _READS, _TABLES = ("qkv_ptr", "weight_q_ptr", "weight_k_ptr"), ("cos_ptr", "sin_ptr")
-_CONSTANTS = dict(NORM=1, E=64, TOKENS=16, HALF=32, WIDE=False)
-_OPTIONS: dict[str, Any] = dict(floats=("epsilon",), divisible=("qkv_b", "qkv_n", "qkv_h", "grad_b", "grad_n"))
+
+
+def _case(name: str, backward: bool, tokens: int = 16, half: int = 32) -> AotCase:
+    """A pass over heads of 2·``half`` channels."""
+    return AotCase(
+        name,
+        _short_attention_backward_kernel if backward else _short_attention_kernel,
+        (*_READS, "grad_ptr") if backward else _READS,
+        ("grad_qkv_ptr",) if backward else ("out_ptr",),
+        (*_TABLES, "sums_ptr") if backward else _TABLES,
+        dict(NORM=1, E=2 * half, TOKENS=tokens, HALF=half, WIDE=False),
+        floats=("epsilon",),
+        divisible=("qkv_b", "qkv_n", "qkv_h", "grad_b", "grad_n"),
+        num_warps=partial(_backward_warps if backward else _forward_warps, tokens, half),
+        num_stages=1,
+    )
+
+
 AOT_CASES = [
-    AotCase(
-        "short_attention",
-        _short_attention_kernel,
-        _READS,
-        ("out_ptr",),
-        _TABLES,
-        _CONSTANTS,
-        **_OPTIONS,
-        num_warps=FORWARD_WARPS,
-    ),
-    AotCase(
-        "short_attention_backward",
-        _short_attention_backward_kernel,
-        (*_READS, "grad_ptr"),
-        ("grad_qkv_ptr",),
-        (*_TABLES, "sums_ptr"),
-        _CONSTANTS,
-        **_OPTIONS,
-        num_warps=BACKWARD_WARPS,
-    ),
+    _case("short_attention", backward=False),
+    _case("short_attention_backward", backward=True),
+    _case("short_attention_backward_32_tokens", backward=True, tokens=32),
+    _case("short_attention_backward_32_tokens_128_channels", backward=True, tokens=32, half=64),
 ]

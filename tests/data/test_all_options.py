@@ -121,13 +121,18 @@ def write_fields(root):
 
 
 def write_globe(root):
-    write_weather(root)
+    for name in ("files", "store"):
+        (root / name).mkdir()
+    write_weather(root / "files")
+    xarray = pytest.importorskip("xarray", reason="xarray is an extra")
+    pytest.importorskip("zarr", reason="zarr is an extra")
+    parts = [xarray.load_dataset(path) for path in sorted((root / "files").iterdir())]
+    levels = xarray.concat(parts, "time").rename(t2m="t").expand_dims(level=[850, 500])
+    levels.to_zarr(root / "store" / "levels.zarr")
     split = {"train_start": "2019-12-31", "valid_start": "2020-01-03", "test_start": "2020-01-05T12:00"}
     cut = {"num_frames": 2, "time_stride": 2, "window_step": 1, "samples_per_shard": 3, "test_end": "2020-01-07"}
-    with h5py.File(root / "levels.nc", "w") as file:
-        file["t2m"] = np.zeros(3)  # of no grid: rejected by name
-    kinds = {"levels": [500.0], "packing": "stored", "absent_chunks": "fill"}
-    return [{"root": [root], "variables": ["t2m"], **split, **cut, **kinds}]
+    kinds = {"packing": "stored", "absent_chunks": "fill", "levels": [500.0], "variables": ["t2m", "t"]}
+    return [{"root": [root / "files", root / "store"], **split, **cut, **kinds}]
 
 
 WRITERS = {

@@ -53,7 +53,9 @@ def inputs(root: Path) -> list[Path]:
     return [path for path in paths if ".zarr" not in str(path) or "/c/" in str(path)]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "weather" else name for name in WRITERS]
+)
 def test_one_damaged_input_is_named_and_the_others_are_converted(tmp_path, name):
     source, write = WRITERS[name]
     (tmp_path / "in").mkdir()

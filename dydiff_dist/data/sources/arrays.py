@@ -240,8 +240,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
             where = f"frames {start} to {start + length - 1}"
             if absent is not None and absent[cut].any():
                 reason = (
-                    f"{where}: chunks of frame {start + int(absent[cut].argmax())} are not in the file: lost by a "
-                    "copy, never written, or left out as they hold the fill value (then --absent-chunks fill)"
+                    f"{where}: chunks of frame {start + int(absent[cut].argmax())} are not in the file: lost or cut "
+                    "off by a copy, never written, or left out as they hold the fill value (then --absent-chunks fill)"
                 )
                 yield BadItem(self.item_name(item), reason)
                 continue

@@ -29,10 +29,9 @@ from dydiff_dist.data.source import (
     schema_of,
     split_tasks,
 )
-from dydiff_dist.data.sources.weather_catalogue import Catalogue, build_catalogue, time_text
-from dydiff_dist.data.sources.weather_files import WeatherFile, read
+from dydiff_dist.data.sources.weather_catalogue import Catalogue, build_catalogue
+from dydiff_dist.data.sources.weather_files import WeatherFile, read, time_text
 from dydiff_dist.data.tables import parse_time
-from dydiff_dist.quoting import without_credentials
 from dydiff_dist.strict_config import StrictConfig
 
 BLOCK_BYTES = 2**26
@@ -119,7 +118,8 @@ class WeatherSource(Source[WeatherSourceConfig]):
         for split, begin, end in config.intervals():
             starts: list[str] = []
             for stretch in catalogue.stretches(begin, end):
-                starts += [time_text(time) for time in catalogue.times[stretch[: len(stretch) - span + 1 : step]]]
+                firsts = stretch[: max(0, len(stretch) - span + 1) : step]
+                starts += [time_text(time) for time in catalogue.times[firsts]]
                 if 0 < len(stretch) < span:
                     name = f"{time_text(catalogue.times[stretch[0]])} of {split}"
                     aside.append(LeftOut(f"the {len(stretch)} times from it to a gap or end are no window", name))
@@ -150,9 +150,9 @@ class WeatherSource(Source[WeatherSourceConfig]):
         """Reads what some windows need, once, before it yields the first."""
         numbers = self._frames(starts)
         needed = np.unique(numbers)
-        values, missing, absent = self._read(self.catalogue.times[needed])
+        values, missing = self._read(self.catalogue.times[needed])
         for start, frames in zip(starts, np.searchsorted(needed, numbers), strict=True):
-            reason = self._fault(values.shape[1:], missing[frames], absent[frames], needed[frames])
+            reason = self._fault(missing[frames], needed[frames])
             if reason:
                 yield BadItem(f"window {start}", reason)
                 continue
@@ -227,7 +227,8 @@ class WeatherSource(Source[WeatherSourceConfig]):
 
     def _holders(self, starts: tuple[str, ...]) -> list[WeatherFile]:
         times = self.catalogue.times[np.unique(self._frames(starts))]
-        found = [file for channel in self.catalogue.channels for file, _, _ in self.catalogue.holders(channel, times)]
+        variables = dict.fromkeys(channel.variable for channel in self.catalogue.channels)
+        found = [file for variable in variables for file, _, _ in self.catalogue.holders(variable, times)]
         return list({file.address: file for file in found}.values())
 
     def _states(self, starts: tuple[str, ...]) -> tuple[str, ...]:
@@ -235,42 +236,31 @@ class WeatherSource(Source[WeatherSourceConfig]):
             return ()
         return tuple(file.state for file in self._holders(starts))
 
-    def _read(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values (T, C, H, W), which are missing, and (T,) which times lack chunks."""
+    def _read(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (T, C, H, W) and which of them are missing."""
         catalogue, config = self.catalogue, self.config
         shape = (len(times), len(catalogue.channels), *catalogue.files[0].grid.shape)
         values, missing = np.empty(shape, np.float32), np.ones(shape, bool)
-        absent = np.zeros(len(times), bool)
         pieces: dict[tuple[str, bytes], tuple[WeatherFile, np.ndarray, np.ndarray, list[int]]] = {}
         for number, channel in enumerate(catalogue.channels):
-            for file, which, places in catalogue.holders(channel, times):
+            for file, which, places in catalogue.holders(channel.variable, times):
                 piece = pieces.setdefault((file.address, places.tobytes()), (file, which, places, []))
                 piece[3].append(number)
         for file, which, places, numbers in pieces.values():
             channels = [catalogue.channels[number] for number in numbers]
-            try:
-                found = read(file, channels, places, config.packing, config.absent_chunks == "reject")
-            except Exception as error:
-                raise ValueError(f"{without_credentials(file.address)}: {error}") from error
-            values[np.ix_(which, numbers)], missing[np.ix_(which, numbers)] = found[:2]
-            absent[which] |= found[2]
-        return values, missing, absent
+            one = (read(file, channels, places, config.packing, config.absent_chunks == "reject") for _ in range(1))
+            for found in reading(file.address.rpartition("/")[2], one):
+                if isinstance(found, BadItem):
+                    raise ValueError(f"{found.name}: {found.reason}")
+                values[np.ix_(which, numbers)], missing[np.ix_(which, numbers)] = found
+        return values, missing
 
-    def _fault(
-        self, shape: tuple[int, ...], missing: np.ndarray, absent: np.ndarray, numbers: np.ndarray
-    ) -> str | None:
-        """Why a window can't be taken; None where it can."""
-        times = self.catalogue.times[numbers]
-        if absent.any():
-            return (
-                f"chunks of {time_text(times[absent.argmax()])} are not in the store: lost by a copy, never written, "
-                "or left out as they hold the fill value (then --absent-chunks fill)"
-            )
+    def _fault(self, missing: np.ndarray, numbers: np.ndarray) -> str | None:
+        """Why a window of these times can't be taken; None where it can."""
         if not missing.any():
             return None
         frame, channel = np.argwhere(missing.any(axis=(2, 3)))[0]
-        name = self.catalogue.channels[channel].name
         return (
-            f"{int(missing.sum())} of {missing.size} values are missing, NaN or infinite, the first in {name} at "
-            f"{time_text(times[frame])}"
+            f"{int(missing.sum())} of {missing.size} values are missing, NaN or infinite, the first in "
+            f"{self.catalogue.channels[channel].name} at {time_text(self.catalogue.times[numbers[frame]])}"
         )

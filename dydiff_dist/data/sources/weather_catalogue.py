@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,11 @@ from dydiff_dist.data.sources.weather_files import (
     check_installed,
     describe,
     is_zarr,
+    time_text,
 )
-from dydiff_dist.quoting import without_credentials
 
 Asked = tuple[str, tuple[float, ...]]
 """A variable, and its levels; none for all that it has."""
-
-
-def time_text(seconds: int | np.integer) -> str:
-    """Seconds since 1970 as 2018-01-01T06:00."""
-    return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M}"
 
 
 @dataclass(frozen=True)
@@ -45,23 +40,24 @@ class Catalogue:
         usual = self.usual_step
         return np.split(inside, np.flatnonzero((steps > 1.5 * usual) | (steps < 0.5 * usual)) + 1)
 
-    @property
+    @cached_property
     def usual_step(self) -> int:
         """Seconds between two times, mostly."""
         steps, counts = np.unique(np.diff(self.times), return_counts=True)
         return int(steps[counts.argmax()]) if len(steps) else 0
 
-    def holders(self, channel: Channel, times: np.ndarray) -> Iterator[tuple[WeatherFile, np.ndarray, np.ndarray]]:
-        """(file, which of ``times`` it has, their numbers in the file) of each file that holds some."""
+    def holders(self, variable: str, times: np.ndarray) -> Iterator[tuple[WeatherFile, np.ndarray, np.ndarray]]:
+        """(file, which of ``times`` it has of a variable, their numbers in the file) of each file that holds some."""
         for file in self.files:
-            if channel.variable not in file.variables:
+            if variable not in file.variables:
                 continue
-            if "time" not in file.variables[channel.variable].axes:
+            if "time" not in file.variables[variable].axes:
                 yield file, np.arange(len(times)), np.zeros(1, np.int64)
                 return
-            _, which, places = np.intersect1d(times, file.times, assume_unique=True, return_indices=True)
+            places = np.searchsorted(file.times, times).clip(max=len(file.times) - 1)
+            which = np.flatnonzero(file.times[places] == times)
             if len(which):
-                yield file, which, places
+                yield file, which, places[which]
 
 
 def build_catalogue(
@@ -89,7 +85,7 @@ def build_catalogue(
 
     files: list[WeatherFile] = []
     for address in addresses:
-        for found in reading(without_credentials(address), described(address)):
+        for found in reading(address, described(address)):
             files.append(found) if isinstance(found, WeatherFile) else aside.append(found)
     _check_together(files, names, aside)
     channels = tuple(channel for each in asked for channel in _channels(each, files))
@@ -129,8 +125,10 @@ def _check_together(files: list[WeatherFile], names: list[str], aside: list[BadI
     there = list(dict.fromkeys(name for file in files for name in file.variables))
     for name in names:
         if name not in there:
-            fault = next((f"; {item.name}: {item.reason}" for item in aside if isinstance(item, BadItem)), "")
-            raise ValueError(f"no store or file holds a variable {name!r}; of --variables there are {there}{fault}")
+            fault = next((item for item in aside if isinstance(item, BadItem)), None)
+            if fault:
+                raise ValueError(f"{fault.name}: {fault.reason}; nothing else holds a variable {name!r}")
+            raise ValueError(f"no store or file holds a variable {name!r}; of --variables there are {there or 'none'}")
     first = files[0]
     for file in files[1:]:
         if file.grid != first.grid:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ _STATE_KEYS = (
     "updated",
     "generation",
 )
+
+
+def time_text(seconds: int | np.integer) -> str:
+    """Seconds since 1970 as 2018-01-01T06:00."""
+    return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M}"
 
 
 @dataclass(frozen=True)
@@ -137,17 +143,18 @@ def _opened(address: str) -> Iterator[Any]:
     import xarray  # an extra
 
     settings: dict[str, Any] = {"mask_and_scale": False, "decode_timedelta": False, "cache": False}
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata that are not consolidated: slower to open, nothing else
+    with ExitStack() as stack:
         try:
-            if is_zarr(address):
-                found = xarray.open_dataset(address, engine="zarr", **settings)
-            elif "://" in address:
-                import fsspec
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of metadata that are not consolidated: slower to open, nothing else
+                if is_zarr(address):
+                    found = xarray.open_dataset(address, engine="zarr", **settings)
+                elif "://" in address:
+                    import fsspec
 
-                found = xarray.open_dataset(stack.enter_context(fsspec.open(address, "rb")), **settings)
-            else:
-                found = xarray.open_dataset(address, **settings)
+                    found = xarray.open_dataset(stack.enter_context(fsspec.open(address, "rb")), **settings)
+                else:
+                    found = xarray.open_dataset(address, **settings)
         except ImportError as error:
             raise ValueError(f"it needs a package that is not installed: {first_line(error)}") from None
         yield stack.enter_context(found)
@@ -169,12 +176,13 @@ def describe(address: str, wanted: Sequence[str], reject_absent: bool) -> Weathe
         variables, grids, times = {}, set(), np.zeros(0, np.int64)
         for name in names:
             data = dataset[name]
-            roles = {role: dim for dim in data.dims if (role := _role(dim, data))}
-            if not {"row", "column"} <= set(roles):
-                raise ValueError(f"{name!r} has axes {data.dims}, no latitude and longitude among them")
-            grids.add(_grid(data, roles["row"], roles["column"]))
-            if "time" in roles:
-                before, times = times, _times(data[roles["time"]])
+            axes = tuple(_role(dim, data) for dim in data.dims)
+            dims = dict(zip(axes, data.dims, strict=True))
+            if not {"row", "column"} <= set(axes) or len(set(axes) - {""}) < len([role for role in axes if role]):
+                raise ValueError(f"{name!r} has axes {data.dims}, not one latitude and one longitude among them")
+            grids.add(_grid(data, dims["row"], dims["column"]))
+            if "time" in dims:
+                before, times = times, _times(data[dims["time"]])
                 if len(before) and not np.array_equal(before, times):
                     raise ValueError(f"{name!r} has other times than the variables before it")
             if reject_absent and "://" in address and is_zarr(address) and _absent_is_data(data):
@@ -182,10 +190,8 @@ def describe(address: str, wanted: Sequence[str], reject_absent: bool) -> Weathe
                     f"chunks of {name!r} that were never written could not be told from data, as its fill value is "
                     "no missing value; give --absent-chunks fill if there are none"
                 )
-            levels = tuple(_coordinate(data, roles["level"])) if "level" in roles else ()
-            variables[name] = Variable(
-                tuple(_role(d, data) for d in data.dims), levels, str(data.attrs.get("units", ""))
-            )
+            levels = tuple(_coordinate(data, dims["level"])) if "level" in dims else ()
+            variables[name] = Variable(axes, levels, str(data.attrs.get("units", "")))
     if not names:
         return None
     if len(grids) > 1:
@@ -194,8 +200,8 @@ def describe(address: str, wanted: Sequence[str], reject_absent: bool) -> Weathe
 
 
 def read(
-    file: WeatherFile, channels: Sequence[Channel], places: np.ndarray, packing: str, find_absent: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    file: WeatherFile, channels: Sequence[Channel], places: np.ndarray, packing: str, reject_absent: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Channels of a file at some of its times.
 
     Args:
@@ -203,36 +209,36 @@ def read(
         channels: in the order wanted.
         places: (T,) numbers of its times, rising.
         packing: cf or stored, as for arrays.
-        find_absent: whether to look for chunks that are not in the file.
+        reject_absent: whether to look first for chunks that are not in the file.
 
     Returns:
-        values (T, C, H, W) float32, rows from north to south; which of them are missing, bool; and which times lack
-        chunks, (T,) bool.
+        values (T, C, H, W) float32, rows from north to south; and which of them are missing, bool.
+
+    Raises:
+        ValueError: chunks that are not there.
     """
     shape = (len(places), len(channels), *file.grid.shape)
     values, missing = np.empty(shape, np.float32), np.zeros(shape, bool)
-    absent = np.zeros(len(places), bool)
     with _opened(file.address) as dataset:
         for name in dict.fromkeys(channel.variable for channel in channels):
             numbers = [number for number, channel in enumerate(channels) if channel.variable == name]
-            levels = [channels[number].level for number in numbers]
             variable, data = file.variables[name], dataset[name]
-            place: list[Any] = [
-                _compact(places)
-                if role == "time"
-                else _level_places(variable, levels)
-                if role == "level"
-                else slice(None)
-                for role in variable.axes
-            ]
-            stored = np.asarray(data.isel(dict(zip(data.dims, place, strict=True))).values)
-            unpacked = unpack(stored, _attributes(data) if packing == "cf" else {})
-            for number, found in ((values, unpacked.values), (missing, unpacked.is_missing)):
-                if found is not None:
-                    number[:, numbers] = _in_order(found, variable.axes, file.grid.is_turned)
-            if find_absent and "time" in variable.axes:
-                absent |= _absent(file.address, name, variable.axes.index("time"), places)
-    return values, missing, absent
+            if reject_absent and "time" in variable.axes:
+                absent = _absent(file.address, name, variable.axes.index("time"), places)
+                if absent.any():
+                    time = time_text(file.times[places[absent.argmax()]])
+                    raise ValueError(
+                        f"chunks of {name!r} at {time} are lost, cut off or were never written; if they hold "
+                        "the fill value, --absent-chunks fill"
+                    )
+            levels = [channels[number].level for number in numbers]
+            wanted = {"time": _compact(places), "level": _level_places(variable, levels)}
+            place = {dim: wanted.get(role, slice(None)) for dim, role in zip(data.dims, variable.axes, strict=True)}
+            unpacked = unpack(np.asarray(data.isel(place).values), _attributes(data) if packing == "cf" else {})
+            values[:, numbers] = _in_order(unpacked.values, variable.axes, file.grid.is_turned)
+            if unpacked.is_missing is not None:
+                missing[:, numbers] = _in_order(unpacked.is_missing, variable.axes, file.grid.is_turned)
+    return values, missing
 
 
 def _in_order(found: np.ndarray, axes: Sequence[str], is_turned: bool) -> np.ndarray:
