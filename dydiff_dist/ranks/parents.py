@@ -51,7 +51,7 @@ def _links_to(starter: int) -> dict[int, int]:
     """Each process from this one upwards and its parent, which is ``starter`` at last; where it is gone already, this
     process with a parent that it does not have."""
     links: dict[int, int] = {}
-    process: int = os.getpid()
+    process = os.getpid()
     parent: int | None = PARENT
     while parent is not None and parent > 1:
         links[process] = parent
