@@ -26,7 +26,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp 
 	@touch $@
 
 $(STAMP_ALL): $(STAMP)
-	$(PIP) -e '.[dev,zarr,s3,cluster,latents]'
+	$(PIP) -e '.[dev,zarr,weather,lerobot,s3,cluster,latents]'
 	@PIP_CONSTRAINT=constraints.txt $(PIP) pysteps opencv-python-headless || \
 	echo "pysteps could not be built; everything works without it but the optical-flow baseline"
 	@touch $@

@@ -91,6 +91,8 @@ setup(
         "cluster": ["distributed"],
         "nowcast": ["pysteps>=1.20", "opencv-python-headless"],  # the optical-flow baseline; pysteps builds from source
         "latents": ["diffusers>=0.42,<1"],
+        "weather": ["xarray", "h5netcdf", "zarr>=3"],
+        "lerobot": ["pyarrow"],
         "hub": ["huggingface_hub"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
@@ -100,6 +102,7 @@ setup(
             *("moto[s3]", "flask", "flask-cors"),  # the S3 server of the tests
             *("wandb", "mlflow-skinny"),  # loggers, offline
             *("mkdocs-material", "mkdocstrings[python]"),
+            *("nbclient", "ipykernel"),  # the notebook of the docs
         ],
     },
 )
