@@ -34,7 +34,8 @@ $(STAMP_ALL): $(STAMP)
 # Each line is the real command; the README explains them. Whatever stands complete is reused, and said to be. The port
 # is drawn so that another run on this machine, on the launcher's default port, is not in the way. Ctrl-C reaches the
 # running command, which ends by itself, and the shell, whose line is the last: a status other than 0 would add make's own.
-# make itself has had the Ctrl-C too and ends by it.
+# make itself has had the Ctrl-C too and ends by it. DeepSpeed's launcher is kept from it, as it would end with a traceback
+# before the training has written its checkpoint (torchrun's always does).
 define DEMO_STAGES
 What follows, with the time each part took on 2 idle cores of an AMD EPYC with AVX-512:
   0:30  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
@@ -52,10 +53,11 @@ demo: $(STAMP) ## a forecast in half a minute, then simulate, train, forecast, s
 	clock() { printf '%d min %d s' $$(($$1 / 60)) $$(($$1 % 60)); }; \
 	trap 'echo; echo "demo: stopped after $$(clock $$SECONDS); make demo goes on from there"; exit 0' INT; \
 	run() { echo; echo "$$ $$*"; local start=$$SECONDS; "$$@"; echo "($$(clock $$((SECONDS - start))))"; }; \
+	deepspeed() { (trap '' INT; exec $(BIN)/deepspeed "$$@"); }; \
 	run python tools/demo.py --out $(DEMO_SHIPPED); \
 	run python tools/make_shards.py turbulence --out shards/turbulence --train 768; \
 	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) dydiff_dist/train.py configs/turbulence_small.json; \
-	run torchrun --nproc_per_node 2 tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
+	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
 	run python tools/evaluate.py $(DEMO_RUN)/forecasts --climatology shards/turbulence/train --out $(DEMO_RUN)/scores; \
 	echo; echo "demo: $$(clock $$SECONDS); data in shards/turbulence, TensorBoard logs, model and forecasts in" \
 	"$(DEMO_RUN), scores and pictures in $(DEMO_RUN)/scores (forecast_000000.png and .gif)"

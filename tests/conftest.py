@@ -34,8 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
-    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-        items[:] = slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    num_workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if num_workers > 1:
+        items[:] = slow_first(items, num_workers)
 
 
 def slow_first(items: list[pytest.Item], num_workers: int) -> list[pytest.Item]:

@@ -1,10 +1,13 @@
 """Starting the programs the way a user does."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "dydiff_dist" / "train.py"
@@ -21,9 +24,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+"""Torch's launcher with two processes, on a free port: starts in half the time of DeepSpeed's."""
+
+
 def two_ranks() -> list[str]:
-    """DeepSpeed's launcher with two processes, on a port of its own so that runs beside each other don't meet."""
+    """DeepSpeed's launcher with two processes, on a port of its own so that runs beside each other don't meet. It says
+    nothing of its own but errors, as in the demo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return ["deepspeed", "--num_gpus", "2", "--master_port", str(port)]
+    quietly = [] if torch.cuda.is_available() else ["env", "DS_ACCELERATOR=cpu"]
+    return [*quietly, "deepspeed", "--quiet", "--num_gpus", "2", "--master_port", str(port)]
+
+
+def chatter(done: subprocess.CompletedProcess) -> list[str]:
+    """Lines that a command printed of loggers and warnings: launchers' and libraries', none of ours."""
+    lines = (done.stdout + done.stderr).splitlines()
+    return [line for line in lines if re.search(r"^\[\d{4}-\d\d-\d\d |^[DIWE]\d{4} |Warning:|WARNING", line)]

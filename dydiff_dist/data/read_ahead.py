@@ -15,7 +15,7 @@ from dydiff_dist.data.batch_reader import BatchReader
 from dydiff_dist.data.config import DataConfig
 from dydiff_dist.data.shard_set import DamagedSampleError
 from dydiff_dist.data.shared_blocks import FilledBlock, SharedBlocks
-from dydiff_dist.data.workers import begin_process, signals_left_to_this_process
+from dydiff_dist.data.workers import begin_process, kill_at_exit, signals_left_to_this_process
 
 Batch = dict[str, Any]
 Flat = TypeVar("Flat", np.ndarray, Tensor)
@@ -116,8 +116,10 @@ def read_ahead(
         worker_init_fn=begin_process if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+    others = set(multiprocessing.active_children())
     with signals_left_to_this_process():
         reads = iter(loader)  # starts the workers
+    kill_at_exit(set(multiprocessing.active_children()) - others)
     for read in _name_dead_workers(reads):
         if isinstance(read, DamagedSampleError):
             raise read

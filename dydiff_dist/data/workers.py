@@ -1,14 +1,17 @@
 """Running the same function on many jobs: in this process, in processes of this machine, or on a Dask cluster."""
 
+import atexit
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -19,6 +22,11 @@ Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_SEC = 30
 """Time in which a cluster's scheduler must answer."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""What asks a training to stop."""
+
+_to_kill: WeakSet[BaseProcess] = WeakSet()
 
 
 def run_in_processes(
@@ -99,12 +107,29 @@ def begin_process(*_: object) -> None:
 def signals_left_to_this_process() -> Iterator[None]:
     """Processes that are started in the block never hear the signals that ask a training to stop: schedulers and
     terminals send them to all of its processes, and it needs its data, and multiprocessing's helpers, until its step is
-    done. They end with it all the same. This process hears what comes meanwhile at the end of the block."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP))
+    done. They end with it all the same, see `kill_at_exit`. This process hears what comes meanwhile at the end of the
+    block."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # whose start lets SIGTERM through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def kill_at_exit(processes: Iterable[BaseProcess]) -> None:
+    """Kills processes at this one's end, before anything waits for them: those that hear no signal would be waited for
+    without end, as multiprocessing only asks daemons to terminate."""
+    _to_kill.update(processes)
+    atexit.unregister(_kill_all)
+    atexit.register(_kill_all)  # anew: what was registered last runs first
+
+
+def _kill_all() -> None:
+    for process in _to_kill:
+        if process.is_alive():
+            process.kill()
 
 
 def _end_with(parent: BaseProcess) -> None:

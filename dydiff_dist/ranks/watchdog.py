@@ -222,7 +222,7 @@ class Watchdog:
                 self._leave(self._store_is_silent(silent_sec))
             for process, parent in self._launcher.items():
                 if parent_of(process) != parent:
-                    self._leave_after_saving(f"the launcher (process {parent}) is gone")
+                    self._leave_after_saving(f"process {parent}, which started this run, is gone")
 
     def _judge(self) -> str | None:
         """Rank 0's part: warns of slow ranks, finds lost ones and tells the others."""

@@ -5,6 +5,7 @@ and scores are the functions behind tools/forecast.py and tools/evaluate.py.
 """
 
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -26,11 +27,13 @@ from dydiff_dist.files import write_json
 from dydiff_dist.forecasting.exported import find_model
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
+from dydiff_dist.ranks.parents import STARTER
 from dydiff_dist.study.arms import PlannedForecast, PlannedRun
 from dydiff_dist.study.config import StudyConfig
 from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_case_rows
 
 _POLL_SEC = 0.5
+_TORCHRUN = "torch.distributed.run"
 _CODE = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "constraints.txt")
 """What a training follows from, from the root of the checkout."""
 
@@ -73,10 +76,12 @@ class StudyRunner:
         config = run.folder / "config.json"
         write_json(config, run.config.model_dump(mode="json", exclude_defaults=True))
         start, cpu_start, resumed = time.perf_counter(), _children_cpu_sec(), (run.folder / "checkpoints").is_dir()
-        status = _run_until_done(training_command(config, self.processes, self.modules), run.folder / "train.log")
+        log = run.folder / "train.log"
+        begin = log.stat().st_size if log.is_file() else 0
+        status = _run_until_done(training_command(config, self.processes, self.modules), log)
         seconds = time.perf_counter() - start
         if status != 0:
-            raise TrainingFailedError(f"exit status {status}: {_last_line(run.folder / 'train.log')}")
+            raise TrainingFailedError(f"exit status {status}: {reason_of_failure(log, begin)}")
         find_model(run.folder)  # a run that was told to stop ends with status 0, but without a model
         facts = {
             "train_sec": round(seconds, 1),
@@ -176,14 +181,20 @@ def training_command(config: Path, processes: int, modules: Sequence[str] = ()) 
     script += [word for module in modules for word in ("--import", module)]
     if processes == 1:
         return [sys.executable, *script]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [sys.executable, "-m", _TORCHRUN, "--standalone", "--nproc_per_node", str(processes)]
     return [*launcher, *script]
 
 
 def _run_until_done(command: list[str], log: Path) -> int:
-    """Runs a command with its output appended to ``log``; an interruption is passed on and waited for."""
+    """Runs a command with its output appended to ``log``; an interruption is passed on and waited for. A training ends
+    with this process, also where that is killed."""
+    # torchrun sets one OpenMP thread for each of several ranks too, with a warning
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if _TORCHRUN in command else {}
+    environment = os.environ | threads | {STARTER: str(os.getpid())}
     with open(log, "a") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
     progress = tqdm(bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
     try:
         while (status := process.poll()) is None:
@@ -238,7 +249,23 @@ def commit() -> str:
 
 def _last_line(log: Path) -> str:
     """The last line that says something."""
+    return (_last_lines(log) or ["no output"])[-1]
+
+
+def reason_of_failure(log: Path, begin: int = 0) -> str:
+    """The last error that a training named, else its last line: launchers print a page of their own after it.
+
+    Args:
+        log: of the training.
+        begin: byte at which its output begins, after that of earlier starts.
+    """
+    lines = _last_lines(log, max(begin, log.stat().st_size - 2**16))
+    return next((line for line in reversed(lines) if line.startswith("error:")), _last_line(log))
+
+
+def _last_lines(log: Path, begin: int | None = None) -> list[str]:
+    """Those that say something, from byte ``begin`` on, or from the last 4096."""
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
+        file.seek(max(0, log.stat().st_size - 4096) if begin is None else begin)
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return [line.strip() for line in lines if line.strip()]

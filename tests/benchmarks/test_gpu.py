@@ -27,7 +27,7 @@ def test_parts_leave_rows_with_their_machine(tmp_path):
     assert again.returncode == 0 and table.read_text().count("device") == 1  # one head, more rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_runs(tmp_path):
     done = run([*TOOL, "--csv", tmp_path / "rows.csv", "--budget", "2000"], timeout=2400)
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_files import KINDS, write_checkpoint
+from run_commands import run as run_command
 from safetensors import safe_open
 
 from dydiff_dist.checkpoints.export import export_checkpoint, find_checkpoint
@@ -153,3 +155,21 @@ def test_what_cannot_be_exported_is_one_line(run, tmp_path):
     (damaged / "layout.json").unlink()
     with pytest.raises(ValueError, match=r"no whole checkpoint in .*layout.json \(No such file"):
         find_checkpoint(damaged, None)
+
+
+@pytest.mark.slow
+def test_a_model_to_give_away_has_a_card_and_no_places(run, tmp_path):
+    folder, _ = run
+    command = [sys.executable, "tools/export.py", folder, "--out", tmp_path / "given", "--note", "Of commit 0123abc."]
+    refused = run_command(command)
+    assert refused.returncode == 2 and not (tmp_path / "given").exists()
+    assert (
+        refused.stderr
+        == "error: --scores, --licence and --note are for the model card; give --card too, or none of them\n"
+    )
+    assert run_command([*command, "--card", "--licence", "mit"]).returncode == 0
+    card = (tmp_path / "given" / "README.md").read_text()
+    assert "Of commit 0123abc." in card and "license: mit" in card
+    kept = json.loads((tmp_path / "given" / "config.json").read_text())["run"]
+    assert (kept["output_dir"], kept["data"]["train"]) == ("x", "train")
+    load_forecaster(tmp_path / "given")

@@ -28,6 +28,19 @@ if __name__ == "__main__":
     input()
 """
 
+STOPPED = (
+    """
+import multiprocessing.resource_tracker
+if __name__ == "__main__":
+    multiprocessing.resource_tracker.ensure_running()  # as anything may have done before
+"""
+    + READ
+    + """
+    assert all(len(next(batches)["key"]) == 4 for _ in range(20))
+    print("read", flush=True)
+"""
+)
+
 CONVERT = """
 import time
 from dydiff_dist.data.workers import run_in_processes
@@ -76,6 +89,26 @@ def test_nothing_stays_behind_a_killed_program(make_shards, tmp_path, program, n
     for pid, _ in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+@pytest.mark.slow
+def test_processes_that_hear_no_stop_signal_end_with_a_program_that_still_holds_its_batches(make_shards, tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(STOPPED.format(folder=str(make_shards())))
+    with subprocess.Popen(
+        [sys.executable, script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as program:
+        assert "ready" in program.stdout.readline()
+        helpers = psutil.Process(program.pid).children(recursive=True)
+        for helper in helpers:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                helper.send_signal(number)
+        try:
+            output, _ = program.communicate("\n", timeout=END_SEC)
+        finally:
+            for process in (*filter(is_there, helpers), program):
+                process.kill()
+    assert (output, program.returncode) == ("read\n", 0)
 
 
 def environment() -> dict[str, str]:

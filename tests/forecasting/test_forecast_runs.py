@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_commands import chatter
 
 from dydiff_dist.diffusion.samplers import SAMPLERS
 from dydiff_dist.files import seal
@@ -291,9 +292,19 @@ def test_scores_on_two_processes_equal_those_on_one_to_the_last_bit(flow_shards,
     options = ("tools/evaluate.py", forecasts, "--climatology", flow_shards / "train", "--pictures", "--out")
     one = _command(*options, tmp_path / "one")
     two = _command("-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone", *options, tmp_path / "two")
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert one.returncode == two.returncode == 0 and not chatter(two), one.stderr + two.stderr
     assert (tmp_path / "one" / "scores.json").read_bytes() == (tmp_path / "two" / "scores.json").read_bytes()
     assert two.stdout.count("over all lead times, 5 cases") == 2  # one process speaks, of two baselines
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_forecast_by_two_processes_prints_nothing_of_the_launcher(flow_model, flow_shards, tmp_path) -> None:
+    options = ("--shards", flow_shards / "test", "--out", tmp_path / "forecasts", "--members", 1, "--cases", 2)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone")
+    made = _command(*launcher, "tools/forecast.py", flow_model, *options)
+    assert made.returncode == 0 and not chatter(made), made.stdout + made.stderr
+    assert ForecastStore.open(tmp_path / "forecasts").cases() == [0, 1]
 
 
 def test_forecasts_stay_within_the_bounds_that_the_schema_states(flow_model, flow_shards, tmp_path) -> None:

@@ -135,21 +135,39 @@ def test_a_rollout_goes_on_from_its_own_frames_with_new_noise() -> None:
     assert (again[:, 0] - long[:, 0, 3:6]).abs().max() > 1e-2  # the same history, but the second window's noise
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
-def test_recorded_windows_are_those_that_run_by_themselves(sampler: str) -> None:
-    """Bit for bit, with what every call draws anew: start, dropped history, shifts, noise; named by case and seed."""
+def recorded_and_plain(sampler: str, **changes) -> tuple[Forecaster, Forecaster]:
+    """Forecasters with everything that a call draws anew: start, dropped history, shifts, noise."""
     sampling = SamplingConfig(sampler=sampler, num_steps=4, guidance_weight=2.0, random_shifts=True)
-    process = build_process(num_timesteps=50, prediction="x0", backend="reference")
-    plain, recorded = (_forecaster(sampling=sampling, diffusion=process, knows_shifts=True) for _ in range(2))
-    recorder = Recorder()
-    recorded.__dict__["_recorded"] = Replay(recorded._run_sampler, recorder)
+    recorded, plain = (_forecaster(sampling=sampling, knows_shifts=True, **changes) for _ in range(2))
+    plain.__dict__["_recorded"] = plain._run_sampler
+    return recorded, plain
+
+
+def assert_windows_are_equal(recorded: Forecaster, plain: Forecaster) -> None:
+    """Bit for bit, in rollouts of two windows under other seeds and of other cases."""
     drawn = []
     for seed in (3, 4, 2**63):
         history, given = _history(2, seed % 7), dict(case_index=[seed % 100, 9], num_members=2, seed=seed)
         drawn.append(recorded.forecast(history, num_frames=2 * NUM_FUTURE, **given))
         assert torch.equal(drawn[-1], plain.forecast(history, num_frames=2 * NUM_FUTURE, **given))
-    assert (recorder.recorded, recorder.played) == (1, 5)
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
+def test_recorded_windows_are_those_that_run_by_themselves(sampler: str) -> None:
+    process = build_process(num_timesteps=50, prediction="x0", backend="reference")
+    recorded, plain = recorded_and_plain(sampler, diffusion=process)
+    recorder = Recorder()
+    recorded.__dict__["_recorded"] = Replay(recorded._run_sampler, recorder)
+    assert_windows_are_equal(recorded, plain)
+    assert (recorder.recorded, recorder.played) == (1, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpmpp_2m"])
+def test_cuda_graphs_give_the_windows_that_run_by_themselves(sampler: str, caplog) -> None:
+    assert_windows_are_equal(*recorded_and_plain(sampler, device="cuda"))
+    assert "could not be recorded" not in caplog.text
 
 
 def test_each_window_of_a_rollout_sees_its_own_actions() -> None:

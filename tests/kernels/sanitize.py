@@ -12,6 +12,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+OVERRUN = """
+import torch
+from dydiff_kernels import NoiseCounter, native
+from dydiff_kernels.registry import Operands
+
+name = NoiseCounter(0, torch.zeros(1, dtype=torch.int64), 0)
+native.run("normal", Operands(torch.zeros(1, 1, 65), dict(out=torch.zeros(1, 1, 64)), dict(noise=name)))
+"""
+"""Writes one element beyond a tensor, which the sanitizer has to see."""
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 
 
@@ -36,6 +45,15 @@ def runtime_libraries() -> str:
     return " ".join(paths)
 
 
+def check_that_it_sees(folder: str, environment: dict[str, str]) -> None:
+    """Ends the program where an overrun goes unseen."""
+    run = subprocess.run([sys.executable, "-c", OVERRUN], cwd=folder, env=environment, capture_output=True, text=True)
+    if run.returncode == 0 or "heap-buffer-overflow" not in run.stderr:
+        raise SystemExit(
+            "error: the sanitizer did not see an element written beyond a tensor; its report means nothing"
+        )
+
+
 def main() -> None:
     """Builds, tests, and exits with pytest's status."""
     with tempfile.TemporaryDirectory(prefix="dydiff-sanitize-") as folder:
@@ -52,6 +70,7 @@ def main() -> None:
         command += ["-p", "no:cacheprovider", "--capture=sys"]  # a sanitizer writes to the process, not to Python
         probe = "import dydiff_kernels, sys; print('testing', dydiff_kernels.__file__)"
         subprocess.run([sys.executable, "-c", probe], cwd=folder, env=environment, check=True)
+        check_that_it_sees(folder, environment)
         sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=environment).returncode)
 
 

@@ -76,7 +76,7 @@ def test_main_kernels_compile_without_spills_or_scalar_access(name, storage, arc
     check({case.name: case for case in aot.cases()}[name], storage, arch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arch", aot.ARCHITECTURES)
 @pytest.mark.parametrize("storage", aot.STORAGE)
 @pytest.mark.parametrize("case", aot.cases(), ids=lambda case: case.name)

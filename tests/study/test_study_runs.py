@@ -2,24 +2,24 @@
 
 import csv
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from run_commands import ROOT, environment, run
 
 pytestmark = pytest.mark.slow
 
 
-def study_command(path: Path, folder: Path, *options: str) -> subprocess.CompletedProcess:
+def study_command(path: Path, folder: Path, *options: str) -> list[str]:
     """tools/study.py with everything it writes below ``folder``."""
     where = ["--runs", folder / "runs", "--out", folder / "study", "--page-file", folder / "study.md"]
     words = [sys.executable, ROOT / "tools" / "study.py", path, *where, "--images", folder / "images", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=240, env=environment)
+    return [str(word) for word in words]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     study_tree["scores"] = ["crps", "blockiness"]
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(study_tree))
-    first = study_command(path, tmp_path)
+    first = run(study_command(path, tmp_path))
     assert first.returncode == 1, first.stderr
     assert "failed: tiny, broken seed 0: exit status" in first.stdout and "Traceback" not in first.stderr
     runs = rows(tmp_path / "study" / "tiny_runs.csv")
@@ -49,12 +49,39 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     del study_tree["arms"]["broken"]
     path.write_text(json.dumps(study_tree))
     before = (tmp_path / "study" / "tiny_cases.csv").read_bytes()
-    again = study_command(path, tmp_path)
+    again = run(study_command(path, tmp_path))
     assert again.returncode == 0 and "train" not in again.stdout.split("\n", 1)[1]
     assert (tmp_path / "study" / "tiny_cases.csv").read_bytes() == before
 
-    page = study_command(path, tmp_path, "--page")
+    page = run(study_command(path, tmp_path, "--page"))
     assert page.returncode == 0, page.stderr
     text = (tmp_path / "study.md").read_text()
     assert "| DyDiff | 1 |" in text and "| blockiness (1: no edges) |" in text
     assert all(float(row["blockiness"]) > 0 for row in runs)
+
+
+@pytest.mark.distributed
+def test_a_study_that_is_killed_leaves_no_training(study_tree, tmp_path):
+    study_tree["set"] = {"training.steps": 100_000, "training.log_every_steps": 1, "training.global_batch_size": 4}
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(study_tree))
+    command = study_command(path, tmp_path, "--arms", "b", "--processes", "2")
+    study = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
+    family: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 240
+        while not any("step 2/" in log.read_text() for log in (tmp_path / "runs").rglob("train.log")):
+            assert time.monotonic() < deadline and study.poll() is None
+            time.sleep(0.1)
+        family = psutil.Process(study.pid).children(recursive=True)
+        study.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, 90)
+        (log,) = (each.read_text() for each in (tmp_path / "runs").rglob("train.log"))
+        assert not alive, log
+        assert log.count(f"process {study.pid}, which started this run, is gone; saving and leaving") == 1, log
+        assert "stopped by SIGTERM after step" in log and list((tmp_path / "runs").rglob("complete.json"))
+    finally:
+        for process in [study, *family]:
+            if psutil.pid_exists(process.pid):
+                process.kill()
+        study.wait()

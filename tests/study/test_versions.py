@@ -1,11 +1,11 @@
-"""What a study's rows say of the code they come from."""
+"""What a study says of its trainings: the code they come from, and why one failed."""
 
 import subprocess
 
 import pytest
 
 import dydiff_dist
-from dydiff_dist.study.runner import commit
+from dydiff_dist.study.runner import commit, reason_of_failure
 
 
 @pytest.fixture
@@ -42,3 +42,14 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(dydiff_dist, "__file__", str(tmp_path / "dydiff_dist" / "__init__.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == ""
+
+
+def test_a_training_that_fails_under_a_launcher_is_named_by_its_own_error(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("error: of an earlier start\n")
+    begin = log.stat().st_size
+    page = "=" * 60 + "\ntrain.py FAILED\n" + "=" * 60 + "\n"
+    log.write_text(log.read_text() + "step 1/2: loss 1\nerror: global_batch_size is 2\n" + page)
+    assert reason_of_failure(log, begin) == "error: global_batch_size is 2"
+    log.write_text("error: of an earlier start\nstep 1/2: loss 1\nKilled\n")
+    assert reason_of_failure(log, begin) == "Killed"

@@ -1,23 +1,21 @@
 """A tiny data set and a tiny run for the training tests."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from run_commands import run
+
+from dydiff_dist.data.convert import convert
+from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
+from dydiff_dist.data.turbulence_solver import TurbulenceConfig
 
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> Path:
     """24 training and 5 validation trajectories of 6 frames, 16x16."""
     folder = tmp_path_factory.mktemp("shards")
-    options = (
-        "--train 24 --valid 5 --test 4 --num-frames 6 --resolution 16 --force-max-wavenumber 5 --spin-up-frames 2 "
-        "--processes 1"
-    ).split()
-    made = run([sys.executable, "tools/make_shards.py", "turbulence", "--out", folder, *options])
-    assert made.returncode == 0, made.stderr
+    flow = TurbulenceConfig(resolution=16, force_max_wavenumber=5.0, spin_up_frames=2)
+    convert(TurbulenceSource(TurbulenceSourceConfig(train=24, valid=5, test=4, num_frames=6, flow=flow)), folder)
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_commands import ROOT, run, two_ranks
+from run_commands import ROOT, TORCHRUN, run
 
 from dydiff_dist.autoencoders import load_autoencoder
 from dydiff_dist.data.stream import TrainStream
@@ -126,9 +126,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, tiny_shards):
 def test_a_run_resumes_on_two_ranks_and_leaves_an_autoencoder(tree, tmp_path):
     config = tmp_path / "vae.json"
     config.write_text(json.dumps(tree))
-    first = run([*two_ranks(), TRAIN_VAE, config, "training.steps=3"])
+    first = run([*TORCHRUN, TRAIN_VAE, config, "training.steps=3"])
     assert first.returncode == 0, first.stderr
-    resumed = run([*two_ranks(), TRAIN_VAE, config])
+    resumed = run([*TORCHRUN, TRAIN_VAE, config])
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after step 3" in resumed.stdout and "validation PSNR" in resumed.stdout
     folder = Path(tree["output_dir"])

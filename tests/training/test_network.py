@@ -15,7 +15,7 @@ DEAD_AFTER_SEC, LEAVE_SEC = 20, 10
 PATIENCE = f"training.faults.heartbeat_sec=1 training.faults.dead_after_sec={DEAD_AFTER_SEC}".split()
 QUIET = "training.validate_every_steps=0 training.schedule=constant training.checkpoint_every_steps=100000".split()
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.long]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_commands import TRAIN, run, two_ranks
+from run_commands import TORCHRUN, TRAIN, run
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,7 +28,7 @@ def logged(folder: Path, name: str) -> list[float]:
 def test_a_run_with_shared_frames_equals_the_run_of_one_rank(tiny_config, tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     changes = ["execution.sequence_parallel_size=2", "execution.checkpoint_fraction=1.0"]
-    results = [train(tiny_config, whole), train(tiny_config, shared, *changes, launcher=two_ranks())]
+    results = [train(tiny_config, whole), train(tiny_config, shared, *changes, launcher=TORCHRUN)]
     for result in results:
         assert result.returncode == 0, result.stdout + result.stderr
     assert "1 groups of 2 ranks that share frames" in results[1].stdout

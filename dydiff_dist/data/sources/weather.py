@@ -252,7 +252,8 @@ class WeatherSource(Source[WeatherSourceConfig]):
             for found in reading(file.address.rpartition("/")[2], one):
                 if isinstance(found, BadItem):
                     raise ValueError(f"{found.name}: {found.reason}")
-                values[np.ix_(which, numbers)], missing[np.ix_(which, numbers)] = found
+                place = np.ix_(which, np.array(numbers))
+                values[place], missing[place] = found
         return values, missing
 
     def _fault(self, missing: np.ndarray, numbers: np.ndarray) -> str | None:

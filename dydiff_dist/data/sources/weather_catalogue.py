@@ -89,7 +89,7 @@ def build_catalogue(
             files.append(found) if isinstance(found, WeatherFile) else aside.append(found)
     _check_together(files, names, aside)
     channels = tuple(channel for each in asked for channel in _channels(each, files))
-    times = [found for name in names if len(found := _times_of(files, name))]
+    times = [held for name in names if len(held := _times_of(files, name))]
     if not times:
         raise ValueError(f"none of --variables {' '.join(names)} has an axis of time")
     common = times[0]

@@ -30,17 +30,8 @@ ROLES = {
 }
 """What a dimension is -> names, in small letters, of it or of its coordinate's CF standard name."""
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
-_STATE_KEYS = (
-    "size",
-    "mtime",
-    "ETag",
-    "etag",
-    "LastModified",
-    "Last-Modified",
-    "last_modified",
-    "updated",
-    "generation",
-)
+_STATE_KEYS = tuple("size mtime ETag etag LastModified Last-Modified last_modified updated generation".split())
+"""What stores call a file's size, time of change and tag."""
 
 
 def time_text(seconds: int | np.integer) -> str:

@@ -230,8 +230,8 @@ def _replaced(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
 
 
 def import_deepspeed() -> ModuleType:
-    """DeepSpeed without MLflow, which its autotuner would import where it is installed: most of a second for each rank,
-    and the autotuner isn't used."""
+    """DeepSpeed without what it loads at each start and nothing here uses: MLflow, which its autotuner imports where it
+    is installed, and torch's compiler, which the Muon optimizer's decorators load."""
     absent: Any = None  # what Python takes for a module that can't be imported
     hides = "mlflow" not in sys.modules
     if hides:
@@ -241,4 +241,6 @@ def import_deepspeed() -> ModuleType:
     finally:
         if hides:
             del sys.modules["mlflow"]
+    with _replaced(deepspeed.runtime.compiler, {"compile": lambda: lambda function: function}):
+        import deepspeed.runtime.zero.muon.muon_optimizer
     return deepspeed
