@@ -30,6 +30,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     study_tree["arms"]["broken"] = {"set": {"training.learning_rate": 1e30, "training.steps": 20}}
     study_tree["set"] = {"training.log_every_steps": 1}
+    study_tree["scores"] = ["crps", "blockiness"]
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(study_tree))
     first = run(study_command(path, tmp_path))
@@ -41,7 +42,9 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     cases = rows(tmp_path / "study" / "tiny_cases.csv")
     by_arm = {arm: [float(r["lead_2"]) for r in cases if (r["arm"], r["score"]) == (arm, "crps")] for arm in "ab"}
     assert len(by_arm["a"]) == 3 and by_arm["a"] != by_arm["b"]
-    assert len([r for r in cases if r["arm"] == "persistence"]) == 2 * 3  # once, not once a run
+    persistence = [(r["score"], r["part"]) for r in cases if r["arm"] == "persistence"]
+    # of three cases each, once, not once a run
+    assert sorted(persistence) == sorted(3 * [("crps", "value"), ("blockiness", "value"), ("blockiness", "scale")])
 
     del study_tree["arms"]["broken"]
     path.write_text(json.dumps(study_tree))
@@ -52,7 +55,9 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
 
     page = run(study_command(path, tmp_path, "--page"))
     assert page.returncode == 0, page.stderr
-    assert "| DyDiff | 1 |" in (tmp_path / "study.md").read_text()
+    text = (tmp_path / "study.md").read_text()
+    assert "| DyDiff | 1 |" in text and "| blockiness (1: no edges) |" in text
+    assert all(float(row["blockiness"]) > 0 for row in runs)
 
 
 @pytest.mark.distributed
