@@ -38,6 +38,8 @@ def poisoned_memory(monkeypatch):
     def poisoned(tensor):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
+    with torch.device("meta"):  # torch gathers what makes tensors once, and not among what is patched here
+        torch.zeros(0)
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poisoned(empty(*args, **kwargs)))
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poisoned(empty_like(*args, **kwargs)))
 
