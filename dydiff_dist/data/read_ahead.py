@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -117,7 +118,7 @@ def read_ahead(
         pin_memory=torch.cuda.is_available(),
     )
     others = set(multiprocessing.active_children())
-    with signals_left_to_this_process():
+    with signals_left_to_this_process() if workers else nullcontext():
         reads = iter(loader)  # starts the workers
     kill_at_exit(set(multiprocessing.active_children()) - others)
     for read in _name_dead_workers(reads):

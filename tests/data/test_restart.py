@@ -41,8 +41,12 @@ def kill_after(process, folder, num_records, whole_group):
 
 def is_at_work(process):
     """Whether it is a worker that has begun: it leaves Ctrl-C to its parent from then on."""
-    ignored = re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
-    return "spawn_main" in " ".join(process.cmdline()) and bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
+    try:
+        ignored = re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
+        command = process.cmdline()
+    except (OSError, psutil.Error):  # it was another child, which has ended
+        return False
+    return "spawn_main" in " ".join(command) and bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
 
 
 @pytest.mark.long
@@ -70,12 +74,16 @@ def test_ctrl_c_ends_at_once_in_one_line(tmp_path):
     process = subprocess.Popen(
         arguments, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = time.monotonic() + 60
-    while sum(is_at_work(child) for child in psutil.Process(process.pid).children(recursive=True)) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    try:
+        deadline = time.monotonic() + 60
+        while sum(is_at_work(child) for child in psutil.Process(process.pid).children(recursive=True)) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert "Traceback" not in output and output.rstrip().endswith("interrupted")
 
