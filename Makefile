@@ -38,7 +38,7 @@ $(STAMP_ALL): $(STAMP)
 # before the training has written its checkpoint (torchrun's always does).
 define DEMO_STAGES
 What follows, with the time each part took on 2 idle cores of an AMD EPYC with AVX-512:
-  0:30  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
+  0:10  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
   0:30  simulate turbulence                               -> shards/turbulence
   5:10  train such a model, DeepSpeed on 2 processes      -> $(DEMO_RUN)
   0:45  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
@@ -53,7 +53,8 @@ demo: $(STAMP) ## a forecast in half a minute, then simulate, train, forecast, s
 	clock() { printf '%d min %d s' $$(($$1 / 60)) $$(($$1 % 60)); }; \
 	trap 'echo; echo "demo: stopped after $$(clock $$SECONDS); make demo goes on from there"; exit 0' INT; \
 	run() { echo; echo "$$ $$*"; local start=$$SECONDS; "$$@"; echo "($$(clock $$((SECONDS - start))))"; }; \
-	deepspeed() { (trap '' INT; exec $(BIN)/deepspeed "$$@"); }; \
+	deepspeed() { (trap '' INT; exec $(BIN)/deepspeed --quiet "$$@"); }; \
+	[ -e /dev/nvidia0 ] || [ -e /dev/kfd ] || export DS_ACCELERATOR=cpu; \
 	run python tools/demo.py --out $(DEMO_SHIPPED); \
 	run python tools/make_shards.py turbulence --out shards/turbulence --train 768; \
 	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) dydiff_dist/train.py configs/turbulence_small.json; \
