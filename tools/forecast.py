@@ -17,7 +17,7 @@ from dydiff_dist.extensions import add_import_option
 from dydiff_dist.forecasting.progress import CaseProgress
 from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.ranks.reports import report_once
-from dydiff_dist.ranks.world import read_world
+from dydiff_dist.ranks.world import read_world, set_cpu_threads
 
 FORMATS = {
     "npz": "one case_NNNNNN.npz each: members, lead_frames, key",
@@ -28,6 +28,7 @@ FORMATS = {
 def main() -> int:
     arguments = parse_arguments()
     world = read_world(arguments.device)
+    set_cpu_threads(world)
     run = ForecastRun(
         arguments.model,
         arguments.shards or arguments.history,
