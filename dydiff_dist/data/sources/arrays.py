@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
-from dydiff_dist.data.inputs import SPLITS, find_files, unique_stems
+from dydiff_dist.data.inputs import SPLITS, find_files, lacking_split, unique_stems
 from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent, StoredType
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
@@ -164,10 +164,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
 
     def split_hint(self, split: str) -> str:
         """The folder or the fraction that decides."""
-        if self._folders_split:
-            return f"there is no folder {split}/ with files under {self.config.root}"
-        fraction = getattr(self.config, f"{split}_fraction", None)
-        return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
+        return lacking_split(self.config, split, self._folders_split)
 
     def schema(self, sample: Sample) -> FrameSchema:
         """As the arrays are and as the options say."""

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import HDF5_SUFFIXES, ArrayFile, StoredArray, open_arrays
-from dydiff_dist.data.inputs import SPLITS, find_files, first_names, unique_stems
+from dydiff_dist.data.inputs import SPLITS, find_files, first_names, lacking_split, unique_stems
 from dydiff_dist.data.manifest import Augmentation, FrameSchema, Independent
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
@@ -171,10 +171,7 @@ class PdebenchSource(Source[PdebenchSourceConfig]):
 
     def split_hint(self, split: str) -> str:
         """The folder or the fraction that decides."""
-        if self._folders_split:
-            return f"there is no folder {split}/ with files under {self.config.root}"
-        fraction = getattr(self.config, f"{split}_fraction", None)
-        return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
+        return lacking_split(self.config, split, self._folders_split)
 
     def schema(self, sample: Sample) -> FrameSchema:
         """Named channels without units, and what the equation and its edges allow."""
