@@ -180,8 +180,9 @@ def _refusals(kind: ForecastKind) -> dict[str, str | Literal[False]]:
     num_channels, size = kind.shape[1], kind.shape[2:]
     return {
         "blockiness": not kind.has_patches
-        and "blockiness needs forecasts that say of which model patches they are, of 2 pixels or more and smaller than "
-        f"the frame; these have frames of {size}, patches of {kind.patch_pixels or 'a size that is not known'}",
+        and "blockiness needs forecasts without random shifts that say of which model patches they are, of 2 pixels or "
+        f"more and smaller than the frame; these have frames of {size}, patches of "
+        f"{kind.patch_pixels or 'a size that is not known'}",
         "flow": kind.schema.vector_channels is None and "flow scores need vector_channels in the shards' manifest",
         "rain": num_channels != 1 and f"rain scores are of one channel, the forecasts have {num_channels}",
         "series": not kind.is_series and f"series scores are of frames of one pixel, these have {size}",

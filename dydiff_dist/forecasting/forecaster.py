@@ -224,7 +224,7 @@ class Forecaster:
         if sampling.guidance_weight != 1:
             dropout = counter(window, Stream.CONDITIONING_DROPOUT)
             drawn["dropped"] = normal(dropout, history.shape, device=self.device)
-        if self.knows_shifts and sampling.random_shifts is not False:
+        if self.moves_view:
             shifts = counter(window, Stream.SAMPLER_SHIFT)
             drawn["origins"] = draw_origins(shifts, len(steps), shape[-2], shape[-1], self.device)
         if any(step.weights.sigma for step in steps):
@@ -301,6 +301,11 @@ class Forecaster:
     def _run_network(self, z: Tensor, timesteps: Tensor, history: Tensor, actions: Tensor | None) -> Tensor:
         """The network's output as float32; history and actions come as ``dtype``, which it reads."""
         return self.network(z.to(self.dtype), timesteps, history=history, actions=actions).float()
+
+    @property
+    def moves_view(self) -> bool:
+        """Whether each step shows the network the frames from another origin, so that its patches lie elsewhere."""
+        return self.knows_shifts and self.sampling.random_shifts is not False
 
     @property
     def num_frames(self) -> int:

@@ -75,11 +75,13 @@ class ForecastRun:
         self.reader = open_cases(source, data, description.data_schema, num_frames)
         self.sampling = changed_sampling(description.sampling, sampling or {})
         self.num_cases, self.num_members = self._checked_count(num_cases), num_members
+        dtype = _DTYPES[precision]
+        self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
         request = ForecastRequest(
             model=str(find_model(model)),
             weights_sha256=weights_sha256,
             autoencoder_sha256=description.autoencoder_sha256,
-            patch_pixels=patch_pixels(description, model),
+            patch_pixels=None if self.forecaster.moves_view else patch_pixels(description, model),
             shards=str(source),
             shards_sha256=self.reader.sha256,
             data=self.reader.data,
@@ -92,8 +94,6 @@ class ForecastRun:
             file_format=file_format,
             inflation=read_inflation(model, weights_sha256, self.sampling).factors if calibrated else None,
         )
-        dtype = _DTYPES[precision]
-        self.forecaster = load_forecaster(model, device=device, sampling=self.sampling, dtype=dtype, max_batch=batch)
         self.store = ForecastStore.create(out, request, self.num_cases)
         self._cases_at_once, self._mine = max(1, batch // num_members), range(rank, self.num_cases, world_size)
         self.missing: list[int] = sorted(set(self._mine) - set(there := self._cases_there()))

@@ -49,7 +49,8 @@ class ForecastRequest(StrictConfig):
     autoencoder_sha256: str | None = None
     """Identity of the autoencoder through which latents were forecast."""
     patch_pixels: PositiveInt | None = None
-    """Pixels of the stored frames along the edge of the model's patches; None where an earlier version wrote it."""
+    """Pixels of the stored frames along the edge of the model's patches; None where their place changes from pass to
+    pass (``sampling.random_shifts``), and where an earlier version wrote it."""
     shards: str
     """Folder of the cases' shards, or file of the array, as it was given."""
     shards_sha256: str

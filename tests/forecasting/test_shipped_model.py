@@ -12,7 +12,7 @@ import pytest
 from run_commands import ROOT, run
 
 from dydiff_dist.files import file_sha256
-from dydiff_dist.forecasting import CaseReader, forecast_case, load_forecaster
+from dydiff_dist.forecasting import CaseReader, ForecastRun, Verification, forecast_case, load_forecaster
 
 SHIPPED = ROOT / "dydiff_dist" / "demo"
 EXPECTED = json.loads((Path(__file__).parent / "shipped_forecast.json").read_text())
@@ -25,6 +25,17 @@ def test_it_forecasts_what_it_forecast():
     cases = CaseReader.for_model(SHIPPED / "model", SHIPPED / "cases")
     forecast = forecast_case(load_forecaster(SHIPPED / "model", device="cpu"), cases.read(2), num_members=1)
     np.testing.assert_allclose(forecast.members[0, :, :, ::16, ::16], EXPECTED["members"], rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(("random_shifts", "edge"), [(True, None), (False, 16)])
+def test_patches_are_judged_only_where_they_stay(tmp_path, random_shifts, edge):
+    options = {"num_members": 2, "num_cases": 1, "device": "cpu"}
+    sampling = {"num_steps": 1, "random_shifts": random_shifts}
+    forecasts = ForecastRun(SHIPPED / "model", SHIPPED / "cases", tmp_path, sampling=sampling, **options)
+    forecasts.run()
+    assert forecasts.store.request.patch_pixels == edge
+    suites = [suite.name for suite in Verification.open(tmp_path).choose_suites()]
+    assert ("blockiness" in suites) == (edge is not None)
 
 
 def texts(path: Path) -> Iterator[bytes]:
