@@ -27,6 +27,11 @@ def pytest_report_header() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device: the tests marked gpu are left out"
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are no part of a test's name: workers name tests alike, and a gzip holds the time of its making."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a CUDA device the tests that need one are left out rather than skipped one by one; several workers begin
