@@ -125,8 +125,8 @@ class StudyConfig(StrictConfig):
             for arm in arms:
                 if arm not in self.arms:
                     raise ValueError(f"{place} names {arm!r}; the arms are {', '.join(self.arms)}")
-        for name, arm in self.arms.items():
-            self._check_start(name, arm)
+        for name in self.arms:
+            self._check_start(name)
         for comparison in self.comparisons:
             for item in (comparison.reference, *comparison.against):
                 arm, forecast = self.split_item(item)
@@ -137,8 +137,9 @@ class StudyConfig(StrictConfig):
                     )
         return self
 
-    def _check_start(self, name: str, arm: ArmConfig) -> None:
+    def _check_start(self, name: str) -> None:
         """What an arm starts from is trained before it."""
+        arm = self.arms[name]
         if arm.init_from is None:
             return
         if arm.task != "fewstep":
