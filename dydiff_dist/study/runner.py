@@ -5,6 +5,7 @@ and scores are the functions behind tools/forecast.py and tools/evaluate.py.
 """
 
 import json
+import math
 import os
 import platform
 import resource
@@ -147,7 +148,8 @@ class StudyRunner:
         kept = dict.fromkeys((*self.study.scores, *self.study.columns))
         if unknown := [name for name in self.study.columns if name not in overall and name not in COST_COLUMNS]:
             raise ValueError(f"these data have no score {unknown[0]!r}; take it out of the study's columns")
-        means = {name: float(overall[name]) for name in kept if name in overall}
+        # undefined ones are left out: of 8 members no interval holds 80 %
+        means = {name: float(overall[name]) for name in kept if name in overall and math.isfinite(overall[name])}
         return rows, means, evaluation.num_cases
 
     def _time_left(self, number: int) -> str:
