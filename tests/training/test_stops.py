@@ -21,7 +21,7 @@ from run_commands import ROOT, TORCHRUN, TRAIN, environment, run, two_ranks
 FAULTY = Path(__file__).with_name("faulty_train.py")
 LONG = "training.steps=100000 training.validate_every_steps=0 training.checkpoint_every_steps=100000".split()
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 
 
 class LongRun:
@@ -87,9 +87,7 @@ def start(tiny_config, tmp_path):
         each.kill()
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_to_all_processes_of_a_run_saves_it(start, name):
     """Schedulers and terminals send it to the data's workers too."""
     training = start([sys.executable], "data.num_workers=2")
@@ -114,12 +112,15 @@ def test_a_run_whose_terminal_is_closed_saves(tiny_config, tmp_path):
     )
     os.close(inside)
     text, deadline = b"", time.monotonic() + 180
-    while not re.search(rb"[1-9]\d*/100000", text):  # of the bar
-        assert time.monotonic() < deadline, text
-        if select.select([terminal], [], [], 1)[0]:
-            text += os.read(terminal, 1000)
-    os.close(terminal)
-    assert process.wait(90) == 0
+    try:
+        while not re.search(rb"[1-9]\d*/100000", text):  # of the bar
+            assert time.monotonic() < deadline, text
+            if select.select([terminal], [], [], 1)[0]:
+                text += os.read(terminal, 1000)
+        os.close(terminal)
+        assert process.wait(90) == 0
+    finally:
+        process.kill()  # what it did not heed above must not go on beside the other tests
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert (saved / "complete.json").is_file()
 
@@ -149,7 +150,7 @@ def test_ranks_without_their_launcher_save_and_leave_and_no_second_start_disturb
     assert output.count("is gone; saving and leaving") == 1
 
 
-@pytest.mark.parametrize("victim", [pytest.param("the outer process", marks=pytest.mark.long), "the inner process"])
+@pytest.mark.parametrize("victim", ["the outer process", "the inner process"])
 def test_ranks_without_deepspeeds_launcher_save_and_leave(start, victim):
     training = start(two_ranks())
     inner = training.child("deepspeed.launcher.launch")
@@ -162,7 +163,7 @@ def test_ranks_without_deepspeeds_launcher_save_and_leave(start, victim):
     training.saved(training.log.read_text(), "SIGTERM")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_rank_0_that_is_killed_is_named_by_the_other(tiny_config, launcher):
     start = TORCHRUN if launcher == "torchrun" else two_ranks()
     options = "training.faults.heartbeat_sec=0.5 training.validate_every_steps=0 training.steps=100000".split()
