@@ -22,6 +22,7 @@ from pydantic import Field
 from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
 from dydiff_dist.data.inputs import SPLITS, find_files, lacking_split, unique_stems
 from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent, StoredType
+from dydiff_dist.data.packing import describe_missing, fill_masks
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
     BadItem,
@@ -69,6 +70,9 @@ class ArraysSourceConfig(StrictConfig):
     absent_chunks: Literal["reject", "fill"] = "reject"
     """Windows of which chunks are not in the file (never written, lost by a copy, or left out by a zarr writer as they
     hold nothing but the fill value) are rejected, or take the fill value."""
+    fill: tuple[float, ...] = ()
+    """Value that stands where a channel has none in all frames of a window, as a field of the sea over land; one for
+    all channels, or one for each. Windows that lack others are rejected still."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames a second to which videos are brought, by the frame nearest in time. All as they are if left out; then they
     must have the same rate."""
@@ -147,7 +151,8 @@ class ArraysSource(Source[ArraysSourceConfig]):
                 f"actions {actions_SA.shape} do not fit {len(frames)} frames; (S, A) is expected, the action at "
                 "frame s being the one that leads to it"
             )
-        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, unpacked.is_missing)
+        missing = None if unpacked.is_missing is None else _channels_first(unpacked.is_missing, layout)
+        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, missing)
 
     def item_name(self, item: Any) -> str:
         """File and trajectory."""
@@ -242,18 +247,19 @@ class ArraysSource(Source[ArraysSourceConfig]):
                 )
                 yield BadItem(self.item_name(item), reason)
                 continue
-            if missing is not None and missing[cut].any():
-                reason = (
-                    f"{where}: {int(missing[cut].sum())} of {missing[cut].size} values are missing, NaN or infinite"
-                )
-                yield BadItem(self.item_name(item), reason)
-                continue
+            window = frames[cut]
+            if missing is not None:
+                window, lacking = window.copy(), missing[cut].copy()  # windows may overlap
+                fill_masks(window, lacking, self.config.fill)
+                if lacking.any():
+                    yield BadItem(self.item_name(item), f"{where}: {describe_missing(lacking)}")
+                    continue
             window_actions = None
             if actions is not None:
                 window_actions = actions[cut].copy()
                 window_actions[0] = 0
             facts = {"file": name, "trajectory": number, "start": start, **{k: v for k, v in meta.items() if v}}
-            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(frames[cut]), window_actions, facts)
+            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(window), window_actions, facts)
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout | None, num_frames: int, num_channels: int = 0) -> Layout:
