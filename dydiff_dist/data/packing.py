@@ -115,7 +115,7 @@ def describe_missing(missing: np.ndarray) -> str:
 
 def _masks(missing: np.ndarray) -> np.ndarray:
     """(C, H, W): what is missing in every frame, of channels that are there somewhere."""
-    always: np.ndarray = missing.all(axis=0)
+    always = np.logical_and.reduce(missing, axis=0)
     return always & ~always.all(axis=(1, 2), keepdims=True)
 
 
