@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,10 @@ class DailyClimatology(Baseline):
             reader: of the cases, from shards of source ``weather``.
 
         Raises:
-            FileNotFoundError, ValueError: no such store, or one of other variables, levels or another grid; shards
-                whose samples have no date, or that are cropped.
+            ValueError: no such store, or one of other variables, levels or another grid; shards whose samples have no
+                date, or that are cropped.
         """
-        if "://" not in check_address(address) and not Path(address).exists():
-            raise FileNotFoundError(f"{address} does not exist; give the zarr store or netCDF file of a climatology")
-        weather_files.check_installed([address])
+        weather_files.check_installed([check_address(address)])
         self.address, self.reader = address, reader
         self._times(0, 1)
         try:
@@ -55,8 +52,7 @@ class DailyClimatology(Baseline):
 
     def protocol(self) -> dict:
         """Where it comes from, and what CRPS is of a single member."""
-        what = "the climatology's value for day of the year and hour"
-        return {"forecast": what, "store": self.address, "crps": "of one member: its absolute error"}
+        return {"forecast": f"the value of {self.address} for day of the year and hour", "crps": "its absolute error"}
 
     def _times(self, number: int, num_leads: int) -> list[datetime]:
         """When the forecast frames of a case are valid."""
@@ -69,7 +65,7 @@ class DailyClimatology(Baseline):
         return [parse_time(meta["start"]) + (data.num_history_frames + lead) * step for lead in range(num_leads)]
 
     def _channel(self, name: str) -> Any:
-        """Of a channel, an array (dayofyear, hour if it has one, H, W), rows from north to south, not read yet."""
+        """An array (dayofyear, hour if it has one, H, W), rows from north to south, not read yet."""
         variable, _, level = (name, "", "") if name in self._dataset else name.rpartition("_")
         if variable not in self._dataset:
             raise ValueError(f"{self.address} holds no {name!r}, only {', '.join(map(str, self._dataset.data_vars))}")
@@ -85,8 +81,7 @@ class DailyClimatology(Baseline):
         days, axis = np.arange(data.sizes["dayofyear"]), self._dataset[variable].dims.index("dayofyear")
         if weather_files.absent_places(self.address, variable, axis, days).any():
             raise ValueError(f"{self.address} lacks chunks of {variable!r}; copy it again")
-        data = data.squeeze(more).transpose(*order)
-        data = data.sortby(dims["row"], ascending=False) if "row" in dims else data
+        data = data.squeeze(more).transpose(*order).sortby(dims.get("row", []), ascending=False)
         if data.shape[-2:] != schema.shape[1:] or not np.allclose(data[order[-2]], schema.latitudes or data[order[-2]]):
             raise ValueError(f"{self.address} has {name!r} on another grid than {self.reader.source}; regrid one")
         return data

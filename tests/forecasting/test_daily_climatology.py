@@ -157,7 +157,7 @@ def test_a_damaged_store_is_named(reader, tmp_path):
     (store / ".zmetadata").write_text("{")
     with pytest.raises(ValueError, match=damaged):
         DailyClimatology(str(store), reader)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.zarr does not exist; give the zarr store or netCDF file of"):
+    with pytest.raises(ValueError, match=r"nowhere.zarr can't be read: .* does not exist"):
         DailyClimatology(str(tmp_path / "nowhere.zarr"), reader)
     with pytest.raises(ValueError, match="give the plain URL"):
         DailyClimatology("s3://me:secret@bucket/climate.zarr", reader)
