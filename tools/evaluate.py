@@ -23,6 +23,7 @@ from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.forecasting.daily_climatology import DailyClimatology
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.inflation import check_calibration, fit_inflation, write_inflation
 from dydiff_dist.forecasting.progress import CaseProgress
@@ -76,7 +77,7 @@ def chosen_baselines(verification: Verification, arguments: argparse.Namespace) 
     if arguments.climatology:
         baselines.append(verification.climatology(arguments.climatology, arguments.seed, arguments.climatology_members))
     if arguments.daily_climatology:
-        baselines.append(verification.daily_climatology(arguments.daily_climatology))
+        baselines.append(DailyClimatology(arguments.daily_climatology, verification.reader))
     if arguments.optical_flow:
         baselines.append(verification.optical_flow())
     if arguments.season:

@@ -19,7 +19,6 @@ from dydiff_dist.evaluation.optical_flow import OpticalFlow
 from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.suites import Suite
 from dydiff_dist.forecasting.cases import CaseReader, is_array
-from dydiff_dist.forecasting.daily_climatology import DailyClimatology
 from dydiff_dist.forecasting.store import ForecastStore
 from dydiff_dist.ranks.collectives import gather_objects, own_rank
 
@@ -140,10 +139,6 @@ class Verification:
                 f"{folder} has frames of shape {there}, the forecasts' shards {here}; give their training set"
             )
         return Climatology(training.frames, len(training), seed, num_members)
-
-    def daily_climatology(self, address: str) -> DailyClimatology:
-        """The climatology by day of the year in a store, for weather; see ``DailyClimatology``."""
-        return DailyClimatology(address, self.reader)
 
     def optical_flow(self) -> OpticalFlow:
         """Optical-flow extrapolation that follows the quantity which pictures show.

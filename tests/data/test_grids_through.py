@@ -17,7 +17,7 @@ def write_climatology(path):
     """What ``write_weather`` is like on each day of a year of its own, as WeatherBench 2's climatologies have it."""
     xarray = pytest.importorskip("xarray", reason="xarray is an extra")
     write_weather(path.with_name("year.zarr"), 366, "2016-01-01")
-    data = xarray.open_zarr(path.with_name("year.zarr"))
+    data = xarray.load_dataset(path.with_name("year.zarr"), engine="zarr")
     data = data.assign_coords(dayofyear=data.time.dt.dayofyear, hour=data.time.dt.hour)
     data.set_index(time=("dayofyear", "hour")).unstack("time").to_zarr(path, zarr_format=2)
 
