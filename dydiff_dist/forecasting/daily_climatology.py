@@ -37,10 +37,10 @@ class DailyClimatology(Baseline):
                 date, or that are cropped.
         """
         weather_files.check_installed([check_address(address)])
-        self.address, self.reader = address, reader
+        self.address, self.reader, self._stack = address, reader, ExitStack()  # the store stays open
         self._times(0, 1)
         try:
-            self._dataset = ExitStack().enter_context(weather_files.opened(address))
+            self._dataset = self._stack.enter_context(weather_files.opened(address))
         except Exception as error:  # whatever the library raises on a damaged store
             raise ValueError(f"{address} can't be read: {first_line(error)}") from None
         self._channels = [self._channel(name) for name in reader.schema.channels]

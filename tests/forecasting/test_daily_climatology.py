@@ -1,7 +1,9 @@
 """The climatology by day of the year as a baseline, against numpy, from stores as WeatherBench 2 has them."""
 
+import gc
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -109,6 +111,18 @@ def test_a_climatology_by_day_alone_is_the_same_at_every_hour(reader, tmp_path):
     whole = xarray.concat([climate.assign_coords(hour=[hour]) for hour in (0, 6, 12, 18)], "hour")
     for case in cases(reader):
         assert np.array_equal(baseline.ensemble(case)[0], expected(whole, case.key))
+
+
+@pytest.mark.parametrize(("write", "name"), [(wb2, "climate.zarr"), (netcdf, "climate.nc")])
+def test_a_store_elsewhere_gives_what_the_folder_gives(reader, tmp_path, write, name):
+    write(of_climate(), tmp_path / name)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / name), f"/climate/{name}", recursive=True)
+    here, there = (DailyClimatology(f"{root}/{name}", reader) for root in (tmp_path, "memory://climate"))
+    gc.collect()
+    for case in cases(reader):
+        assert np.array_equal(there.ensemble(case), here.ensemble(case))
+    memory.rm("/climate", recursive=True)
 
 
 def without_pixel(climate: "xarray.Dataset") -> "xarray.Dataset":
