@@ -147,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--calibrate",
         metavar="MODEL",
-        help="fit the spread of forecasts of validation cases to their error, for tools/forecast.py --calibrated",
+        help="fit to validation cases the spread with which 80%% intervals hold 80%%, for forecast.py --calibrated",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args()
