@@ -18,9 +18,10 @@ pytest.register_assert_rewrite("checkpoint_files", "damage", "faulty_proxy", "ke
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts background jobs with Ctrl-C ignored, and every process that the tests start would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background jobs ignore Ctrl-C, nohup's a closed terminal, and all that the tests start would inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_report_header() -> str | None:

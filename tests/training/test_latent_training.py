@@ -180,8 +180,11 @@ def test_a_run_on_latents_forecasts_frames(tree, latents, tiny_shards, tmp_path)
     assert made.returncode == 0, made.stderr
     scored = run([sys.executable, "tools/evaluate.py", out])
     assert scored.returncode == 0 and "CRPS" in scored.stdout, scored.stderr
-    assert ForecastStore.open(out).request.patch_pixels == 4  # patches of 2x2 latent pixels, each of 2x2 pixels
-    assert "blockiness_truth" in scored.stdout
+    assert ForecastStore.open(out).request.patch_pixels is None and "blockiness" not in scored.stdout  # the view moves
+    fixed = [tmp_path / "fixed", "--members", "2", "--cases", "1", "--no-random-shifts"]
+    assert run([sys.executable, "tools/forecast.py", folder, "--shards", shards, "--out", *fixed]).returncode == 0
+    assert ForecastStore.open(fixed[0]).request.patch_pixels == 4  # patches of 2x2 latent pixels, each of 2x2 pixels
+    assert "blockiness_truth" in run([sys.executable, "tools/evaluate.py", fixed[0]]).stdout
     case = CaseReader.for_model(folder, shards).read(1)
     forecast = forecast_case(load_forecaster(folder), case, num_members=2)
     assert forecast.members.shape == (2, *case.truth.shape)

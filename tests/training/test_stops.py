@@ -114,12 +114,15 @@ def test_a_run_whose_terminal_is_closed_saves(tiny_config, tmp_path):
     )
     os.close(inside)
     text, deadline = b"", time.monotonic() + 180
-    while not re.search(rb"[1-9]\d*/100000", text):  # of the bar
-        assert time.monotonic() < deadline, text
-        if select.select([terminal], [], [], 1)[0]:
-            text += os.read(terminal, 1000)
-    os.close(terminal)
-    assert process.wait(90) == 0
+    try:
+        while not re.search(rb"[1-9]\d*/100000", text):  # of the bar
+            assert time.monotonic() < deadline, text
+            if select.select([terminal], [], [], 1)[0]:
+                text += os.read(terminal, 1000)
+        os.close(terminal)
+        assert process.wait(90) == 0
+    finally:
+        process.kill()  # what it did not heed above must not go on beside the other tests
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert (saved / "complete.json").is_file()
 
