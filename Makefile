@@ -66,10 +66,10 @@ demo: $(STAMP) ## a forecast in half a minute, then simulate, train, forecast, s
 # As many tests at once as there are cores, four at most.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-test: $(STAMP_ALL) ## what guards a change: everything but kill loops, long fuzz and two nodes
+test: $(STAMP_ALL) ## what guards a change, in some minutes: all but what test-all adds
 	$(PYTEST)
 
-test-all: $(STAMP_ALL) ## all tests
+test-all: $(STAMP_ALL) ## test, and stops, kills, networks, long fuzz, every kernel, rank and data source
 	$(PYTEST) -m ""
 
 test-fast: $(STAMP_ALL) ## unit tests only, under 3 minutes

@@ -33,6 +33,7 @@ def convert(source: Path, target: Path, stage: str, precision: str = "fp32") -> 
     return {"source": str(source), **write(target, stage, precision)}
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_resuming_is_exact_on_any_ranks_under_any_stage(tmp_path):
     """Two ranks train, save and resume under every stage; what they saved goes 2 -> 1 -> 3 -> 2 ranks and through other

@@ -183,7 +183,7 @@ def test_there_are_inputs_for_every_source():
     assert shipped == set(WRITERS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("source", list(WRITERS))
 def test_all_options_give_the_same_bytes_in_several_processes(tmp_path, source):
     kind = SOURCES[source]

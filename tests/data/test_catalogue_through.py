@@ -21,7 +21,7 @@ def robot(root):
     return f"lerobot --root {root / 'set'} --num-frames 12 --size 64 64"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "write"), [("radar_h5", radar), ("lerobot", robot)])
 def test_its_configuration_trains(tmp_path, name, write):
     train(tmp_path, name, write)

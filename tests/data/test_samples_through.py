@@ -61,7 +61,7 @@ def assert_shows_something(path: Path) -> None:
             assert values.std() > 5 and counts.max() < 0.98 * values.size, path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_converts_audits_trains_forecasts_and_is_shown(sample_data, tmp_path, name):
     options, forecast_shape = SAMPLES[name]

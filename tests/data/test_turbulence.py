@@ -42,6 +42,7 @@ def test_a_parallel_flow_is_steady_and_channels_are_width_then_height():
     torch.testing.assert_close(solver.advance_frame(state), state, rtol=0, atol=1e-9)
 
 
+@pytest.mark.long
 def test_inviscid_truncated_flow_conserves_energy_and_enstrophy():
     config = TurbulenceConfig(viscosity=0.0, drag=0.0, power=0.0, steps_per_frame=24)
     solver = VorticitySolver(config, torch.float64)
@@ -79,7 +80,7 @@ def test_force_injects_exactly_the_given_power():
     torch.testing.assert_close(rate, balance, rtol=0, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_default_flow_is_steady_and_forgets_as_documented():
     config = TurbulenceConfig()
     (velocity,) = simulate(config, 0, "test", range(8), 1, 40, 0)

@@ -45,7 +45,7 @@ def of_group(results: dict, group: dict[int, str]) -> dict[str, dict]:
     return {f"{ranks} ranks, {case}": results[ranks][case] for ranks in group for case in group[ranks].split()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_stages_ranks_accumulation_and_offloading_give_one_training(results):
     expected = results[1]["0"]
@@ -58,7 +58,7 @@ def test_stages_ranks_accumulation_and_offloading_give_one_training(results):
     assert expected["lags"]["ema"] > 1.5 * expected["lags"]["ema_0.2"], "the averages are of one decay"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_batch_passed_over_leaves_no_trace(results):
     expected = results[1]["0"]
@@ -68,7 +68,7 @@ def test_a_batch_passed_over_leaves_no_trace(results):
         assert result["lags"] == pytest.approx(expected["lags"], abs=FP32_TOLERANCE), case
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_float32(results, precision):

@@ -32,6 +32,7 @@ def srun(*arguments) -> list[str]:
     return outputs
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_tasks_share_the_cases(flow_model, flow_shards, tmp_path):
     out, scores = tmp_path / "forecasts", tmp_path / "scores"

@@ -59,7 +59,7 @@ def check(case: AotCase, storage: str, arch: int) -> None:
         assert found == recorded, "regenerate the table: python -m dydiff_kernels.aot docs/kernel_resources.csv"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_match_the_reference_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *OP_TESTS]
@@ -84,7 +84,7 @@ def test_every_kernel_compiles_without_spills_or_scalar_access(case, storage, ar
     check(case, storage, arch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", aot.cases(), ids=lambda case: case.name)
 def test_launches_of_size_one_and_ragged_frames_compile(case):
     """Sizes of 1 become compile-time constants in a launch, which the interpreter does not show."""

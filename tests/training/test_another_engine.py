@@ -29,7 +29,7 @@ def scalars(folder, name: str) -> np.ndarray:
     return np.array([event.value for event in events.Scalars(name)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_trainer_drives_another_engine(tiny_config, tmp_path):
     runs = {name: tmp_path / name for name in ("deepspeed", "plain")}
     own = {

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, tiny_shards):
     refused("unknown key 'loss.discriminator.start'", loss={"discriminator": {"start": 3, "start_step": 3}})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_run_resumes_on_two_ranks_and_leaves_an_autoencoder(tree, tmp_path):
     config = tmp_path / "vae.json"

@@ -30,7 +30,7 @@ def error_lines(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("error:")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_killed_rank_is_named_and_torchrun_goes_on_from_the_last_checkpoint(tiny_config):
     done = run([*torchrun("--max-restarts=1"), FAULTY, "kill", 1, 4, tiny_config, *COMMON])
@@ -63,7 +63,7 @@ def test_nan_on_one_rank_is_passed_over_by_all_and_then_rolled_back(tiny_config,
     assert json.loads((tmp_path / "run" / "nonfinite" / "rollback.json").read_text())["next_batch"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_rank_that_stalls_is_named_with_what_it_does_and_ends_the_run(tiny_config):
     start = time.monotonic()

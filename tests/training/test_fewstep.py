@@ -173,6 +173,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_resumed_and_two_rank_runs_equal_the_first_and_forecast(config, tree, tiny_shards, tmp_path):
     start = export(make_task(tree), tmp_path / "trained")

@@ -89,7 +89,7 @@ def measure(cases: dict[str, tuple], config_path: Path, folder: Path, world_size
     return {name: measured[name] - measured[f"nothing-{case[STAGE]}"] for name, case in cases.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("cases", "world_size"), [(CASES, 1), pytest.param(SHARDED, 2, marks=pytest.mark.distributed)])
 def test_estimates_are_within_a_tenth_of_what_processes_need(cases, world_size, tiny_config, tmp_path):
     measured = measure(cases, tiny_config, tmp_path, world_size)

@@ -124,6 +124,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(tiny_config, tmp_path
     assert f"resumed after step {stopped}" in resumed.stdout and f"step {last}/{last}" in resumed.stdout
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_two_ranks_say_one_thing_about_one_mistake(tiny_config):
     result = train(tiny_config, "training.stpes=3", launcher=two_ranks())
@@ -132,6 +133,7 @@ def test_two_ranks_say_one_thing_about_one_mistake(tiny_config):
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_shard_damaged_inside_is_named_by_the_rank_that_meets_it(tiny_config, tiny_shards, tmp_path):
     damaged = tmp_path / "damaged"
@@ -178,7 +180,7 @@ def test_dry_run_checks_and_stops(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_the_rate_of_damaged_samples_is_logged_with_its_rank(tiny_config, tiny_shards, tmp_path):
     """6 steps of 4 samples are one epoch: one rank meets the damaged sample, and has read 12 samples at the end."""

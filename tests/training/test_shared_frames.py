@@ -23,7 +23,7 @@ def logged(folder: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_a_run_with_shared_frames_equals_the_run_of_one_rank(tiny_config, tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"

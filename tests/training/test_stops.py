@@ -21,7 +21,7 @@ from run_commands import ROOT, TORCHRUN, TRAIN, environment, run, two_ranks
 FAULTY = Path(__file__).with_name("faulty_train.py")
 LONG = "training.steps=100000 training.validate_every_steps=0 training.checkpoint_every_steps=100000".split()
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.long, pytest.mark.distributed]
 
 
 class LongRun:
@@ -87,9 +87,7 @@ def start(tiny_config, tmp_path):
         each.kill()
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long), pytest.param("SIGUSR1", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_to_all_processes_of_a_run_saves_it(start, name):
     """Schedulers and terminals send it to the data's workers too."""
     training = start([sys.executable], "data.num_workers=2")
@@ -152,7 +150,7 @@ def test_ranks_without_their_launcher_save_and_leave_and_no_second_start_disturb
     assert output.count("is gone; saving and leaving") == 1
 
 
-@pytest.mark.parametrize("victim", [pytest.param("the outer process", marks=pytest.mark.long), "the inner process"])
+@pytest.mark.parametrize("victim", ["the outer process", "the inner process"])
 def test_ranks_without_deepspeeds_launcher_save_and_leave(start, victim):
     training = start(two_ranks())
     inner = training.child("deepspeed.launcher.launch")
@@ -165,7 +163,7 @@ def test_ranks_without_deepspeeds_launcher_save_and_leave(start, victim):
     training.saved(training.log.read_text(), "SIGTERM")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_rank_0_that_is_killed_is_named_by_the_other(tiny_config, launcher):
     start = TORCHRUN if launcher == "torchrun" else two_ranks()
     options = "training.faults.heartbeat_sec=0.5 training.validate_every_steps=0 training.steps=100000".split()
