@@ -112,7 +112,8 @@ class VideoTransformerConfig(DenoiserConfig):
 
     def describe(self) -> str:
         """Width, depth, heads, patches."""
-        return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}"
+        overlap = f" that overlap by {self.patch_overlap}" if self.patch_overlap else ""
+        return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}{overlap}"
 
     def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """As `DenoiserConfig.check`: the attention backend, ranks that share frames, patches, the skip's history."""
