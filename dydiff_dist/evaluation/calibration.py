@@ -91,12 +91,24 @@ def interval_terms(members_MSCHW: np.ndarray, truth_SCHW: np.ndarray) -> Terms:
             ends = central_interval(ascending, level / 100)
             if ends is not None:
                 lower, upper = ends
-                central = _shares_of_ranks(num_members + 1, np.array([0.5 - level / 200, 0.5 + level / 200]))
-                terms["coverage"][lead, number] = (ranks[lead] @ central).item()
+                terms["coverage"][lead, number] = interval_coverage(ranks[lead], level / 100)
                 terms["width"][lead, number] = (upper - lower).mean()
                 score = scoringrules.interval_score(truth, lower, upper, 1 - level / 100)
                 terms["interval_score"][lead, number] = np.asarray(score).mean()
     return terms
+
+
+def interval_coverage(ranks: np.ndarray, level: float) -> np.ndarray:
+    """Share of the truth within central intervals of ``level``, in 0..(M - 1)/(M + 1), of shares of ranks (..., M + 1).
+
+    Where members and truth tie and share their ranks, this is the probability that the randomised PIT (Czado et al.
+    2009) lies in the interval.
+
+    Examples:
+        >>> interval_coverage(np.full(11, 1 / 11), 0.8).round(9)  # like the truth, or all tie with it
+        np.float64(0.8)
+    """
+    return (ranks @ _shares_of_ranks(ranks.shape[-1], np.array([0.5 - level / 2, 0.5 + level / 2])))[..., 0]
 
 
 def variogram_score(members_MSCHW: np.ndarray, truth_SCHW: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Calibration after the fact: members are moved away from their mean, or towards it, by one factor a lead time.
 
-With the factors a_s = √(MSE / ((M + 1)/M variance)) of validation cases, the spread of those cases becomes the error of
-their mean (Fortin et al. 2014, eq. 15); the mean itself stays. Letters: M members, S lead times, C channels, H W height
-and width.
+The factors are those with which central 80 % intervals of validation cases hold 80 % of the truth; the mean itself
+stays. The ratio of error to spread, the usual factor, is one of variances: of rain, which is mostly zero, few pixels
+decide it, and intervals stay too narrow. Letters: M members, S lead times, C channels, H W height and width.
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.manifest import FrameSchema, SealedDocument, document_bytes, read_document
+from dydiff_dist.evaluation.calibration import interval_coverage
 from dydiff_dist.evaluation.evaluate import FORECAST, Evaluation
+from dydiff_dist.evaluation.scores import rank_counts
 from dydiff_dist.files import write_bytes
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.exported import find_model, read_description
@@ -20,6 +22,12 @@ from dydiff_dist.forecasting.verification import Verification
 
 CALIBRATION_NAME = "calibration.json"
 """In a model's folder."""
+LEVEL = 0.8
+"""Of the central intervals that are fitted; (M - 1)/(M + 1) where M members make none so wide."""
+_LARGEST_FACTOR = 16.0
+_ROUNDING = 1e-9
+_HALVINGS = 13
+"""Of the interval 1/16 to 16, in which a factor is sought: to one part in a thousand."""
 
 
 class Inflation(SealedDocument):
@@ -67,24 +75,24 @@ def _fitted_model(model: str | Path, weights_sha256: str) -> Path:
 
 
 def fit_inflation(verification: Verification, evaluation: Evaluation) -> Inflation:
-    """The factors that make the spread of these cases the error of their mean, lead time by lead time.
+    """The factors with which central intervals of these cases hold their share of the truth, lead time by lead time.
 
     Args:
-        verification: forecasts of validation cases.
-        evaluation: their scores.
+        verification: forecasts of validation cases, which are read once for each of 13 steps of a bisection.
+        evaluation: their scores; cases that could not be scored are left out.
 
     Raises:
-        ValueError: test cases, forecasts that are inflated already, or without spread.
+        ValueError: test cases, forecasts that are inflated already, without spread, or so far from the truth that no
+            factor from 1/16 to 16 will do.
     """
     _check_forecasts(verification)
     request = verification.store.request
     if not evaluation.num_cases:
         raise ValueError(f"no case of {verification.store.folder} could be scored; there is nothing to calibrate by")
-    ratio = evaluation.by_lead(FORECAST)["spread_skill_ratio"]
-    if not (np.isfinite(ratio) & (ratio > 0)).all():
+    if not (evaluation.by_lead(FORECAST)["spread"] > 0).any():
         raise ValueError(f"{verification.store.folder} has no spread to calibrate; forecast more than one member")
     return Inflation(
-        factors=tuple((1 / ratio).tolist()),
+        factors=_covering_factors(verification, sorted(evaluation.keys)),
         weights_sha256=request.weights_sha256,
         sampling=request.sampling,
         num_members=request.num_members,
@@ -92,6 +100,31 @@ def fit_inflation(verification: Verification, evaluation: Evaluation) -> Inflati
         shards=request.shards,
         shards_sha256=request.shards_sha256,
     )
+
+
+def _covering_factors(verification: Verification, numbers: list[int]) -> tuple[float, ...]:
+    """(S,) factors with which ``LEVEL`` intervals of these cases hold that share of the truth, by bisection."""
+    request = verification.store.request
+    level = min(LEVEL, (request.num_members - 1) / (request.num_members + 1))
+    num_leads = verification.case(numbers[0]).num_leads
+    low, high = np.full(num_leads, 1 / _LARGEST_FACTOR), np.full(num_leads, _LARGEST_FACTOR)
+    for _ in range(_HALVINGS):
+        factors = np.sqrt(low * high)
+        held = np.zeros(num_leads)
+        for case in map(verification.case, numbers):
+            members = inflate(case.members, tuple(factors), request.frames)
+            ranks = rank_counts(members, case.truth) / case.truth[0].size
+            held += interval_coverage(ranks, level) / len(numbers)
+        # where all ties, at lead times without rain, any factor will do: the first, 1, stays
+        low = np.where(held < level + _ROUNDING, factors, low)
+        high = np.where(held > level - _ROUNDING, factors, high)
+    for lead, factor in enumerate(factors.tolist(), start=1):
+        if not 1.01 / _LARGEST_FACTOR < factor < _LARGEST_FACTOR / 1.01:
+            raise ValueError(
+                f"{verification.store.folder}: at +{lead} no factor from {1 / _LARGEST_FACTOR:g} to "
+                f"{_LARGEST_FACTOR:g} makes {level:.0%} intervals hold {level:.0%}; train the model for longer"
+            )
+    return tuple(factors.tolist())
 
 
 def write_inflation(inflation: Inflation, model: str | Path) -> Path:

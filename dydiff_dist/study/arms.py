@@ -12,8 +12,8 @@ from dydiff_dist.data.manifest import manifest_identity
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.run import changed_sampling
-from dydiff_dist.study.config import ForecastConfig, StudyConfig
-from dydiff_dist.tasks.config import RunConfig
+from dydiff_dist.study.config import ForecastConfig, StudyConfig, TaskName
+from dydiff_dist.tasks.config import FewStepRunConfig, RunConfig
 from dydiff_dist.training.config import load_config
 
 HASH_LENGTH = 12
@@ -49,9 +49,11 @@ class PlannedRun:
 
     arm: str
     seed: int
+    task: TaskName
     config: RunConfig
     hash: str
-    """Of what the training follows from: the resolved configuration without output folder and sampling, the data."""
+    """Of what the training follows from: the resolved configuration without output folder, the data, and of few-step
+    training the run that it starts from; without sampling, which other training does not depend on."""
     forecasts: tuple[PlannedForecast, ...]
 
     @property
@@ -109,13 +111,21 @@ def _check_climatology(source: str) -> None:
 
 
 def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
-    fields = {**study.set, **study.arms[arm].set, "seed": seed}
+    fields = {**study.fields_of(arm), "seed": seed}
+    task, init_from, start_hash = study.arms[arm].task, study.arms[arm].init_from, ""
+    if init_from is not None:
+        start = _plan_run(study, init_from, seed, folder, identity)
+        fields, start_hash = {**fields, "init_from": str(start.folder)}, start.hash
+    kind = FewStepRunConfig if task == "fewstep" else RunConfig
     try:
-        config = load_config(study.base, RunConfig, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
+        config = load_config(study.base, kind, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
     except ValueError as error:
         raise ValueError(f"arm {arm!r}: {error}") from None
-    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling"})
-    run_hash = hash_of({"config": content, "training_data": identity(config.data.train)})
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"output_dir", "sampling", "init_from"})
+    trained = {"config": content, "training_data": identity(config.data.train)}
+    if isinstance(config, FewStepRunConfig):
+        trained |= {"unrolled": config.sampling.model_dump(mode="json"), "start": start_hash}
+    run_hash = hash_of(trained)
     output = folder / f"{arm}-seed{seed}-{run_hash}"
     config = config.model_copy(update={"output_dir": str(output)})
     forecasts = tuple(
@@ -123,7 +133,7 @@ def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: C
         for name, forecast in study.forecasts.items()
         if forecast.is_of(arm, seed)
     )
-    return PlannedRun(arm=arm, seed=seed, config=config, hash=run_hash, forecasts=forecasts)
+    return PlannedRun(arm=arm, seed=seed, task=task, config=config, hash=run_hash, forecasts=forecasts)
 
 
 def _plan_forecast(

@@ -12,6 +12,7 @@ from dydiff_dist.study.kept_scores import SCORES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names become folder names, so they hold no separators."""
+TaskName = Literal["diffusion", "fewstep"]
 
 
 class ArmConfig(StrictConfig):
@@ -23,6 +24,11 @@ class ArmConfig(StrictConfig):
     """Fields that differ from the base run, ``section.key`` to value."""
     seeds: tuple[int, ...] | None = None
     """Seeds of this arm; null takes the study's."""
+    task: TaskName = "diffusion"
+    """What is trained: a denoising network, or the forecast of few steps on the ensemble's score."""
+    init_from: Name | None = None
+    """Of few-step training: the arm whose run with the same seed it starts from; null is new weights. ``set`` is then
+    what differs from that arm."""
 
 
 class ForecastConfig(StrictConfig):
@@ -91,6 +97,9 @@ class StudyConfig(StrictConfig):
     where an arm is trained on latents."""
     season_frames: PositiveInt | None = None
     """Frames of a season, for the seasonal naive forecast beside series (5 for business days); null leaves it out."""
+    columns: tuple[str, ...] = ()
+    """More columns of the tables, means over seeds without intervals: scores over all cases and lead times
+    (``coverage_80``), or what a row by run has besides (``train_cpu_sec``, ``forecast_cpu_sec_per_member``)."""
     independent: Independent = "case"
     """What counts as one independent observation: each case, or all cases whose keys agree up to the last hyphen
     (windows of one radar event, clips of one trajectory)."""
@@ -111,10 +120,13 @@ class StudyConfig(StrictConfig):
     def _check_names(self) -> "StudyConfig":
         named = {f"forecasts.{name}.arms": forecast.arms or () for name, forecast in self.forecasts.items()}
         named |= {f"learning_curves.{label}": arms for label, arms in self.learning_curves.items()}
+        named |= {f"arms.{name}.init_from": (arm.init_from,) for name, arm in self.arms.items() if arm.init_from}
         for place, arms in named.items():
             for arm in arms:
                 if arm not in self.arms:
                     raise ValueError(f"{place} names {arm!r}; the arms are {', '.join(self.arms)}")
+        for name in self.arms:
+            self._check_start(name)
         for comparison in self.comparisons:
             for item in (comparison.reference, *comparison.against):
                 arm, forecast = self.split_item(item)
@@ -124,6 +136,24 @@ class StudyConfig(StrictConfig):
                         f"{', '.join(self.arms)} and the forecasts {', '.join(self.forecasts)}"
                     )
         return self
+
+    def _check_start(self, name: str) -> None:
+        """What an arm starts from is trained before it."""
+        arm = self.arms[name]
+        if arm.init_from is None:
+            return
+        if arm.task != "fewstep":
+            raise ValueError(f"arms.{name} has init_from; only few-step training starts so: give it task = 'fewstep'")
+        names = list(self.arms)
+        if names.index(arm.init_from) >= names.index(name):
+            raise ValueError(f"arms.{name} starts from {arm.init_from!r}, which stands below it; write that one first")
+        if missing := sorted(set(self.seeds_of(name)) - set(self.seeds_of(arm.init_from))):
+            raise ValueError(f"arms.{name} has seed {missing[0]}, {arm.init_from!r} has not; give both the same seeds")
+
+    def fields_of(self, arm: str) -> dict[str, Any]:
+        """Fields of an arm's training that differ from the base run, with those of the arms that it starts from."""
+        start = self.arms[arm].init_from
+        return {**(self.fields_of(start) if start else self.set), **self.arms[arm].set}
 
     @property
     def main_forecast(self) -> str:

@@ -23,6 +23,15 @@ from dydiff_dist.study.scored import CaseTable
 
 BASELINES = ("persistence", "climatology", "seasonal_naive", "random_walk")
 """Forecasters without training, in the order of columns; each appears where it was scored."""
+COLUMN_TITLES = {
+    "coverage_50": "50 % intervals hold",
+    "coverage_80": "80 % intervals hold",
+    "spread_skill_ratio": "spread over error",
+    "log_spectral_distance_db": "log spectral distance [dB]",
+    "train_cpu_sec": "training [CPU seconds]",
+    "forecast_cpu_sec_per_member": "CPU seconds per member",
+}
+"""How tables call a study's columns; others go by their own names."""
 OVERHEAD_NAME = "overhead.csv"
 """Rows of tools/bench.py overhead, beside the studies' tables."""
 
@@ -109,18 +118,32 @@ class StudySection:
     def _table(self, reference: str, compared: _Compared) -> list[str]:
         title, extra = SCORES[self.score].title, self.study.scores[1:2]
         header = ["setting", "seeds", title, *(f"of {FORECASTERS[name].label}'s" for name in compared.baselines)]
-        header += [SCORES[name].title for name in extra]
+        items = {reference: compared.reference, **compared.arms}
+        columns = {name: [self._mean_of_runs(item, name) for item in items] for name in self.study.columns}
+        columns = {name: cells for name, cells in columns.items() if any(cells)}
+        header += [SCORES[name].title for name in extra] + [COLUMN_TITLES.get(name, name) for name in columns]
         header += [f"{title} against {self.study.label(reference)}", ""]
         lines = [_row(header), _row(["---"] * len(header))]
-        for item, scored in {reference: compared.reference, **compared.arms}.items():
+        for number, (item, scored) in enumerate(items.items()):
             cells = [self.study.label(item), str(len(scored.seeds)), f"{scored.mean():.4g}"]
             cells += [f"{scored.mean() / baseline.mean():.3f}" for baseline in compared.baselines.values()]
             cells += [f"{self._scored(item, name).mean():.4g}" for name in extra]
+            cells += [of_items[number] or "–" for of_items in columns.values()]
             cells += _verdict(compared.differences[item]) if item in compared.differences else ["–", ""]
             lines.append(_row(cells))
-        return [*lines, *self._baseline_rows(reference, compared, extra), "", self._footnote(compared), ""]
+        rows = self._baseline_rows(reference, compared, extra, len(columns))
+        return [*lines, *rows, "", self._footnote(compared), ""]
 
-    def _baseline_rows(self, reference: str, compared: _Compared, extra: Sequence[str]) -> list[str]:
+    def _mean_of_runs(self, item: str, column: str) -> str:
+        """Over the seeds of an item; empty where a run lacks it."""
+        rows = [row for row in self.run_rows if (row["arm"], row["forecast"]) == self.study.split_item(item)]
+        values = [row.get(column) for row in rows]
+        if not all(values):
+            return ""
+        mean = float(np.mean([float(value) for value in values if value]))
+        return f"{100 * mean:.0f} %" if column.startswith("coverage_") else f"{mean:.3g}"
+
+    def _baseline_rows(self, reference: str, compared: _Compared, extra: Sequence[str], num_columns: int) -> list[str]:
         """A row per baseline, where those of the forecast's cases don't stand in a table above."""
         forecast = self.study.split_item(reference)[1]
         if forecast in self._baselines_shown:
@@ -130,7 +153,8 @@ class StudySection:
         for name, baseline in compared.baselines.items():
             others = [f"{baseline.mean() / other.mean():.3f}" for other in compared.baselines.values()]
             rest = [f"{self._baselines(reference, score)[name].mean():.4g}" for score in extra]
-            rows.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest, "", ""]))
+            rest += [""] * (num_columns + 2)
+            rows.append(_row([f"*{FORECASTERS[name].label}*", "–", f"{baseline.mean():.4g}", *others, *rest]))
         return rows
 
     def _footnote(self, compared: _Compared) -> str:

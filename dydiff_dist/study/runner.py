@@ -5,6 +5,7 @@ and scores are the functions behind tools/forecast.py and tools/evaluate.py.
 """
 
 import json
+import math
 import os
 import platform
 import resource
@@ -29,11 +30,13 @@ from dydiff_dist.forecasting.run import ForecastRun
 from dydiff_dist.forecasting.verification import Verification
 from dydiff_dist.ranks.parents import STARTER
 from dydiff_dist.study.arms import PlannedForecast, PlannedRun
-from dydiff_dist.study.config import StudyConfig
+from dydiff_dist.study.config import StudyConfig, TaskName
 from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_case_rows
 
 _POLL_SEC = 0.5
 _TORCHRUN = "torch.distributed.run"
+COST_COLUMNS = ("train_cpu_sec", "forecast_cpu_sec_per_member")
+"""What rows by run say of cost: CPU time of this training, without what it started from, and of each member."""
 _CODE = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "constraints.txt")
 """What a training follows from, from the root of the checkout."""
 
@@ -78,7 +81,7 @@ class StudyRunner:
         start, cpu_start, resumed = time.perf_counter(), _children_cpu_sec(), (run.folder / "checkpoints").is_dir()
         log = run.folder / "train.log"
         begin = log.stat().st_size if log.is_file() else 0
-        status = _run_until_done(training_command(config, self.processes, self.modules), log)
+        status = _run_until_done(training_command(config, run.task, self.processes, self.modules), log)
         seconds = time.perf_counter() - start
         if status != 0:
             raise TrainingFailedError(f"exit status {status}: {reason_of_failure(log, begin)}")
@@ -107,8 +110,9 @@ class StudyRunner:
             seed=forecast.config.noise_seed,
             sampling=forecast.sampling.model_dump(),  # whole: the run may be older than its section of the study
         )
+        num_members, cpu_start = len(forecaster.missing) * forecast.config.members, time.process_time()
         forecaster.run()
-        forecast_sec = time.perf_counter() - start
+        forecast_sec, cpu_sec = time.perf_counter() - start, time.process_time() - cpu_start
         rows, means, num_cases = self._score(run, forecast)
         write_case_rows(forecast.scores_by_case, rows)
         facts = {
@@ -117,6 +121,7 @@ class StudyRunner:
             "members": forecast.config.members,
             "sampler": forecaster.sampling.sampler,
             "sampler_steps": forecaster.sampling.num_steps,
+            "forecast_cpu_sec_per_member": float(f"{cpu_sec / num_members:.3g}") if num_members else "",
             **means,
         }
         write_json(forecast.record, facts)
@@ -132,13 +137,19 @@ class StudyRunner:
             baselines.append(SeasonalNaive(self.study.season_frames))
         if is_series:
             baselines.append(RandomWalk(forecast.config.members))
-        suites = verification.choose_suites([*(["series"] if is_series else []), *of_patches])
+        more = [s.name for s in verification.choose_suites() if set(s.scores) & set(self.study.columns)]
+        wanted = dict.fromkeys([*(["series"] if is_series else []), *of_patches, *more])
+        suites = verification.choose_suites(list(wanted))
         evaluation = verification.evaluate(*baselines, suites=suites)
         if evaluation.errors:
             raise ValueError(f"{forecast.folder}: {next(iter(evaluation.errors.values()))}")
         rows = case_rows(evaluation, self.study.scores, arm=run.arm, seed=run.seed, forecast=forecast.name)
         overall = evaluation.overall("forecast")
-        means = {name: float(overall[name]) for name in self.study.scores if name in overall}
+        kept = dict.fromkeys((*self.study.scores, *self.study.columns))
+        if unknown := [name for name in self.study.columns if name not in overall and name not in COST_COLUMNS]:
+            raise ValueError(f"these data have no score {unknown[0]!r}; take it out of the study's columns")
+        # undefined ones are left out: of 8 members no interval holds 80 %
+        means = {name: float(overall[name]) for name in kept if name in overall and math.isfinite(overall[name])}
         return rows, means, evaluation.num_cases
 
     def _time_left(self, number: int) -> str:
@@ -175,9 +186,14 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
     return run_rows, case_rows
 
 
-def training_command(config: Path, processes: int, modules: Sequence[str] = ()) -> list[str]:
+def training_command(config: Path, task: TaskName, processes: int, modules: Sequence[str] = ()) -> list[str]:
     """The argument list of a training; several ranks start under torchrun, which finds a free port."""
-    script = [str(Path(dydiff_dist.__file__).parent / "train.py"), str(config)]
+    package = Path(dydiff_dist.__file__).parent
+    program = package / "train.py"
+    if task == "fewstep":
+        tools = ("tools", "dydiff_tools")  # of a checkout; installed beside the package
+        program = next(file for name in tools if (file := package.parent / name / "train_fewstep.py").is_file())
+    script = [str(program), str(config)]
     script += [word for module in modules for word in ("--import", module)]
     if processes == 1:
         return [sys.executable, *script]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,8 @@ window.addEventListener("load", () => setTimeout(() => {
 @pytest.mark.skipif(BROWSER is None, reason="no chromium; Debian: apt-get install chromium")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
-    page = write_report([_scored(tmp_path / "a"), _scored(tmp_path / "b", seed=1)], tmp_path / "report.html")
+    other = replace(_scored(tmp_path / "b", seed=1), label="run 1, whose name is longer than a phone is wide")
+    page = write_report([_scored(tmp_path / "a"), other], tmp_path / "report.html")
     page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
     # a browser's own window is never as narrow as a phone, a frame in it is
     (tmp_path / "phone.html").write_text(f'<iframe src="{page.name}" style="width:375px;height:800px"></iframe>')
@@ -190,7 +192,7 @@ def test_a_browser_draws_it_without_network(tmp_path, dark: bool) -> None:
     assert wide["lines"] == 3 and wide["bars"] == 8 and wide["rows"] > 20 and wide["compared"] > 20
     # two runs and what is right; error and spread of two runs; two runs and the diagonal
     assert (wide["coverage"], wide["spread_skill"], wide["reliability"]) == (3, 4, 3)
-    assert "run 0: 50 % intervals hold" in wide["words"] and "run 1: 50 % intervals hold" in wide["words"]
+    assert "run 0: 50 % intervals hold" in wide["words"] and f"{other.label}: 50 % intervals hold" in wide["words"]
     assert wide["kinds"] == ["ranks", "shares (PIT)", *(f"ranks, forecast values {n} of 3" for n in (1, 2, 3))]
     assert wide["overflow"] <= 0
     assert wide["background"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")

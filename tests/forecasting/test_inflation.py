@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from dydiff_dist.data.convert import convert
 from dydiff_dist.data.manifest import FrameSchema
 from dydiff_dist.data.sources.turbulence import TurbulenceSource, TurbulenceSourceConfig
 from dydiff_dist.data.turbulence_solver import TurbulenceConfig
-from dydiff_dist.evaluation.evaluate import Evaluation
+from dydiff_dist.evaluation.calibration import calibration_suite
+from dydiff_dist.evaluation.case import ForecastCase
+from dydiff_dist.evaluation.evaluate import Evaluation, evaluate
 from dydiff_dist.forecasting import ForecastRun, ForecastStore, Verification
+from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.inflation import check_calibration, fit_inflation, inflate, write_inflation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,7 +48,7 @@ def _raises(error: type[Exception], message: str):
 
 def _scored(folder: Path) -> tuple[Verification, Evaluation]:
     verification = Verification.open(folder)
-    return verification, verification.evaluate()
+    return verification, verification.evaluate(suites=verification.choose_suites(["calibration"]))
 
 
 @pytest.fixture
@@ -51,19 +56,22 @@ def model(flow_model, tmp_path) -> Path:
     return shutil.copytree(flow_model / "model", tmp_path / "model")
 
 
-def test_validation_cases_have_the_spread_of_their_error_afterwards(model, flow_shards, valid_shards, tmp_path) -> None:
-    _forecast(model, valid_shards, tmp_path / "raw")
+@pytest.mark.parametrize(("num_members", "level"), [(9, "coverage_80"), (3, "coverage_50")])
+def test_intervals_of_validation_cases_hold_their_share_afterwards(
+    model, flow_shards, valid_shards, tmp_path, num_members: int, level: str
+) -> None:
+    _forecast(model, valid_shards, tmp_path / "raw", num_members=num_members)
     verification, raw = _scored(tmp_path / "raw")
-    ratio = raw.by_lead("forecast")["spread_skill_ratio"]
-    assert (np.abs(ratio - 1) > 0.05).any()  # random weights know nothing of their error
+    nominal = int(level[-2:]) / 100  # of 3 members the widest interval
+    assert (np.abs(raw.by_lead("forecast")[level] - nominal) > 0.05).any()  # random weights know nothing of their error
     inflation = fit_inflation(verification, raw)
-    np.testing.assert_allclose(inflation.factors, 1 / ratio, rtol=1e-12)
     path = write_inflation(inflation, model)
     assert path == model / "calibration.json" and json.loads(path.read_text())["num_cases"] == 4
-    _forecast(model, valid_shards, tmp_path / "calibrated", calibrated=True)
+    _forecast(model, valid_shards, tmp_path / "calibrated", calibrated=True, num_members=num_members)
     _, calibrated = _scored(tmp_path / "calibrated")
-    # members are kept in float32
-    np.testing.assert_allclose(calibrated.by_lead("forecast")["spread_skill_ratio"], 1, rtol=1e-4)
+    np.testing.assert_allclose(calibrated.by_lead("forecast")[level], nominal, atol=2e-3)
+    ratios = (scores.by_lead("forecast")["spread_skill_ratio"] for scores in (calibrated, raw))
+    np.testing.assert_allclose(next(ratios) / next(ratios), inflation.factors, rtol=1e-4)  # members are in float32
     np.testing.assert_allclose(calibrated.by_lead("forecast")["mse"], raw.by_lead("forecast")["mse"], rtol=1e-4)
     assert calibrated.protocol["calibration"] == {"inflation": list(inflation.factors)}
     assert "calibration" not in raw.protocol  # off unless it is asked for
@@ -115,6 +123,56 @@ def test_members_keep_their_mean_and_get_the_spread() -> None:
     wider = inflate(members, (2.0, 0.5), frames)
     np.testing.assert_allclose(wider.std(axis=0) / members.std(axis=0), [[[[2.0]]], [[[0.5]]]] * np.ones((2, 1, 3, 3)))
     np.testing.assert_allclose(wider.mean(axis=0), members.mean(axis=0), rtol=1e-9, atol=1e-12)
+
+
+class FewCases:
+    """What `fit_inflation` asks of a `Verification`, of ensembles and truths in memory."""
+
+    def __init__(self, cases: list[ForecastCase], frames: FrameSchema):
+        num_members = len(cases[0].members)
+        request = SimpleNamespace(
+            inflation=None, num_members=num_members, frames=frames, weights_sha256="0", sampling=SamplingConfig()
+        )
+        request.shards, request.shards_sha256 = "valid", "1"
+        self.store = SimpleNamespace(request=request, folder="forecasts")
+        self.reader = SimpleNamespace(shards=SimpleNamespace(manifest=SimpleNamespace(split="valid")))
+        self.case, self.evaluation = cases.__getitem__, evaluate(cases, suites=[calibration_suite()])
+
+
+def _rain(narrowing: float, dry_lead: bool = False) -> FewCases:
+    """Ten members and a truth of one distribution, mostly dry, members nearer to their mean by a factor."""
+    random, cases = np.random.default_rng(0), []
+    for number in range(12):
+        middle = random.normal(-1, 2, (2, 1, 24, 24))  # what is known of each pixel
+        drawn = middle + random.gumbel(0, 1, (11, 2, 1, 24, 24))
+        drawn[1:] = middle + narrowing * (drawn[1:] - middle)
+        drawn = np.maximum(drawn, 0)
+        drawn[:, 1] *= not dry_lead
+        cases.append(ForecastCase(number, f"e{number}-0", drawn[0, :1], drawn[0], drawn[1:]))
+    return FewCases(cases, FrameSchema(num_frames=3, shape=(1, 24, 24), dtype="float32", bounds=((0, None),)))
+
+
+def test_of_rain_intervals_hold_their_share_where_most_is_dry() -> None:
+    narrow = _rain(0.4)
+    assert (narrow.evaluation.by_lead("forecast")["coverage_80"] < 0.7).all()
+    factors = fit_inflation(narrow, narrow.evaluation).factors
+    wider = [
+        replace(c, members=inflate(c.members, factors, narrow.store.request.frames))
+        for c in map(narrow.case, range(12))
+    ]
+    held = evaluate(wider, suites=[calibration_suite()]).by_lead("forecast")["coverage_80"]
+    np.testing.assert_allclose(held, 0.8, atol=2e-3)
+    # with nothing to mend, or at a lead time where all is dry, members stay
+    calibrated = _rain(1.0, dry_lead=True)
+    np.testing.assert_allclose(fit_inflation(calibrated, calibrated.evaluation).factors, 1, atol=0.05)
+    assert fit_inflation(calibrated, calibrated.evaluation).factors[1] == 1
+
+
+def test_what_no_factor_mends_is_said() -> None:
+    cases = [replace(c, members=c.members + 1e4) for c in map(_rain(1.0).case, range(12))]
+    far = FewCases(cases, FrameSchema(num_frames=3, shape=(1, 24, 24), dtype="float32"))
+    with _raises(ValueError, "forecasts: at +1 no factor from 0.0625 to 16 makes 80% intervals hold 80%; train the"):
+        fit_inflation(far, far.evaluation)
 
 
 @pytest.mark.slow

@@ -83,6 +83,29 @@ def test_the_summary_repeats_the_rows_that_belong_there(study_tree, tmp_path):
     )  # once for the cases of a forecast
 
 
+def test_columns_are_means_of_the_rows_by_run(study_tree, tmp_path):
+    tables(tmp_path / "study", 0.9)
+    path = tmp_path / "study" / "tiny_runs.csv"
+    runs = read_run_rows(path)
+    found = [
+        {"coverage_80": value, "log_spectral_distance_db": 2 * seed + 1.5, "seed": seed} | ({"late": 7} if late else {})
+        for value, seed, late in ((0.75, 0, True), (0.85, 1, True), (0.5, 0, False), (0.25, 1, True))
+    ]
+    both = [row for row in runs for _ in range(2)]
+    write_run_rows(path, [row | more for row, more in zip(both, found, strict=True)])
+    columns = ["coverage_80", "log_spectral_distance_db", "late", "train_cpu_sec", "nowhere"]
+    study = StudyConfig.model_validate_json(json.dumps(study_tree | {"columns": columns}))
+    write_page({"tiny": study}, tmp_path / "study", tmp_path / "study.md", tmp_path / "images")
+    lines = (tmp_path / "study.md").read_text().splitlines()
+    header = next(line for line in lines if line.startswith("| setting"))
+    titles = "80 % intervals hold | log spectral distance [dB] | late | training [CPU seconds]"
+    assert f"| {titles} | CRPS against" in header and "nowhere" not in header
+    assert any(line.startswith("| standard |") and "| 80 % | 2.5 | 7 | 30 |" in line for line in lines)
+    # of which a run lacks a value has no mean
+    assert any(line.startswith("| DyDiff |") and "| 38 % | 2.5 | – | 30 |" in line for line in lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
 def test_what_was_not_run_is_said(study_tree, tmp_path):
     tables(tmp_path / "study", 0.9)
     study_tree["arms"]["c"] = {"label": "third"}

@@ -8,8 +8,9 @@ import pytest
 
 from dydiff_dist.data.manifest import LatentsSchema, document_bytes
 from dydiff_dist.data.shard_set import ShardSet
-from dydiff_dist.study.arms import hash_of, plan_study
+from dydiff_dist.study.arms import PlannedRun, hash_of, plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
+from dydiff_dist.tasks.config import FewStepRunConfig
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.json"))
@@ -33,6 +34,19 @@ def test_every_shipped_study_is_valid():
             "names 'b/fast'; write ARM or ARM/",
         ),
         ({"arms": {"../a": {}}}, "arms"),
+        (
+            {"arms": {"a": {}, "b": {"init_from": "c", "task": "fewstep"}}},
+            "arms.b.init_from names 'c'; the arms are a, b",
+        ),
+        ({"arms": {"a": {}, "b": {"init_from": "a"}}}, "arms.b has init_from; only few-step training starts so"),
+        (
+            {"arms": {"b": {"init_from": "a", "task": "fewstep"}, "a": {}}},
+            "arms.b starts from 'a', which stands below it; write that one first",
+        ),
+        (
+            {"arms": {"a": {}, "b": {"init_from": "a", "task": "fewstep", "seeds": [0, 4]}}},
+            "arms.b has seed 4, 'a' has not; give both the same seeds",
+        ),
         ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'?"),
         ({"arms": {"a": {"lable": "A"}}}, "unknown key 'arms.a.lable'; did you mean 'arms.a.label'?"),
         (
@@ -86,6 +100,32 @@ def test_the_hash_follows_the_configuration_and_nothing_else(study_tree, tmp_pat
     assert hashes("two", set={"sampling.num_steps": 7}) == first
     assert not set(hashes(set={"training.steps": 5})) & set(first)
     assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})
+
+
+def test_a_few_step_arm_is_its_start_with_what_differs(study_tree, tmp_path):
+    study_tree["arms"]["a"]["set"]["training.learning_rate"] = 0.5
+    few = {"task": "fewstep", "init_from": "a", "set": {"sampling.num_steps": 1, "score.alpha": 0.9}}
+    study_tree["arms"]["few"] = few
+
+    def plan(folder: str = "one") -> dict[str, PlannedRun]:
+        study = StudyConfig.model_validate_json(json.dumps(study_tree))
+        return {run.arm: run for run in plan_study(study, tmp_path / folder)}
+
+    runs = plan()
+    config = runs["few"].config
+    assert isinstance(config, FewStepRunConfig) and config.score.alpha == 0.9
+    assert (config.diffusion, config.training.learning_rate) == (runs["a"].config.diffusion, 0.5)
+    assert config.init_from == str(runs["a"].folder)
+    assert runs["few"].forecasts[0].sampling.num_steps == 1
+    first = {arm: run.hash for arm, run in runs.items()}
+    assert {arm: run.hash for arm, run in plan("two").items()} == first
+    few["set"]["sampling.num_steps"] = 2  # trained so, where a denoiser's sampling is no part of its training
+    second = {arm: run.hash for arm, run in plan().items()}
+    assert second["few"] != first["few"] and second["a"] == first["a"]
+    study_tree["arms"]["a"]["set"]["training.learning_rate"] = 0.25
+    few["set"]["training.learning_rate"] = 0.5  # as before: only the start is another
+    third = {arm: run.hash for arm, run in plan().items()}
+    assert len({first["few"], second["few"], third["few"]}) == 3 and third["a"] != first["a"]
 
 
 def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):

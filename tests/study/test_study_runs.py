@@ -31,13 +31,21 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     study_tree["arms"]["broken"] = {"set": {"training.learning_rate": 1e30, "training.steps": 20}}
     study_tree["set"] = {"training.log_every_steps": 1}
     study_tree["scores"] = ["crps", "blockiness"]
+    study_tree["columns"] = ["coverage_range", "coverage_80", "log_spectral_distance_db", "forecast_cpu_sec_per_member"]
+    fewstep = {"sampling.num_steps": 1, "sampling.spacing": "trailing", "training.conditioning_dropout": 0}
+    study_tree["arms"]["few"] = {"label": "one step", "task": "fewstep", "init_from": "a", "set": fewstep}
+    study_tree["comparisons"][0]["against"].append("few")
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(study_tree))
     first = run(study_command(path, tmp_path))
     assert first.returncode == 1, first.stderr
     assert "failed: tiny, broken seed 0: exit status" in first.stdout and "Traceback" not in first.stderr
     runs = rows(tmp_path / "study" / "tiny_runs.csv")
-    assert [(row["arm"], row["seed"]) for row in runs] == [("a", "0"), ("b", "0")]
+    assert [(row["arm"], row["seed"]) for row in runs] == [("a", "0"), ("b", "0"), ("few", "0")]
+    assert [row["sampler_steps"] for row in runs] == ["2", "2", "1"]
+    assert all(0 <= float(row["coverage_range"]) <= 1 for row in runs)
+    assert all(float(row[name]) > 0 for name in study_tree["columns"][2:] for row in runs)
+    assert all("coverage_80" not in row for row in runs)  # which two members can't have
     assert all(len(row["run_hash"]) == 12 and row["torch"] and float(row["train_cpu_sec"]) > 0 for row in runs)
     cases = rows(tmp_path / "study" / "tiny_cases.csv")
     by_arm = {arm: [float(r["lead_2"]) for r in cases if (r["arm"], r["score"]) == (arm, "crps")] for arm in "ab"}
@@ -56,7 +64,7 @@ def test_a_study_from_configuration_to_page(study_tree, tmp_path):
     page = run(study_command(path, tmp_path, "--page"))
     assert page.returncode == 0, page.stderr
     text = (tmp_path / "study.md").read_text()
-    assert "| DyDiff | 1 |" in text and "| blockiness (1: no edges) |" in text
+    assert "| DyDiff | 1 |" in text and "| one step | 1 |" in text and "| blockiness (1: no edges) |" in text
     assert all(float(row["blockiness"]) > 0 for row in runs)
 
 
