@@ -23,6 +23,7 @@ from dydiff_dist.evaluation.resampling import Independent
 from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.evaluation.score_tables import format_more_scores, format_table
 from dydiff_dist.extensions import add_import_option
+from dydiff_dist.forecasting.daily_climatology import DailyClimatology
 from dydiff_dist.forecasting.evaluation_files import write_evaluation
 from dydiff_dist.forecasting.inflation import check_calibration, fit_inflation, write_inflation
 from dydiff_dist.forecasting.progress import CaseProgress
@@ -75,6 +76,8 @@ def chosen_baselines(verification: Verification, arguments: argparse.Namespace) 
     baselines = [look_up("baseline", name, BASELINES) for name in arguments.baseline]
     if arguments.climatology:
         baselines.append(verification.climatology(arguments.climatology, arguments.seed, arguments.climatology_members))
+    if arguments.daily_climatology:
+        baselines.append(DailyClimatology(arguments.daily_climatology, verification.reader))
     if arguments.optical_flow:
         baselines.append(verification.optical_flow())
     if arguments.season:
@@ -112,6 +115,11 @@ def parse_arguments() -> argparse.Namespace:
     baselines = parser.add_argument_group("baselines beyond persistence")
     baselines.add_argument("--climatology", metavar="DIR", help="an ensemble of training frames, from these shards")
     baselines.add_argument("--climatology-members", type=int, metavar="M", help="of that ensemble (the forecast's)")
+    baselines.add_argument(
+        "--daily-climatology",
+        metavar="STORE",
+        help="of weather: zarr or netCDF by dayofyear and hour (WeatherBench 2)",
+    )
     baselines.add_argument("--seed", type=int, default=0, help="of that ensemble (0)")
     baselines.add_argument(
         "--optical-flow", action="store_true", help="the motion of the given frames carried on (needs pysteps)"

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dydiff_dist.data.shard_writer import plain_key
 from dydiff_dist.data.source import BadItem, LeftOut
@@ -123,20 +122,6 @@ def _walk(
             yield from _walk(root, whole, folder_suffix, seen, aside)
         else:
             yield whole
-
-
-def lacking_split(config: Any, split: str, folders_split: bool) -> str:
-    """Why a split has nothing, for sources whose splits are folders or, without these, fractions of the trajectories.
-
-    Args:
-        config: of the source: its ``root``, and ``SPLIT_fraction`` where there is one.
-        split: which.
-        folders_split: whether folders are the splits here.
-    """
-    if folders_split:
-        return f"there is no folder {split}/ with files under {config.root}"
-    fraction = getattr(config, f"{split}_fraction", None)
-    return f"--{split}-fraction {fraction} chose no trajectory; give more, or folders train/, valid/ and test/"
 
 
 def describe_aside(left_out: Iterable[LeftOut]) -> list[str]:

@@ -6,7 +6,7 @@ beyond valid_min, valid_max or valid_range. _Unsigned reads signed integers as u
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,48 @@ def unpack(stored: np.ndarray, attributes: Mapping[str, Any]) -> Unpacked:
     missing = _is_missing(stored, values, known)
     values = values.astype(np.float32) if values is not stored else stored
     return Unpacked(values, missing if missing.any() else None)
+
+
+def fill_masks(values: np.ndarray, missing: np.ndarray, fill: Sequence[float]) -> None:
+    """Fills, in place, what a channel of a window lacks in every frame, as a sea temperature does over land. What only
+    some frames lack, and a channel that is not there at all, stays missing.
+
+    Args:
+        values: frames (S, C, H, W) of one window.
+        missing: of the same shape, bool; False afterwards where a value was filled in.
+        fill: one value for all channels or one for each, in the units of ``values``; empty fills nothing.
+
+    Raises:
+        ValueError: another number of values, or one that the frames' type does not hold.
+    """
+    if len(fill) not in (0, 1, values.shape[1]):
+        raise ValueError(f"--fill has {len(fill)} values for {values.shape[1]} channels; give one, or one for each")
+    masks = _masks(missing)
+    for channel, value in enumerate(fill if len(fill) == values.shape[1] else fill * values.shape[1]):
+        kind = np.iinfo(values.dtype) if values.dtype.kind in "iu" else np.finfo(values.dtype)
+        in_range = float(kind.min) <= value <= float(kind.max)
+        if not in_range or (values.dtype.kind in "iu" and value != int(value)):
+            raise ValueError(f"--fill {value:g} is no value of frames of type {values.dtype}; give another")
+        values[:, channel, masks[channel]] = value
+        missing[:, channel, masks[channel]] = False
+
+
+def describe_missing(missing: np.ndarray) -> str:
+    """In words, how many values of a window (S, C, H, W) are missing, and the option where it is for want of a mask."""
+    text = f"{int(missing.sum())} of {missing.size} values are missing, NaN or infinite"
+    masked = int(_masks(missing).sum())
+    if not masked:
+        return text
+    return (
+        f"{text}, {masked} pixels in all of the window's frames, as of a field that is there over sea or land alone "
+        "(then --fill VALUE takes a value there)"
+    )
+
+
+def _masks(missing: np.ndarray) -> np.ndarray:
+    """(C, H, W): what is missing in every frame, of channels that are there somewhere."""
+    always = np.logical_and.reduce(missing, axis=0)
+    return always & ~always.all(axis=(1, 2), keepdims=True)
 
 
 def _is_missing(stored: np.ndarray, values: np.ndarray, known: Mapping[str, Any]) -> np.ndarray:

@@ -224,30 +224,34 @@ class FsspecFiles:
                 return
 
     def _in_time(self, num_bytes: int, action: Callable[[], Result]) -> Result:
-        """What ``action`` returns, which is to bring so many bytes. It runs in a thread, as the stores' packages have
-        no limit for a whole request; one that takes too long is left behind.
-
-        Raises:
-            NetworkError: it takes longer than the timeout and the floor of the rate allow, or fails in a way that may
-                pass.
-        """
-        results: list[Result] = []
-        failures: list[Exception] = []
-
-        def run() -> None:
-            try:
-                results.append(action())
-            except Exception as error:
-                failures.append(error)
-
-        limit_sec = self.timeout_sec + num_bytes / self.min_bytes_per_sec if self.min_bytes_per_sec else None
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(limit_sec)
-        if results:
-            return results[0]
         with _as_network_error():
-            raise failures[0] if failures else NetworkError(f"no answer in {limit_sec:.1f} s for {num_bytes} bytes")
+            return in_time(action, num_bytes, self.timeout_sec, self.min_bytes_per_sec)
+
+
+def in_time(action: Callable[[], Result], num_bytes: int, timeout_sec: float, min_bytes_per_sec: float) -> Result:
+    """What ``action`` returns, which is to bring so many bytes. It runs in a thread, as the stores' packages have no
+    limit for a whole request; one that takes too long is left behind.
+
+    Raises:
+        NetworkError: it takes longer than the timeout and the floor of the rate allow.
+        Exception: whatever ``action`` raises.
+    """
+    results: list[Result] = []
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except Exception as error:
+            failures.append(error)
+
+    limit_sec = timeout_sec + num_bytes / min_bytes_per_sec if min_bytes_per_sec else None
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_sec)
+    if results:
+        return results[0]
+    raise failures[0] if failures else NetworkError(f"no answer in {limit_sec:.1f} s for {num_bytes} bytes")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from dydiff_dist.models.attention import resolve_attention, rotary_angles, share
 from dydiff_dist.models.blocks import NUM_TIMESTEP_FEATURES, Block, TokenContext, timestep_embedding, timestep_features
 from dydiff_dist.models.conditioning import assemble_input, check_actions, num_input_channels
 from dydiff_dist.models.denoiser import DenoiserConfig, ExecutionConfig, InputSizes
+from dydiff_dist.models.patches import Patches
 from dydiff_dist.models.sequence_parallel import SequenceGroup, check_sequence_parallel
 from dydiff_kernels import Backend, modulated_norm
 
@@ -65,6 +66,11 @@ class VideoTransformerConfig(DenoiserConfig):
     skip_differences: int = Field(default=0, ge=0)
     """With patch_skip: so many backward differences of the last history frames go into the output too, each scaled by
     the token: 1 is the last change, 2 also its change. A token may then continue a motion pixel by pixel."""
+    patch_overlap: int = Field(default=0, ge=0)
+    """Pixels by which the patches reach over each of their edges, in the input and in the output, where neighbours pass
+    over into each other instead of meeting at an edge that can be seen; at most half of ``patch_size``."""
+    periodic: bool = False
+    """Whether patches that overlap reach around the frames' borders, for fields that do."""
     qk_norm: Literal["layer", "rms", "none"] = "layer"
     """Normalisation of queries and keys per head: layer norm, root mean square, or none."""
     action_channels: bool = True
@@ -84,6 +90,11 @@ class VideoTransformerConfig(DenoiserConfig):
         return int(self.width * self.mlp_ratio)
 
     @property
+    def patches(self) -> Patches:
+        """How frames become tokens."""
+        return Patches(self.patch_size, self.patch_overlap, self.periodic)
+
+    @property
     def num_skipped(self) -> int:
         """Frames that the patch skip scales: z, the last history frame, its differences."""
         return 2 + self.skip_differences if self.patch_skip else 0
@@ -101,7 +112,8 @@ class VideoTransformerConfig(DenoiserConfig):
 
     def describe(self) -> str:
         """Width, depth, heads, patches."""
-        return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}"
+        overlap = f" that overlap by {self.patch_overlap}" if self.patch_overlap else ""
+        return f"width {self.width}, depth {self.depth}, {self.num_heads} heads, patches of {self.patch_size}{overlap}"
 
     def check(self, sizes: InputSizes, execution: ExecutionConfig, device_type: str, dtype: torch.dtype) -> None:
         """As `DenoiserConfig.check`: the attention backend, ranks that share frames, patches, the skip's history."""
@@ -143,13 +155,16 @@ class VideoTransformerConfig(DenoiserConfig):
             sums), ``mlp`` and ``head``; all but the first and the last are those of all blocks together.
         """
         D, S, C, A = self.width, sizes.num_frames, sizes.num_channels, sizes.num_action_channels
-        T, pixels = self.num_tokens(sizes), self.patch_size**2
+        T, pixels = self.num_tokens(sizes), self.patches.window**2
         num_inputs = num_input_channels(C, A if self.action_channels else 0) * pixels
         num_embedded = A if self.action_embedding else 0
         rows = S if num_embedded else 1  # of the modulation's input
         lengths = (T // S, S) if self.attention == "factorised" else (T,)
         embedding = 2 * T * num_inputs * D + 2 * (NUM_TIMESTEP_FEATURES + D) * D + 2 * S * num_embedded * D
-        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + 2 * T * D * self.num_skipped * C
+        num_factors = self.num_skipped * C
+        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + 2 * T * D * num_factors
+        if self.patch_overlap:
+            head += 2 * T * num_factors * sizes.height * (1 + sizes.width // (sizes.height // self.patch_size))
         return {
             "embedding": embedding,
             "modulation": self.depth * (len(lengths) + 1) * 2 * rows * D * 3 * D,
@@ -182,6 +197,18 @@ class VideoTransformerConfig(DenoiserConfig):
             if tree.get(key, number) != number:
                 raise ValueError(f"size {size!r} means {key} {number}, {key} says {tree[key]!r}; remove either")
         return {**tree, **NAMED_SIZES[size]}
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> "VideoTransformerConfig":
+        if 2 * self.patch_overlap > self.patch_size:
+            raise ValueError(
+                f"patch_overlap is {self.patch_overlap}; it may be at most half of patch_size {self.patch_size}"
+            )
+        if self.periodic and not self.patch_overlap:
+            raise ValueError(
+                "periodic is on and patch_overlap 0, so nothing reaches over a border; give both or neither"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_skip(self) -> "VideoTransformerConfig":
@@ -222,7 +249,7 @@ class VideoTransformer(nn.Module):
         self.config, self.num_action_channels = config, num_action_channels
         self.execution, self.sequence = execution or ExecutionConfig(), SequenceGroup()
         self.kernels: Backend = kernels
-        width, pixels = config.width, config.patch_size**2
+        width, pixels = config.width, config.patches.window**2
         num_inputs = num_input_channels(num_channels, num_action_channels if config.action_channels else 0)
         embeds_actions = num_action_channels > 0 and config.action_embedding
         self.embed_patch = nn.Linear(num_inputs * pixels, width)
@@ -260,12 +287,12 @@ class VideoTransformer(nn.Module):
         self.config.check_patches(*z_BSCHW.shape[-2:])
         check_sequence_parallel(self.sequence.size, num_frames=z_BSCHW.shape[1], num_heads=self.config.num_heads)
         check_actions(actions, self.num_action_channels)
-        p, (H, W) = self.config.patch_size, z_BSCHW.shape[-2:]
+        patches, (H, W) = self.config.patches, z_BSCHW.shape[-2:]
         x = assemble_input(z_BSCHW, history, actions if self.config.action_channels else None)
         x = self.sequence.local(x, dim=1)
-        x_BSND = self.embed_patch(rearrange(x, "b s c (h p) (w q) -> b s (h w) (c p q)", p=p, q=p))
+        x_BSND = self.embed_patch(patches.split(x))
         condition = self._condition(timesteps_B, actions, x_BSND.dtype)
-        context = self._context(z_BSCHW.shape[1], H // p, W // p, x_BSND)
+        context = self._context(z_BSCHW.shape[1], H // patches.size, W // patches.size, x_BSND)
         num_recomputed = round(self.execution.checkpoint_fraction * len(self.blocks))
         for index, block in enumerate(self.blocks):
             if index < num_recomputed and torch.is_grad_enabled():
@@ -275,21 +302,19 @@ class VideoTransformer(nn.Module):
                 x_BSND = block(x_BSND, condition, context)
         shift, scale = self.head_modulation(condition).chunk(2, dim=-1)
         x_BSND = modulated_norm(x_BSND, shift, scale, backend=self.kernels)
-        out = rearrange(self.head(x_BSND), "b s (h w) (c p q) -> b s c (h p) (w q)", h=H // p, p=p, q=p)
+        out = patches.join(self.head(x_BSND), H, W)
         if self.skip_scale is not None:
             out = out + self._skip(self.skip_scale(x_BSND), self.sequence.local(z_BSCHW, dim=1), history)
         return self.sequence.gather(out)
 
     def _skip(self, scale: Tensor, z_BSCHW: Tensor, history: Tensor) -> Tensor:
         """Each token's patch of z, the last history frame and its differences, by factors it chooses per channel."""
-        B, S, C, H, W = z_BSCHW.shape
-        p = self.config.patch_size
-        scale = rearrange(scale, "b s (h w) (k c) -> k b s c h 1 w 1", h=H // p, k=self.config.num_skipped)
-        out = scale[0] * z_BSCHW.reshape(B, S, C, H // p, p, W // p, p)
-        for factor, order in zip(scale[1:], range(self.config.skip_differences + 1), strict=True):
-            last = torch.diff(history, order, dim=1)[:, -1:]
-            out = out + factor * last.reshape(B, 1, C, H // p, p, W // p, p)
-        return out.reshape(z_BSCHW.shape)
+        scale = rearrange(scale, "b s n (k c) -> k b s c n", k=self.config.num_skipped)
+        z_factor, *factors = self.config.patches.spread(scale, *z_BSCHW.shape[-2:])
+        out = z_factor * z_BSCHW
+        for factor, order in zip(factors, range(self.config.skip_differences + 1), strict=True):
+            out = out + factor * torch.diff(history, order, dim=1)[:, -1:]
+        return out
 
     def _condition(self, timesteps_B: Tensor, actions: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Modulation input: timestep (and the frame's action), (B, S or 1, 1, D)."""

@@ -1,6 +1,7 @@
 """Data sets in the layouts of The Well, DiffCast's radar files and LeRobot, as small as they can be."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -115,15 +116,20 @@ def write_lerobot(
     episodes_per_file: int = 3,
     fps: int = 10,
     splits: dict[str, str] | None = None,
+    picture: Callable[[int, int, int], np.ndarray] | None = None,
+    action: Callable[[int, int], list[float]] = lambda episode, frame: [episode + frame / 100, -1.0],
 ) -> dict:
-    """A data set of LeRobot whose frame i of episode e, camera c, is ``shade(e, i, c)``; action[i] is e + i / 100.
+    """A data set of LeRobot whose frame i of episode e, camera c, is ``picture(e, i, c)``, by default ``shade``'s;
+    action[i] is ``action(e, i)``, e + i / 100 and -1.
 
     v3.0 puts so many episodes into each table and each video; v2.1 has a file for each.
     """
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet", reason="pyarrow is an extra")
-    number_of = {"dtype": "float32", "shape": [2], "names": None}
+    picture = picture or shade
+    number_of = {"dtype": "float32", "shape": [len(action(0, 0))], "names": None}
     features = {"action": number_of, "observation.state": {**number_of, "shape": [3]}}
-    features |= {name: {"dtype": "video", "shape": [32, 48, 3], "info": {"video.codec": codec}} for name in cameras}
+    video_of = {"dtype": "video", "shape": picture(0, 0, 0).shape, "info": {"video.codec": codec}}
+    features |= dict.fromkeys(cameras, video_of)
     info = {"codebase_version": version, "fps": fps, "features": features, "chunks_size": 1000, "robot_type": "arm"}
     info |= {"total_episodes": len(lengths), "splits": splits or {"train": f"0:{len(lengths)}"}}
     (root / "meta").mkdir(parents=True)
@@ -135,7 +141,7 @@ def write_lerobot(
         data = f"chunk-000/file-{first // per_file:03d}" if version == "v3.0" else f"chunk-000/episode_{first:06d}"
         table = [(e, i) for e in episodes for i in range(lengths[e])]
         columns = {
-            "action": pa.array([[e + i / 100, -1.0] for e, i in table], pa.list_(pa.float32())),
+            "action": pa.array([action(e, i) for e, i in table], pa.list_(pa.float32())),
             "observation.state": pa.array([[e, i, 0.5] for e, i in table], pa.list_(pa.float32())),
             "timestamp": pa.array([i / fps for _, i in table], pa.float32()),
             "frame_index": [i for _, i in table],
@@ -150,7 +156,7 @@ def write_lerobot(
             name = f"{camera}/{data}" if version == "v3.0" else data.replace("/", f"/{camera}/")
             path = root / "videos" / f"{name}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, [shade(e, i, c) for e, i in table], fps, codec=codec, pixels="yuv420p")
+            write_video(path, [picture(e, i, c) for e, i in table], fps, codec=codec, pixels="yuv420p")
         begins = 0
         for e in episodes:
             row = {"episode_index": e, "tasks": ["push"], "length": lengths[e], "dataset_from_index": first_row}

@@ -74,7 +74,7 @@ def write_arrays(root):
         with h5py.File(root / f"{name}.h5", "w") as file:
             file["u"], file["act"] = rng.standard_normal((7, 12, 16, 2)).astype("f4"), rng.standard_normal((7, 2))
     names = {"frames_name": "u", "actions_name": "act", "channels": ["u", "v"], "units": "m/s"}
-    kinds = {"layout": "channels_last", "packing": "stored", "absent_chunks": "fill", "fps": 5.0}
+    kinds = {"layout": "channels_last", "packing": "stored", "absent_chunks": "fill", "fill": [0.5, 1.0], "fps": 5.0}
     cut = {"num_frames": 3, "window_step": 2, "trajectories_per_shard": 2, "allow": ["flip"], "vector_channels": [0, 1]}
     return [{"root": root, **names, **kinds, **cut, "valid_fraction": 0.3, "test_fraction": 0.2}]
 
@@ -131,7 +131,7 @@ def write_globe(root):
     levels.to_zarr(root / "store" / "levels.zarr")
     split = {"train_start": "2019-12-31", "valid_start": "2020-01-03", "test_start": "2020-01-05T12:00"}
     cut = {"num_frames": 2, "time_stride": 2, "window_step": 1, "samples_per_shard": 3, "test_end": "2020-01-07"}
-    kinds = {"packing": "stored", "absent_chunks": "fill", "levels": [500.0], "variables": ["t2m", "t"]}
+    kinds = {"packing": "stored", "absent_chunks": "fill", "fill": [0.0], "levels": [500.0], "variables": ["t2m", "t"]}
     return [{"root": [root / "files", root / "store"], **split, **cut, **kinds}]
 
 

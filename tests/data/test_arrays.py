@@ -122,6 +122,23 @@ def write_packed(path, packed, kind):
         h5(path.with_suffix(f".{kind}"), packed, **CF)
 
 
+@pytest.mark.parametrize("layout", ["channels_first", "no_channels"])
+def test_a_mask_is_filled_in_every_window_that_has_it_throughout(tmp_path, layout):
+    """Of windows that overlap, each for itself: what one fills is no value to another."""
+    frames = RNG.standard_normal((5, 1, 6, 8)).astype(np.float32)
+    frames[:, 0, 2] = frames[4, 0, 4, 5] = np.nan
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "sea.npy", frames if layout == "channels_first" else frames[:, 0])
+    options = {"layout": layout, "window_step": 1}
+    _, reasons = rejected(tmp_path / "in", tmp_path / "out", **options, fill=(-1.5,))
+    assert reasons == {"sea.npy": "frames 2 to 4: 1 of 144 values are missing, NaN or infinite"}
+    found = samples(tmp_path / "out" / "train")
+    expected = np.where(np.isnan(frames), np.float32(-1.5), frames)
+    assert [np.array_equal(sample.frames, expected[start : start + 3]) for start, sample in enumerate(found)] == [1, 1]
+    with pytest.raises(ValueError, match=r"24 of 144 values .*, 8 pixels in all .*--fill VALUE"):
+        convert(source(tmp_path / "in", **options), tmp_path / "none", max_bad_rate=0.0)
+
+
 @pytest.mark.parametrize("kind", ["h5", "nc", "zarr"])
 def test_packed_values_are_unpacked_and_windows_with_gaps_are_rejected(tmp_path, kind):
     packed = PACKED.copy()

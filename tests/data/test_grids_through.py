@@ -3,9 +3,9 @@ written here as the data sets have them."""
 
 import json
 
-import h5py
 import numpy as np
 import pytest
+from moving_inputs import write_pdebench, write_weather
 from test_field_inputs import make_shards
 from test_samples_through import SMALLER, command
 
@@ -13,42 +13,13 @@ from dydiff_dist.data.inspection import audit
 from dydiff_dist.data.shard_set import ShardSet
 
 
-def write_era5(path):
-    """WeatherBench 2's 64x32 grid, axes (time, level, longitude, latitude), waves that travel east; 64 times."""
+def write_climatology(path):
+    """What ``write_weather`` is like on each day of a year of its own, as WeatherBench 2's climatologies have it."""
     xarray = pytest.importorskip("xarray", reason="xarray is an extra")
-    pytest.importorskip("zarr", reason="zarr is an extra")
-    axes = {
-        "time": np.datetime64("2017-12-20", "ns") + np.arange(64) * np.timedelta64(6, "h"),
-        "level": [500, 850],
-        "longitude": np.arange(64) * 5.625,
-        "latitude": np.linspace(-87.1875, 87.1875, 32),
-    }
-    phase = np.deg2rad(3 * axes["longitude"])[:, None] - 0.4 * np.arange(64)[:, None, None]
-    waves = np.cos(np.deg2rad(axes["latitude"])) * np.sin(phase)
-    upper = (waves[:, None] * np.array([1.0, 0.7])[:, None, None]).astype(np.float32)
-    surface = ("time", "longitude", "latitude")
-    data = xarray.Dataset(
-        {
-            "geopotential": (tuple(axes), 5e4 + 2e3 * upper, {"units": "m**2 s**-2"}),
-            "temperature": (tuple(axes), 270 + 9 * upper, {"units": "K"}),
-            "2m_temperature": (surface, (285 + 9 * waves).astype(np.float32), {"units": "K"}),
-        },
-        axes,
-    )
-    data.to_zarr(path, zarr_format=2)
-
-
-def write_reaction(path):
-    """As PDEBench's generator: 3 seeds of 101 times on 128x128 points."""
-    rng = np.random.default_rng(0)
-    x = np.linspace(-1, 1, 128, dtype=np.float32)
-    with h5py.File(path, "w") as file:
-        for seed in range(3):
-            waves = np.sin(4 * x[:, None] + np.arange(101)[:, None, None] / 9 + seed) * np.cos(3 * x)
-            data = np.stack([waves, waves**2], axis=-1) + rng.normal(size=(101, 128, 128, 2)) / 20
-            file.create_dataset(f"{seed:04d}/data", data=data.astype(np.float32), compression="lzf")
-            for axis, values in (("x", x), ("y", x), ("t", np.arange(101) / 20)):
-                file.create_dataset(f"{seed:04d}/grid/{axis}", data=values.astype(np.float32), compression="lzf")
+    write_weather(path.with_name("year.zarr"), 366, "2016-01-01")
+    data = xarray.load_dataset(path.with_name("year.zarr"), engine="zarr")
+    data = data.assign_coords(dayofyear=data.time.dt.dayofyear, hour=data.time.dt.hour)
+    data.set_index(time=("dayofyear", "hour")).unstack("time").to_zarr(path, zarr_format=2)
 
 
 def train(name, shards, run, valid):
@@ -65,7 +36,9 @@ def assert_audited(folder, num_samples):
 
 @pytest.mark.slow
 def test_era5_converts_trains_forecasts_and_is_scored_by_latitude(tmp_path):
-    write_era5(tmp_path / "era5.zarr")
+    pytest.importorskip("xarray", reason="xarray is an extra")
+    pytest.importorskip("zarr", reason="zarr is an extra")
+    write_weather(tmp_path / "era5.zarr", 16, "2017-12-20")
     words = "--variables 2m_temperature geopotential:500 temperature:850 --num-frames 12 --window-step 4"
     split = "--valid-start 2017-12-29 --test-start 2018-01-01"
     out = tmp_path / "shards"
@@ -79,18 +52,19 @@ def test_era5_converts_trains_forecasts_and_is_scored_by_latitude(tmp_path):
     said = command("tools/forecast.py", run, "--shards", out / "test", "--cases", 1, "--members", 2, "--out", forecasts)
     members = np.load(forecasts / "case_000000.npz")["members"]
     assert members.shape == (2, 8, 3, 32, 64) and np.isfinite(members).all(), said
-    said = command("tools/evaluate.py", forecasts, "--out", tmp_path / "scores")
-    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["forecast"]
+    write_climatology(tmp_path / "climate.zarr")
+    climatology = ("--daily-climatology", tmp_path / "climate.zarr")
+    said = command("tools/evaluate.py", forecasts, *climatology, "--out", tmp_path / "scores")
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]
+    assert np.isfinite(scores["daily_climatology"]["lat_weighted_rmse"]["by_lead"]).all()
+    scores = scores["forecast"]
     for name in ("lat_weighted_rmse", "lat_weighted_rmse_geopotential_500", "lat_weighted_crps_2m_temperature"):
         assert len(scores[name]["by_lead"]) == 8 and name in said
 
 
 @pytest.mark.slow
 def test_pdebench_converts_and_trains(tmp_path):
-    (tmp_path / "in" / "train").mkdir(parents=True)
-    (tmp_path / "in" / "valid").mkdir()
-    write_reaction(tmp_path / "in" / "train" / "2D_diff-react_NA_NA.h5")
-    write_reaction(tmp_path / "in" / "valid" / "2D_diff-react_NA_NA.h5")
+    write_pdebench(tmp_path / "in", num_runs=3)
     words = ["--num-frames", 20, "--space-stride", 2, "--processes", 1]
     done, line = make_shards("pdebench", "--root", tmp_path / "in", *words, "--out", tmp_path / "shards")
     assert done, line

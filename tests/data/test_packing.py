@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from dydiff_dist.data.packing import unpack
+from dydiff_dist.data.packing import describe_missing, fill_masks, unpack
 
 PACKED = np.array([[-32768, -100], [0, 3000]], np.int16)
 
@@ -40,6 +40,51 @@ def test_values_without_attributes_are_what_they_are():
 )
 def test_missing_values(stored, attributes, missing):
     assert unpack(stored, attributes).is_missing.astype(int).tolist() == missing
+
+
+def masked(dtype=np.float32):
+    """A window (3, 2, 2, 4) whose channel 1 lacks a column in all frames and one pixel more in the first."""
+    values, missing = np.ones((3, 2, 2, 4), dtype), np.zeros((3, 2, 2, 4), bool)
+    missing[:, 1, :, 0] = missing[0, 1, 1, 2] = True
+    values[missing] = 9
+    return values, missing
+
+
+def test_what_all_frames_lack_is_filled_and_nothing_else():
+    values, missing = masked()
+    fill_masks(values, missing, (271.5,))
+    assert (values[:, 1, :, 0] == 271.5).all() and (values[:, 0] == 1).all() and (values[:, 1, :, 1] == 1).all()
+    assert np.argwhere(missing).tolist() == [[0, 1, 1, 2]] and values[0, 1, 1, 2] == 9
+
+
+def test_each_channel_takes_a_value_of_its_own_and_an_absent_one_none():
+    values, missing = masked()
+    missing[:, 0] = True
+    fill_masks(values, missing, (5.0, -1.5))
+    assert (values[:, 1, :, 0] == -1.5).all() and missing[:, 0].all() and (values[:, 0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "message"),
+    [
+        (np.uint8, (256.0,), "--fill 256 is no value of frames of type uint8"),
+        (np.int16, (1.5,), "--fill 1.5 is no value of frames of type int16"),
+        (np.float32, (float("nan"),), "--fill nan is no value"),
+        (np.float32, (1e39,), r"--fill 1e\+39 is no value of frames of type float32"),
+        (np.float32, (1.0, 2.0, 3.0), "--fill has 3 values for 2 channels; give one, or one for each"),
+    ],
+)
+def test_a_value_that_frames_do_not_hold_is_refused(dtype, fill, message):
+    with pytest.raises(ValueError, match=message):
+        fill_masks(*masked(dtype), fill)
+
+
+def test_a_mask_is_told_from_a_gap():
+    _, missing = masked()
+    assert describe_missing(missing).startswith("7 of 48 values are missing, NaN or infinite, 2 pixels in all of the")
+    assert "--fill VALUE" in describe_missing(missing)
+    missing[:, 1, :, 0] = False
+    assert describe_missing(missing) == "1 of 48 values are missing, NaN or infinite"
 
 
 def test_signs_are_as_said():

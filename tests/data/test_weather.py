@@ -131,6 +131,47 @@ def test_packed_values_are_unpacked_and_missing_ones_named(tmp_path):
     np.testing.assert_allclose(found["201912-30T0000"], frames_of(data, "2019-12-30"), atol=0.0051, rtol=1e-7)
 
 
+def with_sea(land_gap=None):
+    """Fields and a sea temperature that is NaN over two pixels of land; and at one time, over ``land_gap``."""
+    data = era5()
+    sea = data["2m_temperature"].copy(deep=True)
+    sea[:, 1, 2:4] = np.nan
+    if land_gap is not None:
+        sea[5][land_gap] = np.nan
+    data["sea_surface_temperature"] = sea
+    return data
+
+
+SEA = {"variables": ("2m_temperature", "sea_surface_temperature")}
+
+
+@pytest.mark.parametrize("write", [wb2, netcdf3])
+def test_a_field_of_the_sea_takes_the_value_that_is_given_over_land(tmp_path, write):
+    data, path = with_sea(land_gap=(2, 5)), tmp_path / ("sea.zarr" if write is wb2 else "sea.nc")
+    write(data, path)
+    made = source(path, **SEA, fill=(271.5,))
+    report = convert(made, tmp_path / "out", max_bad_rate=1.0)
+    (bad,) = report.bad_items
+    assert bad.name == "window 2019-12-31T00:00" and "1 of 256 values are missing, NaN or infinite, the" in bad.reason
+    expected = data.fillna(271.5)
+    for key, frames in samples(tmp_path / "out", made, max_bad_rate=1.0).items():
+        first = int(
+            np.flatnonzero(data.time.values == np.datetime64(f"{key[:4]}-{key[4:6]}-{key[7:12]}:{key[12:]}"))[0]
+        )
+        window = expected.isel(time=slice(first, first + 4))
+        assert np.array_equal(frames, np.stack([window[name].values for name in SEA["variables"]], axis=1))
+
+
+def test_without_a_value_for_land_the_line_says_which_option_gives_one(tmp_path):
+    wb2(with_sea(), tmp_path / "sea.zarr")
+    with pytest.raises(ValueError, match=r"8 of 256 values are missing, NaN or infinite, 2 pixels in all") as caught:
+        convert(source(tmp_path / "sea.zarr", **SEA), tmp_path / "out", max_bad_rate=0.1)
+    line = str(caught.value)
+    assert "--fill VALUE takes a value there" in line and "\n" not in line
+    with pytest.raises(ValueError, match=r"--fill has 3 values for 2 channels; give one, or one for each"):
+        convert(source(tmp_path / "sea.zarr", **SEA, fill=(1.0, 2.0, 3.0)), tmp_path / "three", max_bad_rate=0.1)
+
+
 def test_files_by_time_and_by_variable_make_one_catalogue(tmp_path):
     """Windows go on from file to file; whatever else lies beside them is named."""
     data = era5(40)

@@ -91,7 +91,7 @@ def test_a_model_from_before_a_key_went_is_read_where_it_did_not_matter():
         ({"network": "unet"}, "key 'model.width' is required"),
         ({"network": "unet", "width": 16, "widht": 1}, "unknown key 'model.widht'; did you mean 'model.width'"),
         ({"network": "unet", "width": 16, "zzz": 1}, "unknown key 'model.zzz'; valid keys: network, width, ch"),
-        ({**TRANSFORMER, "periodic": True}, "unknown key 'model.periodic'; valid keys: network, size, width"),
+        ({**TRANSFORMER, "multipliers": [1]}, "unknown key 'model.multipliers'; valid keys: network, size, width"),
         ({"network": "unet", "width": "w"}, "model.width is 'w': input should be a valid integer"),
     ],
 )

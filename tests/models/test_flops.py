@@ -23,6 +23,8 @@ OPTIONS = [
     {"patch_size": 1, "qk_norm": "rms"},
     {"patch_size": 1, "qk_norm": "none"},
     {"patch_size": 1, "patch_skip": True, "skip_differences": 1},
+    {"patch_size": 2, "patch_overlap": 1},
+    {"patch_size": 2, "patch_overlap": 1, "periodic": True, "patch_skip": True, "skip_differences": 1},
 ]
 
 

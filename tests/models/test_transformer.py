@@ -41,6 +41,8 @@ def inputs(channels=3, actions=0, size=(4, 6), frames=5, batch=2):
         {"action_embedding": False},
         {"action_channels": False},
         {"patch_size": 1, "mlp_ratio": 2.0},
+        {"patch_overlap": 1},
+        {"patch_overlap": 1, "periodic": True},
     ],
     ids=str,
 )
@@ -70,8 +72,9 @@ def test_blocks_start_as_the_identity_and_all_weights_learn():
 
 @pytest.mark.parametrize("attention", ["factorised", "full"])
 @pytest.mark.parametrize("skip", [False, True])
-def test_every_input_and_parameter_matters(attention, skip):
-    config = small_config(attention=attention, patch_skip=skip)
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_every_input_and_parameter_matters(attention, skip, overlap):
+    config = small_config(attention=attention, patch_skip=skip, patch_overlap=overlap)
     network = awake(build_network(config, num_channels=3, num_action_channels=4))
     z, t, history, moves = inputs(actions=4)
     tensors = [x.requires_grad_() for x in (z, history, moves)]
@@ -234,6 +237,27 @@ def test_skip_differences_continue_the_history():
     course = torch.rand(2, 1, 1, 4, 4) * torch.arange(4.0)[None, :, None, None, None] ** 2 + torch.rand(2, 1, 1, 4, 4)
     out = network(torch.randn(2, 5, 1, 4, 4), torch.tensor([3, 900]), history=course[:, :3])
     torch.testing.assert_close(out, course[:, 3:].expand_as(out), atol=1e-5, rtol=0)
+
+
+def test_overlaps_that_can_not_be_are_refused():
+    with pytest.raises(ValidationError, match="patch_overlap is 2; it may be at most half of patch_size 2"):
+        small_config(patch_overlap=2)
+    with pytest.raises(ValidationError, match="periodic is on and patch_overlap 0"):
+        small_config(periodic=True)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_patches_that_overlap_see_and_change_their_neighbours(periodic):
+    """The pixel beside an edge is seen by both tokens, around the border where the frames are periodic."""
+    config = small_config(patch_size=4, patch_overlap=1, periodic=periodic, patch_skip=True)
+    network = awake(build_network(config, num_channels=3))
+    z, t, history, _ = inputs(size=(8, 12))
+    x = network.embed_patch(config.patches.split(assemble_input(z, history, None))).unflatten(2, (2, 3))
+    z[..., 0, 4] += 1
+    changed = network.embed_patch(config.patches.split(assemble_input(z, history, None))).unflatten(2, (2, 3)) != x
+    tokens = {(int(row), int(column)) for *_, row, column, _ in changed.nonzero()}
+    assert tokens == {(0, 0), (0, 1)} | ({(1, 0), (1, 1)} if periodic else set())
+    assert network(z, t, history=history).isfinite().all()
 
 
 def test_skip_differences_that_can_not_be_are_refused():

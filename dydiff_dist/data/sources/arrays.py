@@ -20,21 +20,12 @@ import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import ARRAY_SUFFIXES, ArrayFile, StoredArray, open_arrays
-from dydiff_dist.data.inputs import SPLITS, find_files, lacking_split, unique_stems
-from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, Independent, StoredType
+from dydiff_dist.data.manifest import RGB, Augmentation, FrameSchema, StoredType
+from dydiff_dist.data.packing import describe_missing, fill_masks
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import (
-    BadItem,
-    ShardTask,
-    Source,
-    reading,
-    register_source,
-    schema_of,
-    split_of,
-    split_tasks,
-)
+from dydiff_dist.data.source import BadItem, register_source, schema_of
+from dydiff_dist.data.sources.trajectory_files import TrajectoryFilesConfig, TrajectoryFilesSource
 from dydiff_dist.data.video import decoded_bytes, read_video
-from dydiff_dist.strict_config import StrictConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".ts")
 STORED_DTYPES = get_args(StoredType)
@@ -46,12 +37,9 @@ LONGEST_SIDE = 8
 """Times the shorter side of a frame that the longer one may have, where the layout is told by the shape."""
 
 
-class ArraysSourceConfig(StrictConfig):
+class ArraysSourceConfig(TrajectoryFilesConfig):
     """Where the files are and what they mean."""
 
-    root: str
-    """Folder of the files, searched with all folders in it, links included; train/, valid/ (val/, validation/) and
-    test/ in it are the splits."""
     num_frames: Annotated[int, Field(ge=2)]
     """Frames of a sample."""
     window_step: Annotated[int, Field(ge=1)] | None = None
@@ -69,13 +57,12 @@ class ArraysSourceConfig(StrictConfig):
     absent_chunks: Literal["reject", "fill"] = "reject"
     """Windows of which chunks are not in the file (never written, lost by a copy, or left out by a zarr writer as they
     hold nothing but the fill value) are rejected, or take the fill value."""
+    fill: tuple[float, ...] = ()
+    """Value that stands where a channel has none in all frames of a window, as a field of the sea over land; one for
+    all channels, or one for each. Windows that lack others are rejected still."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames a second to which videos are brought, by the frame nearest in time. All as they are if left out; then they
     must have the same rate."""
-    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the trajectories for validation, where there are no folders for the splits."""
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the trajectories for testing, where there are no folders for the splits."""
     channels: tuple[str, ...] = ()
     """Names of the channels."""
     units: str = ""
@@ -84,42 +71,22 @@ class ArraysSourceConfig(StrictConfig):
     """Augmentations that leave the law of the data unchanged; runs may ask for no others."""
     vector_channels: tuple[int, int] | None = None
     """Numbers of the channels that hold a vector along width and along height; flips turn them as a vector."""
-    trajectories_per_shard: Annotated[int, Field(ge=1)] = 64
-    """Trajectories whose samples make one shard."""
 
 
 @register_source("arrays", ArraysSourceConfig, "Your own data: npy, npz, HDF5, netCDF-4, zarr or video files.")
-class ArraysSource(Source[ArraysSourceConfig]):
-    """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type."""
+class ArraysSource(TrajectoryFilesSource[ArraysSourceConfig]):
+    """Windows of trajectories in array and video files: samples (S, C, H, W) of the files' type. An item names its
+    trajectory by number, -1 where it is alone in its file."""
 
     unlike_hint = "convert them to one kind first (--fps brings videos to one rate)"
-    _folders_split: bool = False
-    """Whether folders are the splits; known when the inputs were planned."""
+    suffixes = (*ARRAY_SUFFIXES, *VIDEO_SUFFIXES)
+    folder_suffix = ".zarr"
+    unopened = -1
 
-    def plan(self) -> list[ShardTask]:
-        """Shards of each split; an item is (file relative to the root, number of the trajectory or -1 if alone, stem of
-        the keys)."""
-        root, config = Path(self.config.root), self.config
-        found = find_files(root, (*ARRAY_SUFFIXES, *VIDEO_SUFFIXES), folder_suffix=".zarr")
-        if any(Path(name).suffix.lower() == ".zarr" for name in found.files) and find_spec("zarr") is None:
-            raise ValueError(f"{root} holds zarr stores; pip install dydiff_dist[zarr] to read them")
-        folders = found.by_split()
-        self._folders_split = folders is not None
-        stems = unique_stems(found.files)
-        by_split: dict[str, list[tuple[tuple[str, int, str], int]]] = {split: [] for split in SPLITS}
-        for split_folder, names in (folders or {"": found.files}).items():
-            for name in names:
-                results = list(reading(name, self._trajectories(root / name)))
-                if not results:
-                    found.aside.append(BadItem(name, "it holds no trajectory", is_whole_input=True))
-                for result in results:
-                    # what can't be opened is read, and rejected, with its shard
-                    number, size = (-1, 0) if isinstance(result, BadItem) else result
-                    hashed = split_of(f"{name}/{number}", config.valid_fraction, config.test_fraction)
-                    by_split[split_folder or hashed].append(((name, number, stems[name]), size))
-        if not by_split["train"]:
-            raise ValueError(f"no trajectory under {root} is left for training; lower the fractions or fill train/")
-        return split_tasks(by_split, config.trajectories_per_shard, found.aside)
+    def check_files(self, names: list[str]) -> None:
+        """Zarr stores need their package."""
+        if any(Path(name).suffix.lower() == ".zarr" for name in names) and find_spec("zarr") is None:
+            raise ValueError(f"{self.config.root} holds zarr stores; pip install dydiff_dist[zarr] to read them")
 
     def read_item(self, item: Any) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory."""
@@ -147,24 +114,12 @@ class ArraysSource(Source[ArraysSourceConfig]):
                 f"actions {actions_SA.shape} do not fit {len(frames)} frames; (S, A) is expected, the action at "
                 "frame s being the one that leads to it"
             )
-        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, unpacked.is_missing)
+        missing = None if unpacked.is_missing is None else _channels_first(unpacked.is_missing, layout)
+        yield from self._windows(item, frames, actions_SA, {"units": stored.units}, absent, missing)
 
     def item_name(self, item: Any) -> str:
         """File and trajectory."""
-        name, number, _ = item
-        return name if number < 0 else f"{name}, trajectory {number}"
-
-    def item_files(self, item: Any) -> list[Path]:
-        """The trajectory's file."""
-        return [Path(self.config.root) / item[0]]
-
-    def independent(self, split: str) -> Independent:
-        """Each trajectory: keys go on with the window's first frame."""
-        return "key_prefix"
-
-    def split_hint(self, split: str) -> str:
-        """The folder or the fraction that decides."""
-        return lacking_split(self.config, split, self._folders_split)
+        return item[0] if item[1] < 0 else super().item_name(item)
 
     def schema(self, sample: Sample) -> FrameSchema:
         """As the arrays are and as the options say."""
@@ -179,7 +134,7 @@ class ArraysSource(Source[ArraysSourceConfig]):
             bounds=((0, 255),) * 3 if is_video else (),
         )
 
-    def _trajectories(self, path: Path) -> Iterator[tuple[int, int]]:
+    def trajectories(self, path: Path) -> Iterator[tuple[int, int]]:
         """(number or -1, bytes) of each trajectory in a file."""
         if path.suffix.lower() in VIDEO_SUFFIXES:
             yield -1, decoded_bytes(path)
@@ -242,18 +197,19 @@ class ArraysSource(Source[ArraysSourceConfig]):
                 )
                 yield BadItem(self.item_name(item), reason)
                 continue
-            if missing is not None and missing[cut].any():
-                reason = (
-                    f"{where}: {int(missing[cut].sum())} of {missing[cut].size} values are missing, NaN or infinite"
-                )
-                yield BadItem(self.item_name(item), reason)
-                continue
+            window = frames[cut]
+            if missing is not None:
+                window, lacking = window.copy(), missing[cut].copy()  # windows may overlap
+                fill_masks(window, lacking, self.config.fill)
+                if lacking.any():
+                    yield BadItem(self.item_name(item), f"{where}: {describe_missing(lacking)}")
+                    continue
             window_actions = None
             if actions is not None:
                 window_actions = actions[cut].copy()
                 window_actions[0] = 0
             facts = {"file": name, "trajectory": number, "start": start, **{k: v for k, v in meta.items() if v}}
-            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(frames[cut]), window_actions, facts)
+            yield Sample(f"{trajectory}-{start:05d}", np.ascontiguousarray(window), window_actions, facts)
 
 
 def find_layout(shape: tuple[int, ...], layout: Layout | None, num_frames: int, num_channels: int = 0) -> Layout:

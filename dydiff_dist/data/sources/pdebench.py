@@ -18,20 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from dydiff_dist.data.array_files import HDF5_SUFFIXES, ArrayFile, StoredArray, open_arrays
-from dydiff_dist.data.inputs import SPLITS, find_files, first_names, lacking_split, unique_stems
-from dydiff_dist.data.manifest import Augmentation, FrameSchema, Independent
+from dydiff_dist.data.inputs import first_names
+from dydiff_dist.data.manifest import Augmentation, FrameSchema
 from dydiff_dist.data.shard_writer import Sample
-from dydiff_dist.data.source import (
-    BadItem,
-    ShardTask,
-    Source,
-    reading,
-    register_source,
-    schema_of,
-    split_of,
-    split_tasks,
-)
-from dydiff_dist.strict_config import StrictConfig
+from dydiff_dist.data.source import BadItem, register_source, schema_of
+from dydiff_dist.data.sources.trajectory_files import TrajectoryFilesConfig, TrajectoryFilesSource
 
 
 @dataclass(frozen=True)
@@ -68,12 +59,9 @@ EQUATIONS = {
 }
 
 
-class PdebenchSourceConfig(StrictConfig):
+class PdebenchSourceConfig(TrajectoryFilesConfig):
     """Where the files are, and how they are cut into samples."""
 
-    root: str
-    """Folder of PDEBench's HDF5 files, searched with all folders in it; train/, valid/ (val/) and test/ in it are the
-    splits."""
     num_frames: Annotated[int, Field(ge=2)]
     """Frames of a sample."""
     time_stride: Annotated[int, Field(ge=1)] = 1
@@ -88,10 +76,6 @@ class PdebenchSourceConfig(StrictConfig):
     boundary: Literal["periodic", "open"] | None = None
     """Whether the fields wrap around, so that runs may shift them. Left out, those whose file's name has "periodic" in
     it do, as PDEBench names compressible flow, and no others."""
-    valid_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the trajectories for validation, where there are no folders for the splits."""
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the trajectories for testing, where there are no folders for the splits."""
     trajectories_per_shard: Annotated[int, Field(ge=1)] = 16
     """Trajectories whose samples make one shard."""
 
@@ -102,36 +86,11 @@ class PdebenchSourceConfig(StrictConfig):
 
 
 @register_source("pdebench", PdebenchSourceConfig, "PDEBench's two-dimensional simulations in HDF5.")
-class PdebenchSource(Source[PdebenchSourceConfig]):
+class PdebenchSource(TrajectoryFilesSource[PdebenchSourceConfig]):
     """Windows of trajectories: samples (S, C, X, Y) float32."""
 
     unlike_hint = "convert files of each equation, size and boundary in a run of their own"
-    _folders_split: bool = False
-    """Whether folders are the splits; known when the inputs were planned."""
-
-    def plan(self) -> list[ShardTask]:
-        """Shards of each split; an item is (file relative to the root, name of the trajectory, stem of the keys)."""
-        root, config = Path(self.config.root), self.config
-        found = find_files(root, HDF5_SUFFIXES)
-        folders = found.by_split()
-        self._folders_split = folders is not None
-        stems = unique_stems(found.files)
-        by_split: dict[str, list[tuple[tuple[str, str, str], int]]] = {split: [] for split in SPLITS}
-        for split_folder, names in (folders or {"": found.files}).items():
-            for name in names:
-                for result in reading(name, self._trajectories(root / name)):
-                    if isinstance(result, BadItem):
-                        found.aside.append(result)
-                        continue
-                    trajectory, size = result
-                    hashed = split_of(f"{name}/{trajectory}", config.valid_fraction, config.test_fraction)
-                    by_split[split_folder or hashed].append(((name, trajectory, stems[name]), size))
-        if not by_split["train"]:
-            raise ValueError(
-                f"no trajectory under {root} is left for training; lower the fractions or fill train/"
-                f"{found.first_fault()}"
-            )
-        return split_tasks(by_split, config.trajectories_per_shard, found.aside)
+    suffixes = HDF5_SUFFIXES
 
     def read_item(self, item: Any) -> Iterator[Sample | BadItem]:
         """The windows of a trajectory."""
@@ -157,22 +116,6 @@ class PdebenchSource(Source[PdebenchSourceConfig]):
                 facts = {"file": name, "trajectory": trajectory, "start": start, "equation": equation}
                 yield Sample(f"{stem}-{trajectory}-{start:05d}", np.concatenate(parts, axis=1), meta=facts)
 
-    def item_name(self, item: Any) -> str:
-        """File and trajectory."""
-        return f"{item[0]}, trajectory {item[1]}"
-
-    def item_files(self, item: Any) -> list[Path]:
-        """The trajectory's file."""
-        return [Path(self.config.root) / item[0]]
-
-    def independent(self, split: str) -> Independent:
-        """Each trajectory: keys go on with the window's first time."""
-        return "key_prefix"
-
-    def split_hint(self, split: str) -> str:
-        """The folder or the fraction that decides."""
-        return lacking_split(self.config, split, self._folders_split)
-
     def schema(self, sample: Sample) -> FrameSchema:
         """Named channels without units, and what the equation and its edges allow."""
         equation = EQUATIONS[sample.meta["equation"]]
@@ -191,7 +134,7 @@ class PdebenchSource(Source[PdebenchSourceConfig]):
             vector_channels=tuple(map(channels.index, equation.vector or ())) if has_vector else None,
         )
 
-    def _trajectories(self, path: Path) -> Iterator[tuple[str, int]]:
+    def trajectories(self, path: Path) -> Iterator[tuple[str, int]]:
         """(name, bytes) of each trajectory in a file."""
         with open_arrays(path) as arrays:
             equation = find_equation(arrays)

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from dydiff_dist.data.inputs import first_names
 from dydiff_dist.data.manifest import FrameSchema, Independent
+from dydiff_dist.data.packing import describe_missing, fill_masks
 from dydiff_dist.data.remote import Address
 from dydiff_dist.data.shard_writer import Sample
 from dydiff_dist.data.source import (
@@ -67,6 +68,9 @@ class WeatherSourceConfig(StrictConfig):
     rejected; stored: values as they lie in the file."""
     absent_chunks: Literal["reject", "fill"] = "reject"
     """Windows of which chunks are not in a store or file are rejected, or take the fill value."""
+    fill: tuple[float, ...] = ()
+    """Value, in the units of the file, that stands where a channel has none in all frames of a window, as a sea
+    temperature over land; one for all channels, or one for each. Windows that lack others are rejected still."""
     samples_per_shard: Annotated[int, Field(ge=1)] = 64
     """Samples that make one shard, about."""
 
@@ -152,13 +156,15 @@ class WeatherSource(Source[WeatherSourceConfig]):
         needed = np.unique(numbers)
         values, missing = self._read(self.catalogue.times[needed])
         for start, frames in zip(starts, np.searchsorted(needed, numbers), strict=True):
-            reason = self._fault(missing[frames], needed[frames])
+            window, lacking = values[frames], missing[frames]
+            fill_masks(window, lacking, self.config.fill)
+            reason = self._fault(lacking, needed[frames])
             if reason:
                 yield BadItem(f"window {start}", reason)
                 continue
             # the month before the hyphen: windows of one month count as one observation
             key = f"{start[:4]}{start[5:7]}-{start[8:].replace(':', '')}"
-            yield Sample(key, values[frames], meta={"start": start, "step_sec": self.step_sec})
+            yield Sample(key, window, meta={"start": start, "step_sec": self.step_sec})
 
     @property
     def step_sec(self) -> int:
@@ -262,6 +268,6 @@ class WeatherSource(Source[WeatherSourceConfig]):
             return None
         frame, channel = np.argwhere(missing.any(axis=(2, 3)))[0]
         return (
-            f"{int(missing.sum())} of {missing.size} values are missing, NaN or infinite, the first in "
+            f"{describe_missing(missing)}, the first in "
             f"{self.catalogue.channels[channel].name} at {time_text(self.catalogue.times[numbers[frame]])}"
         )

@@ -5,9 +5,10 @@ refuses what it doesn't know.
 """
 
 import hashlib
+import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ import numpy as np
 
 from dydiff_dist.data.array_files import ArrayFile
 from dydiff_dist.data.packing import unpack, value_attributes
+from dydiff_dist.data.remote import RemoteConfig
+from dydiff_dist.data.remote_files import Result, in_time
 from dydiff_dist.quoting import first_line
 
 NETCDF_SUFFIXES = (".nc", ".nc4", ".netcdf")
@@ -29,6 +32,10 @@ ROLES = {
     "column": ("longitude", "lon", "x", "rlon", "west_east", "grid_longitude", "projection_x_coordinate"),
 }
 """What a dimension is -> names, in small letters, of it or of its coordinate's CF standard name."""
+LIMITS = RemoteConfig()
+"""Of reads of what lies elsewhere, as of shards that do."""
+METADATA_BYTES = 2**20
+"""That opening a store may bring; with ``LIMITS`` two minutes at most."""
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 _STATE_KEYS = tuple("size mtime ETag etag LastModified Last-Modified last_modified updated generation".split())
 """What stores call a file's size, time of change and tag."""
@@ -129,7 +136,7 @@ def check_installed(addresses: Sequence[str]) -> None:
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[Any]:
+def opened(address: str) -> Iterator[Any]:
     """The xarray dataset at an address, its values as they are stored, for the length of the block."""
     import xarray  # an extra
 
@@ -138,17 +145,43 @@ def _opened(address: str) -> Iterator[Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of metadata that are not consolidated: slower to open, nothing else
+                place: Any = nullcontext(address)
                 if is_zarr(address):
-                    found = xarray.open_dataset(address, engine="zarr", **settings)
+                    settings |= {"engine": "zarr", "storage_options": _store_options(address) or None}
                 elif "://" in address:
                     import fsspec
 
-                    found = xarray.open_dataset(stack.enter_context(fsspec.open(address, "rb")), **settings)
-                else:
-                    found = xarray.open_dataset(address, **settings)
+                    place = fsspec.open(address, "rb", **_store_options(address))
+                found = _in_time(
+                    address, METADATA_BYTES, lambda: xarray.open_dataset(stack.enter_context(place), **settings)
+                )
         except ImportError as error:
             raise ValueError(f"it needs a package that is not installed: {first_line(error)}") from None
         yield stack.enter_context(found)
+
+
+def stored_values(address: str, data: Any) -> np.ndarray:
+    """The values of a part of an opened variable; ``NetworkError`` where they lie elsewhere and do not come in time."""
+    chunks = data.encoding.get("preferred_chunks", {})
+    extents = [data.sizes[dim] + 2 * chunks.get(dim, 0) for dim in data.dims]  # chunks come whole
+    return _in_time(address, math.prod(extents) * data.dtype.itemsize, lambda: np.asarray(data.values))
+
+
+def _in_time(address: str, num_bytes: int, action: Callable[[], Result]) -> Result:
+    if "://" not in address:
+        return action()
+    return in_time(action, num_bytes, LIMITS.timeout_sec, LIMITS.min_bytes_per_sec)
+
+
+def _store_options(address: str) -> dict[str, Any]:
+    """For fsspec. Of a web server the time without a byte is limited too, in place of five minutes for a whole answer;
+    packages of object stores have such limits of their own."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    import aiohttp  # fsspec needs it for these
+
+    silence = {"sock_connect": LIMITS.timeout_sec, "sock_read": LIMITS.timeout_sec}
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, **silence)}}
 
 
 def describe(address: str, wanted: Sequence[str], reject_absent: bool) -> WeatherFile | None:
@@ -162,7 +195,7 @@ def describe(address: str, wanted: Sequence[str], reject_absent: bool) -> Weathe
     Raises:
         ValueError: axes that can't be told apart, unsorted times, or chunks that, elsewhere, would pass for data.
     """
-    with _opened(address) as dataset:
+    with opened(address) as dataset:
         names = [name for name in wanted if name in dataset]
         variables, grids, times = {}, set(), np.zeros(0, np.int64)
         for name in names:
@@ -210,12 +243,12 @@ def read(
     """
     shape = (len(places), len(channels), *file.grid.shape)
     values, missing = np.empty(shape, np.float32), np.zeros(shape, bool)
-    with _opened(file.address) as dataset:
+    with opened(file.address) as dataset:
         for name in dict.fromkeys(channel.variable for channel in channels):
             numbers = [number for number, channel in enumerate(channels) if channel.variable == name]
             variable, data = file.variables[name], dataset[name]
             if reject_absent and "time" in variable.axes:
-                absent = _absent(file.address, name, variable.axes.index("time"), places)
+                absent = absent_places(file.address, name, variable.axes.index("time"), places)
                 if absent.any():
                     time = time_text(file.times[places[absent.argmax()]])
                     raise ValueError(
@@ -225,7 +258,8 @@ def read(
             levels = [channels[number].level for number in numbers]
             wanted = {"time": _compact(places), "level": _level_places(variable, levels)}
             place = {dim: wanted.get(role, slice(None)) for dim, role in zip(data.dims, variable.axes, strict=True)}
-            unpacked = unpack(np.asarray(data.isel(place).values), _attributes(data) if packing == "cf" else {})
+            stored = stored_values(file.address, data.isel(place))
+            unpacked = unpack(stored, stored_attributes(data) if packing == "cf" else {})
             values[:, numbers] = _in_order(unpacked.values, variable.axes, file.grid.is_turned)
             if unpacked.is_missing is not None:
                 missing[:, numbers] = _in_order(unpacked.is_missing, variable.axes, file.grid.is_turned)
@@ -296,7 +330,7 @@ def _times(coordinate: Any) -> np.ndarray:
     return times
 
 
-def _attributes(data: Any) -> dict[str, Any]:
+def stored_attributes(data: Any) -> dict[str, Any]:
     """Those that change values. xarray takes the fill value of a zarr 2 array for a missing value, but 0 is what zarr
     itself writes by default."""
     found = value_attributes(data.attrs)
@@ -308,12 +342,12 @@ def _attributes(data: Any) -> dict[str, Any]:
 
 def _absent_is_data(data: Any) -> bool:
     """Whether a chunk that is not in a zarr store would be taken for values."""
-    attributes = _attributes(data)
+    attributes = stored_attributes(data)
     fill = data.encoding.get("fill_value", attributes.get("_FillValue"))
     return fill is None or unpack(np.full(1, fill, data.dtype), attributes).is_missing is None
 
 
-def _absent(address: str, name: str, time_axis: int, places: np.ndarray) -> np.ndarray:
+def absent_places(address: str, name: str, time_axis: int, places: np.ndarray) -> np.ndarray:
     """(T,) bool: which times lack chunks in a store or file of this machine; elsewhere, ``_absent_is_data`` decides."""
     frames = slice(int(places[0]), int(places[-1]) + 1)
     with ExitStack() as stack:
@@ -337,11 +371,10 @@ def _state(address: str) -> str:
         return ""
     import fsspec
 
-    system, path = fsspec.core.url_to_fs(address)
-    marks = [f"{path}/{mark}" for mark in _ZARR_MARKS] if is_zarr(address) else [path]
-    found = []
-    for mark in marks:
-        if system.exists(mark):
-            info = system.info(mark)
-            found.append([mark, *(str(info[key]) for key in _STATE_KEYS if key in info)])
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+    def facts() -> str:
+        system, path = fsspec.core.url_to_fs(address, **_store_options(address))
+        marks = [f"{path}/{mark}" for mark in _ZARR_MARKS] if is_zarr(address) else [path]
+        infos = {mark: system.info(mark) for mark in marks if system.exists(mark)}
+        return repr([[mark, *(str(info[key]) for key in _STATE_KEYS if key in info)] for mark, info in infos.items()])
+
+    return hashlib.sha256(_in_time(address, METADATA_BYTES, facts).encode()).hexdigest()[:16]
