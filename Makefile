@@ -40,8 +40,8 @@ define DEMO_STAGES
 What follows, with the time each part took on 2 idle cores of an AMD EPYC with AVX-512:
   0:10  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
   0:30  simulate turbulence                               -> shards/turbulence
-  4:30  train such a model, DeepSpeed on 2 processes      -> $(DEMO_RUN)
-  0:40  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
+  4:40  train such a model, DeepSpeed on 2 processes      -> $(DEMO_RUN)
+  0:50  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
   0:15  score them                                        -> $(DEMO_RUN)/scores: pictures, animation, report
 What stands already is reused. Ctrl-C stops it, and the next make demo goes on from there.
 endef
