@@ -17,11 +17,22 @@ pytest.register_assert_rewrite("checkpoint_files", "damage", "faulty_proxy", "ke
 """Modules of helpers whose failing asserts are to show their values, as those of tests do."""
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SCHEDULING = os.sched_getscheduler(0)
 
 # A shell's background jobs ignore Ctrl-C, nohup's a closed terminal, and all that the tests start would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _usual_scheduling() -> Iterator[None]:
+    """Whoever leaves the tests' process with another priority starves what runs beside it, or is starved."""
+    yield
+    found = os.sched_getscheduler(0)
+    if found != SCHEDULING:
+        os.sched_setscheduler(0, SCHEDULING, os.sched_param(0))
+        pytest.fail(f"the test left scheduling policy {found} in place of {SCHEDULING}")
 
 
 def pytest_report_header() -> str | None:

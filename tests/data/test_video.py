@@ -1,5 +1,6 @@
 """Videos are read as a player shows them: turned, whole, evenly spaced; what cannot be read so is refused by name."""
 
+import os
 import struct
 
 import av
@@ -20,6 +21,7 @@ CONTAINERS = {
 
 def write_video(path, frames, rate=10, times=None, codec="libx264", pixels="yuv444p", options=None):
     """Encodes (H, W, 3) frames; ``times`` are frame numbers at ``rate``."""
+    scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pixels
@@ -30,6 +32,8 @@ def write_video(path, frames, rate=10, times=None, codec="libx264", pixels="yuv4
             frame.pts = number if times is None else times[number]
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    # SVT-AV1 gives the thread that calls it real-time priority where it may, and all that the thread starts inherits it
+    os.sched_setscheduler(0, *scheduling)
 
 
 def corner(bright=255):
