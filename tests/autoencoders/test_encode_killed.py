@@ -34,7 +34,7 @@ def test_twenty_kills_leave_identical_output(tmp_path):
     assert killed.stdout.startswith("20 kills"), killed.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.distributed
 def test_the_command_encodes_with_two_ranks_verifies_and_goes_on(tmp_path):
     convert(FrameSource(FrameSourceConfig()), tmp_path / "frames")
@@ -61,7 +61,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inputs_that_do_not_fit_are_one_line_each_and_leave_nothing_half_written(tmp_path):
     frames, autoencoder, out = (tmp_path / name for name in ("frames", "autoencoder", "latents"))
     convert(FrameSource(FrameSourceConfig()), frames)

@@ -56,7 +56,7 @@ def test_fifty_steps_of_the_demo_lose_what_they_lost(shards, tmp_path):
     assert found[-1] < 0.25 < 0.99 < found[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_trains_what_fp32_trains(shards, tmp_path):
     """Weights and activations in bf16, the optimizer's in float32; data, timesteps and noise are those of fp32."""
     found, expected = losses(shards, tmp_path / "run", "bf16"), np.array(EXPECTED)

@@ -90,7 +90,7 @@ def test_resumed_and_two_rank_runs_equal_the_first(tiny_config, finished, tmp_pa
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("launcher", ["python", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["python", pytest.param("deepspeed", marks=pytest.mark.long)])
 def test_ctrl_c_leaves_a_run_that_the_same_command_resumes(tiny_config, tmp_path, launcher):
     num_tracebacks = int(
         launcher == "deepspeed"
