@@ -158,16 +158,17 @@ class VideoTransformerConfig(DenoiserConfig):
         T, pixels = self.num_tokens(sizes), self.patches.window**2
         num_inputs = num_input_channels(C, A if self.action_channels else 0) * pixels
         num_embedded = A if self.action_embedding else 0
-        rows = S if num_embedded else 1  # of the modulation's input
+        conditions = S if num_embedded else 1  # rows of the modulation's input
         lengths = (T // S, S) if self.attention == "factorised" else (T,)
         embedding = 2 * T * num_inputs * D + 2 * (NUM_TIMESTEP_FEATURES + D) * D + 2 * S * num_embedded * D
         num_factors = self.num_skipped * C
-        head = 2 * rows * D * 2 * D + 2 * T * D * C * pixels + 2 * T * D * num_factors
+        head = 2 * conditions * D * 2 * D + 2 * T * D * C * pixels + 2 * T * D * num_factors
         if self.patch_overlap:
-            head += 2 * T * num_factors * sizes.height * (1 + sizes.width // (sizes.height // self.patch_size))
+            rows, columns = sizes.height // self.patch_size, sizes.width // self.patch_size
+            head += 2 * S * num_factors * sizes.height * columns * (rows + sizes.width)
         return {
             "embedding": embedding,
-            "modulation": self.depth * (len(lengths) + 1) * 2 * rows * D * 3 * D,
+            "modulation": self.depth * (len(lengths) + 1) * 2 * conditions * D * 3 * D,
             "projections": self.depth * len(lengths) * 2 * T * D * 4 * D,
             "attention": self.depth * sum(4 * T * length * D for length in lengths),
             "mlp": self.depth * 4 * T * D * self.mlp_width,

@@ -51,6 +51,15 @@ def test_formulas_equal_the_network_and_the_counter(options, actions):
     assert config.forward_flops(sizes) == flops
 
 
+@pytest.mark.parametrize(("height", "width"), [(12, 8), (8, 20)])
+def test_formulas_of_overlapping_patches_hold_for_any_frame(height, width):
+    config = VideoTransformerConfig(
+        width=24, depth=1, num_heads=2, patch_size=4, patch_overlap=1, patch_skip=True, skip_differences=1
+    )
+    sizes = InputSizes(num_frames=5, num_history_frames=2, num_channels=3, height=height, width=width)
+    assert config.forward_flops(sizes) == counted(config, sizes)[1]
+
+
 @pytest.mark.parametrize("size", ["S", "XL"])
 def test_formulas_at_named_sizes_and_the_robonet_shape(size):
     config = VideoTransformerConfig(size=size, patch_size=2)
