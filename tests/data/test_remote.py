@@ -173,26 +173,12 @@ def test_any_store_of_fsspec(folder):
 
 
 @pytest.fixture
-def bucket(folder, monkeypatch):
-    """(URL, proxy) of shards on moto's S3 server behind a proxy, with the store's own environment set."""
-    pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install 'dydiff_dist[s3]'")
-    moto = pytest.importorskip(
-        "moto.server", reason="the S3 server of the tests is moto: pip install 'dydiff_dist[dev]'"
-    )
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-store")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    store = fsspec.filesystem("s3", endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
-    store.makedirs("bucket", exist_ok=True)
+def bucket(folder, s3):
+    """(URL, proxy) of shards on an S3 server behind a proxy."""
+    store, proxy = s3
     for path in [*folder.glob("*.tar"), *folder.glob("*.json")]:
         store.pipe_file(f"bucket/shards/{path.name}", path.read_bytes())
-    with faulty_proxy((host, port)) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        type(store).clear_instance_cache()
-        yield "s3://bucket/shards", proxy
-    running.stop()
+    return "s3://bucket/shards", proxy
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 
-import fsspec
 import numpy as np
 import pytest
 from faulty_proxy import faulty_proxy, python_server
@@ -81,28 +80,14 @@ def test_a_package_without_limits_is_left_behind(monkeypatch, short_limits):
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """URL of a bucket of moto's S3 server that holds era5.zarr and era5.nc, reached through a proxy."""
-    pytest.importorskip("s3fs", reason="S3 needs s3fs: pip install 'dydiff_dist[s3]'")
-    moto = pytest.importorskip(
-        "moto.server", reason="the S3 server of the tests is moto: pip install 'dydiff_dist[dev]'"
-    )
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-store")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
+def bucket(tmp_path, s3):
+    """(URL, proxy) of an S3 bucket that holds era5.zarr and era5.nc, which lie in tmp_path too."""
+    store, proxy = s3
     era5().to_zarr(tmp_path / "era5.zarr", zarr_format=2)
     era5().to_netcdf(tmp_path / "era5.nc", engine="h5netcdf")
-    store = fsspec.filesystem("s3", endpoint_url=f"http://{host}:{port}", skip_instance_cache=True)
-    store.makedirs("bucket", exist_ok=True)
     store.put(str(tmp_path / "era5.zarr"), "bucket/era5.zarr", recursive=True)
     store.put(str(tmp_path / "era5.nc"), "bucket/era5.nc")
-    with faulty_proxy((host, port)) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        type(store).clear_instance_cache()
-        yield "s3://bucket", proxy
-    running.stop()
+    return "s3://bucket", proxy
 
 
 @pytest.mark.slow
