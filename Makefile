@@ -72,7 +72,7 @@ test: $(STAMP_ALL) ## what guards a change, in some minutes: all but what test-a
 test-all: $(STAMP_ALL) ## test, and stops, kills, networks, long fuzz, every kernel, rank and data source
 	$(PYTEST) -m ""
 
-test-fast: $(STAMP_ALL) ## unit tests only, under 3 minutes
+test-fast: $(STAMP_ALL) ## unit tests only
 	$(PYTEST) -m "not slow and not distributed and not long"
 
 lint: $(STAMP_ALL) ## ruff and mypy, as CI runs them
