@@ -52,6 +52,13 @@ class SamplingConfig(StrictConfig):
             "that exceeds what is left of it their marginal is not exact"
         )
 
+    def num_passes(self, table: ProcessTable) -> int:
+        """How often the network is run for one forecast of a process: two for a step of heun, and for guidance."""
+        grid = timestep_grid(table, self.num_steps, self.spacing)
+        return len(plan_steps(table, grid, sampler=self.sampler, eta=self.eta)) * (
+            1 if self.guidance_weight in (0, 1) else 2
+        )
+
     def check(self, table: ProcessTable, num_frames: int | None = None) -> None:
         """Refuses what a process can't do, before anything is trained or forecast.
 

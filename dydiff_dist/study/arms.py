@@ -54,6 +54,9 @@ class PlannedRun:
     hash: str
     """Of what the training follows from: the resolved configuration without output folder, the data, and of few-step
     training the run that it starts from; without sampling, which other training does not depend on."""
+    passes: int
+    """Forward and backward passes of one sample through the network in training, with those of what it started from:
+    the cost that trainings of different kinds are compared at."""
     forecasts: tuple[PlannedForecast, ...]
 
     @property
@@ -112,10 +115,10 @@ def _check_climatology(source: str) -> None:
 
 def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: Callable[[str], str]) -> PlannedRun:
     fields = {**study.fields_of(arm), "seed": seed}
-    task, init_from, start_hash = study.arms[arm].task, study.arms[arm].init_from, ""
+    task, init_from, start_hash, passes = study.arms[arm].task, study.arms[arm].init_from, "", 0
     if init_from is not None:
         start = _plan_run(study, init_from, seed, folder, identity)
-        fields, start_hash = {**fields, "init_from": str(start.folder)}, start.hash
+        fields, start_hash, passes = {**fields, "init_from": str(start.folder)}, start.hash, start.passes
     kind = FewStepRunConfig if task == "fewstep" else RunConfig
     try:
         config = load_config(study.base, kind, [f"{key}={json.dumps(value)}" for key, value in fields.items()])
@@ -133,7 +136,15 @@ def _plan_run(study: StudyConfig, arm: str, seed: int, folder: Path, identity: C
         for name, forecast in study.forecasts.items()
         if forecast.is_of(arm, seed)
     )
-    return PlannedRun(arm=arm, seed=seed, task=task, config=config, hash=run_hash, forecasts=forecasts)
+    passes += config.training.steps * config.training.global_batch_size * _passes_of_sample(config)
+    return PlannedRun(arm=arm, seed=seed, task=task, config=config, hash=run_hash, passes=passes, forecasts=forecasts)
+
+
+def _passes_of_sample(config: RunConfig) -> int:
+    """One of a denoising network; of few-step training those of all members."""
+    if not isinstance(config, FewStepRunConfig):
+        return 1
+    return config.training.num_members * config.sampling.num_passes(config.diffusion.build_without_data().table)
 
 
 def _plan_forecast(

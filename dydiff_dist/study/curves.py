@@ -74,20 +74,20 @@ def cost_figure(score: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -
 
 
 def learning_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, np.ndarray]]]]) -> Figure:
-    """The score by samples trained on, a panel a study: the mean of the seeds, in a band from the best to the worst.
+    """The score by passes in training, a panel a study: the mean of the seeds, in a band from the best to the worst.
 
     Args:
-        panels: title -> label -> (samples, scores of all seeds) points, ascending.
+        panels: title -> label -> (passes, scores of all seeds) points, ascending.
     """
     figure = Figure(figsize=(5.6 * len(panels), 4.2), facecolor=BACKGROUND, layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for color, (label, points) in zip((REFERENCE_COLOR, *CURVE_COLORS), curves.items(), strict=False):
-            samples, scores = [count for count, _ in points], [by_seed for _, by_seed in points]
+            passes, scores = [count for count, _ in points], [by_seed for _, by_seed in points]
             axis.fill_between(
-                samples, [s.min() for s in scores], [s.max() for s in scores], color=color, alpha=0.18, linewidth=0
+                passes, [s.min() for s in scores], [s.max() for s in scores], color=color, alpha=0.18, linewidth=0
             )
-            axis.plot(samples, [s.mean() for s in scores], "o-", color=color, linewidth=2, markersize=4, label=label)
-        style_axis(axis, title, from_zero=False, xlabel="training samples")
+            axis.plot(passes, [s.mean() for s in scores], "o-", color=color, linewidth=2, markersize=4, label=label)
+        style_axis(axis, title, from_zero=False, xlabel="passes through the network in training")
         axis.set_xscale("log")
         ticks = sorted({count for points in curves.values() for count, _ in points})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

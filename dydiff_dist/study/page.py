@@ -28,6 +28,7 @@ COLUMN_TITLES = {
     "coverage_80": "80 % intervals hold",
     "spread_skill_ratio": "spread over error",
     "log_spectral_distance_db": "log spectral distance [dB]",
+    "passes": "passes in training",
     "train_cpu_sec": "training [CPU seconds]",
     "forecast_cpu_sec_per_member": "CPU seconds per member",
 }
@@ -81,11 +82,11 @@ class StudySection:
         return rows
 
     def learning_curves(self) -> dict[str, list[tuple[int, np.ndarray]]]:
-        """Label -> (samples, scores of all seeds) of the arms that were run; nothing where no curve has two points."""
-        samples = {row["arm"]: int(row["samples"]) for row in self.run_rows}
+        """Label -> (passes, scores of all seeds) of the arms that were run; nothing where no curve has two points."""
+        passes = {row["arm"]: int(row["passes"]) for row in self.run_rows}
         curves = {
             label: sorted(
-                ((samples[arm], self._scored(arm, self.score).by_seed()) for arm in arms if self._has(arm)),
+                ((passes[arm], self._scored(arm, self.score).by_seed()) for arm in arms if self._has(arm)),
                 key=itemgetter(0),
             )
             for label, arms in self.study.learning_curves.items()
@@ -141,6 +142,8 @@ class StudySection:
         if not all(values):
             return ""
         mean = float(np.mean([float(value) for value in values if value]))
+        if column == "passes":
+            return f"{mean:,.0f}"
         return f"{100 * mean:.0f} %" if column.startswith("coverage_") else f"{mean:.3g}"
 
     def _baseline_rows(self, reference: str, compared: _Compared, extra: Sequence[str], num_columns: int) -> list[str]:
@@ -293,8 +296,12 @@ def _learning_curves(sections: Sequence[StudySection], images: Path, link: str) 
     if not panels:
         return []
     save_figure(learning_figure(panels), images / "study_learning.png", dpi=110)
-    caption = "By training samples; lines are means over seeds, bands go from the best seed to the worst."
-    return ["## Learning curves", "", f"![Scores by training samples]({link}/study_learning.png)", "", caption, ""]
+    caption = (
+        "By what training costs, in forward and backward passes of one sample through the network: one a sample of "
+        "diffusion, one for each member and step of few-step training, with those of the model that it starts from. "
+        "Lines are means over seeds, bands go from the best seed to the worst."
+    )
+    return ["## Learning curves", "", f"![Scores by passes in training]({link}/study_learning.png)", "", caption, ""]
 
 
 def _overhead(rows: Sequence[Mapping[str, str]], link: str) -> list[str]:

@@ -35,8 +35,9 @@ from dydiff_dist.study.records import CaseRow, case_rows, read_case_rows, write_
 
 _POLL_SEC = 0.5
 _TORCHRUN = "torch.distributed.run"
-COST_COLUMNS = ("train_cpu_sec", "forecast_cpu_sec_per_member")
-"""What rows by run say of cost: CPU time of this training, without what it started from, and of each member."""
+COST_COLUMNS = ("passes", "train_cpu_sec", "forecast_cpu_sec_per_member")
+"""What rows by run say of cost: passes in training, with what it started from; CPU time of this training, without; CPU
+time of each member."""
 _CODE = ("dydiff_dist", "kernels", "tools", "configs", "setup.py", "constraints.txt")
 """What a training follows from, from the root of the checkout."""
 
@@ -180,6 +181,7 @@ def collect(runs: list[PlannedRun]) -> tuple[list[dict], list[CaseRow]]:
                 "forecast_hash": forecast.hash,
                 "steps": training.steps,
                 "samples": training.steps * training.global_batch_size,
+                "passes": run.passes,
             }
             run_rows.append({**row, **trained, **json.loads(forecast.record.read_text())})
             case_rows += read_case_rows(forecast.scores_by_case)

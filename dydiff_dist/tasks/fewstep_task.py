@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from dydiff_dist.autoencoders import read_description as read_autoencoder_description
 from dydiff_dist.diffusion.ensemble_score import ensemble_scores
-from dydiff_dist.diffusion.grids import timestep_grid
-from dydiff_dist.diffusion.sampling import plan_steps
 from dydiff_dist.engine.protocol import Engines
 from dydiff_dist.forecasting import Forecaster, find_model
 from dydiff_dist.forecasting.exported import ModelDescription, read_description, read_weights
@@ -39,10 +37,7 @@ class FewStepTask(DiffusionTask):
     def __init__(self, plan: RunPlan[Any]):
         super().__init__(plan)
         self.config.score.check(*self.frames.shape[1:])
-        sampling, table = self.config.sampling, self.diffusion.table
-        grid = timestep_grid(table, sampling.num_steps, sampling.spacing)
-        self._num_passes = len(plan_steps(table, grid, sampler=sampling.sampler, eta=sampling.eta))
-        self._num_passes *= 1 if sampling.guidance_weight in (0, 1) else 2
+        self._num_passes = self.config.sampling.num_passes(self.diffusion.table)
         if self.config.init_from is not None:
             self._folder = find_model(self.config.init_from)
             description, self._weights_sha256 = read_description(self._folder)

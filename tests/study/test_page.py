@@ -27,7 +27,15 @@ def tables(folder, ratio: float, forecasts=("main",), num_cases: int = 30, seeds
                         CaseRow(arm, seed, forecast, score, "value", case, key, leads) for score in ("crps", "mse")
                     ]
         for arm in ("a", "b"):
-            run = {"arm": arm, "seed": 0, "forecast": forecast, "run_hash": arm, "steps": 5, "samples": 10}
+            run = {
+                "arm": arm,
+                "seed": 0,
+                "forecast": forecast,
+                "run_hash": arm,
+                "steps": 5,
+                "samples": 10,
+                "passes": 10,
+            }
             what = {"device": "cpu x86_64", "cases": num_cases, "members": 2, "sampler": "ddim"}
             runs.append({**run, **what, "sampler_steps": 4 if forecast == "main" else 8, "train_cpu_sec": 30})
     write_case_rows(folder / "tiny_cases.csv", rows)
@@ -170,9 +178,7 @@ def test_the_overhead_is_a_section_where_it_was_measured(study_tree, tmp_path):
 def test_learning_curves_stand_at_the_head_once_there_are_two_budgets(study_tree, tmp_path):
     tables(tmp_path / "study", 0.9)
     runs = read_run_rows(tmp_path / "study" / "tiny_runs.csv")
-    write_run_rows(
-        tmp_path / "study" / "tiny_runs.csv", [{**r, "samples": 10 if r["arm"] == "a" else 40} for r in runs]
-    )
+    write_run_rows(tmp_path / "study" / "tiny_runs.csv", [{**r, "passes": 10 if r["arm"] == "a" else 40} for r in runs])
 
     def page(curves: dict) -> str:
         study = StudyConfig.model_validate_json(json.dumps({**study_tree, "learning_curves": curves}))
@@ -189,7 +195,7 @@ def test_learning_curves_stand_at_the_head_once_there_are_two_budgets(study_tree
         tmp_path / "study",
     )
     (points,) = section.learning_curves().values()
-    assert [samples for samples, _ in points] == [10, 40]
+    assert [passes for passes, _ in points] == [10, 40]
     assert (points[1][1] / points[0][1]).tolist() == pytest.approx([0.9, 0.9])
     with pytest.raises(ValueError, match=r"learning_curves\.one names 'c'"):
         page({"one": ["a", "c"]})

@@ -128,6 +128,17 @@ def test_a_few_step_arm_is_its_start_with_what_differs(study_tree, tmp_path):
     assert len({first["few"], second["few"], third["few"]}) == 3 and third["a"] != first["a"]
 
 
+def test_cost_of_training_counts_members_steps_and_what_it_started_from(study_tree, tmp_path):
+    few = {"task": "fewstep", "init_from": "a", "set": {"sampling.num_steps": 3, "training.num_members": 4}}
+    study_tree["arms"] |= {"few": few, "heun": {**few, "set": {**few["set"], "sampling.sampler": "heun"}}}
+    runs = {run.arm: run for run in plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)}
+    training = runs["a"].config.training
+    samples = training.steps * training.global_batch_size
+    assert runs["a"].passes == samples
+    assert runs["few"].passes == samples + samples * 4 * 3
+    assert runs["heun"].passes == samples + samples * 4 * 5  # two a step but the last
+
+
 def test_the_hash_of_a_forecast_follows_its_sampling(study_tree, tmp_path):
     def forecasts(**change) -> list[str]:
         tree = {**study_tree, "forecasts": {"main": {"members": 2, **change}}}
