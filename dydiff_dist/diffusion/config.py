@@ -56,7 +56,8 @@ class DiffusionConfig(StrictConfig):
     """How often training draws each timestep: uniform, or mean and deviation of log(noise/signal), which is normal;
     0, 1 makes flow matching's times logit-normal. null is the process's own: -1.2, 1.2 of edm, else uniform."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
-    """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep."""
+    """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep.
+    linear_carry is NowcastDiT's, whose α is √(ratio/(1 - ratio)): α 0.5 is ratio 0.2."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)
     """How far γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
     mixes: MixedParts | None = None
