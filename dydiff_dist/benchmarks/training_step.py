@@ -37,9 +37,7 @@ def measure_overhead(config: RunConfig, world: World, rounds: int = 30) -> dict[
     Raises:
         ValueError: the run is standard diffusion itself.
     """
-    # the input's deviation comes of the data, and is of no matter here
-    process = config.diffusion.model_copy(update={"normalize_input": False}).build(backend="reference")
-    if not process.table.mixes:
+    if not config.diffusion.build_without_data().table.mixes:
         raise ValueError("the run has gamma_bar = 1, which is standard diffusion; give one with gamma_ratio above 0")
     steps = {name: training_steps(twin, world, same_batch=True) for name, twin in twins(config).items()}
     taken = in_turn({name: each.__next__ for name, each in steps.items()}, rounds, _WARM_UP_STEPS)

@@ -50,12 +50,17 @@ def rounding_gains(table: ProcessTable, steps: Sequence[Step], num_frames: int) 
     # z' = clean_weight A' x̂ + keep (z - a A x̂)
     of_clean = _scale(clean_weight, mix_after) - keep @ _scale(now.signal, mix)
     of_z, of_output = keep + of_clean @ clean_of_z, of_clean @ clean_of_output
-    z_variance = now.signal.square() + now.noise.square()
-    output_variance = now.target_noise.square() + now.target_signal.square()
+    color = identity if table.noise_operator is None else table.noise_operator
+    noise_variance_KS = (mix_noise @ color).square().sum(2)  # 1 of white noise
+
+    def variance(signal: Tensor, noise: Tensor) -> Tensor:  # of what is stored, by frame; signal as if of unit variance
+        return (signal.square()[:, None] + noise.square()[:, None] * noise_variance_KS)[..., None]
+
+    z_variance = variance(now.signal, now.noise)
+    output_variance = variance(now.target_signal, now.target_noise)
 
     def gain(of_z: Tensor, of_output: Tensor) -> Tensor:
-        variance = _scale(z_variance, of_z.square()) + _scale(output_variance, of_output.square())
-        return variance.sum(2).amax(1).sqrt()
+        return (of_z.square() @ z_variance + of_output.square() @ output_variance).amax((1, 2)).sqrt()
 
     return gain(clean_of_z, clean_of_output), gain(of_z, of_output)
 

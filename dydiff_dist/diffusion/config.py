@@ -25,7 +25,7 @@ from dydiff_dist.diffusion.names import (
 )
 from dydiff_dist.diffusion.objective import build_objective
 from dydiff_dist.diffusion.process import DiffusionProcess
-from dydiff_dist.diffusion.simple_forecast import relative_operator
+from dydiff_dist.diffusion.simple_forecast import noise_operator, relative_operator
 from dydiff_dist.diffusion.table import PROCESSES, ProcessRow, ProcessTable, timestep_shares
 from dydiff_dist.strict_config import StrictConfig, describe_error
 from dydiff_kernels import Backend
@@ -56,7 +56,8 @@ class DiffusionConfig(StrictConfig):
     """How often training draws each timestep: uniform, or mean and deviation of log(noise/signal), which is normal;
     0, 1 makes flow matching's times logit-normal. null is the process's own: -1.2, 1.2 of edm, else uniform."""
     gamma_schedule: GammaSchedule | tuple[float, ...] = "cosine"
-    """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep."""
+    """Dynamics schedule γ̄; none is no mixing, constant is 1 - gamma_ratio everywhere; or γ̄ itself, one per timestep.
+    linear_carry is NowcastDiT's, whose α is √(ratio/(1 - ratio)): α 0.5 is ratio 0.2."""
     gamma_ratio: float = Field(default=0.5, ge=0, le=1)
     """How far γ̄ falls: from 1 to 1 - ratio. The authors use 0.5 for video and turbulence."""
     mixes: MixedParts | None = None
@@ -64,6 +65,9 @@ class DiffusionConfig(StrictConfig):
     frames_relative_to: SimpleForecastName | None = None
     """Run the process on future frames less a simple forecast of them, over its error's deviation at the lead time:
     persistence, or a regression on the history by the training data's frame autocovariance. null: plain frames."""
+    noise_like_errors_of: SimpleForecastName | None = None
+    """Draw noise with the covariance along frames that the errors of such a forecast have, white on the history, in
+    processes that mix nothing: standard, flow_matching, edm. null: white noise."""
     prediction: str | None = None
     """What the network predicts: eps, v, x0, velocity, edm, or a registered one; null is the process's own: eps, and
     velocity and edm for flow_matching and edm. v forecasts far better than eps on small budgets."""
@@ -119,6 +123,11 @@ class DiffusionConfig(StrictConfig):
         self.build_without_data()
         return self
 
+    @property
+    def follows_from_data(self) -> bool:
+        """Whether the process follows from the frame autocovariance of the training data."""
+        return self.normalize_input or bool(self.frames_relative_to or self.noise_like_errors_of)
+
     def build_without_data(self) -> DiffusionProcess:
         """The process as if frames were two and alike by half, where it follows from data: to be checked, not used."""
         return self.build(frame_autocovariance=[1.0, 0.5], num_history_frames=1)
@@ -134,8 +143,9 @@ class DiffusionConfig(StrictConfig):
 
         Args:
             frame_autocovariance: E[xʳ xˢ] of the data in network units, by lag (S,) or as a matrix (S, S); needed by
-                ``normalize_input`` and ``frames_relative_to``.
-            num_history_frames: H, frames that are given to a forecast; needed by ``frames_relative_to``.
+                what ``follows_from_data``.
+            num_history_frames: H, frames that are given to a forecast; needed by ``frames_relative_to`` and
+                ``noise_like_errors_of``.
             backend: of the kernels.
 
         Raises:
@@ -153,17 +163,51 @@ class DiffusionConfig(StrictConfig):
         if self.timestep_density is not None:
             shares = timestep_shares(table.signal, table.noise, self.timestep_density)
             table = replace(table, timestep_shares=shares)
+        table = self._with_simple_forecasts(table, frame_autocovariance, num_history_frames)
         gamma_bar = table.frame_gamma
         if self.network_space == "unmixed":
             table = _unmixed(table)
         objective = build_objective(self, table, gamma_bar)
+        if self.normalize_input:
+            table = replace(table, input_std=_measured_std(table, frame_autocovariance))
+        return DiffusionProcess(table, objective, backend)
+
+    def _with_simple_forecasts(
+        self,
+        table: ProcessTable,
+        frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None,
+        num_history_frames: int,
+    ) -> ProcessTable:
+        """The process run on frames relative to a simple forecast, and with noise like one's errors, as configured."""
         if self.frames_relative_to is not None:
             covariance = _autocovariance(frame_autocovariance, "frames_relative_to")
             operator = relative_operator(covariance, num_history_frames, self.frames_relative_to)
             table = replace(table, frame_operator=operator)
-        if self.normalize_input:
-            table = replace(table, input_std=_measured_std(table, frame_autocovariance))
-        return DiffusionProcess(table, objective, backend)
+        name = self.noise_like_errors_of
+        if name is None:
+            return table
+        if table.mixes:
+            raise ValueError(
+                f"noise_like_errors_of is {name!r}, and process {self.process!r} mixes frames or noise by itself; use "
+                "'standard', or 'flow_matching' or 'edm' with mixes 'none', or leave it out"
+            )
+        covariance = _autocovariance(frame_autocovariance, "noise_like_errors_of")
+        operator = noise_operator(covariance, num_history_frames, name, table.frame_operator)
+        return replace(table, noise_operator=operator)
+
+    def describe(self) -> str:
+        """The process by name, γ̄ where there is one, what it is run on, its noise, and what the network predicts."""
+        parts, schedule = [self.process], self.gamma_schedule
+        if self.build_without_data().table.mixes or self.network_space == "unmixed":
+            named = isinstance(schedule, str)
+            parts.append(f"gamma {schedule} (ratio {self.gamma_ratio})" if named else "gamma as configured")
+        if self.frames_relative_to is not None:
+            parts.append(f"frames relative to {self.frames_relative_to}")
+        if self.noise_like_errors_of is not None:
+            parts.append(f"noise like the errors of {self.noise_like_errors_of}")
+        if self.prediction is not None:
+            parts.append(f"predicts {self.prediction}")
+        return ", ".join(parts)
 
 
 def build_process(
@@ -205,7 +249,7 @@ def _unmixed(table: ProcessTable) -> ProcessTable:
 
 
 def _measured_std(table: ProcessTable, frame_autocovariance: Sequence[float] | np.ndarray | Tensor | None) -> Tensor:
-    """√(a² Var(A x) + s²) by timestep, averaged over frames; noise has unit variance, mixed or not."""
+    """√(a² Var(A x) + s²) by timestep, averaged over frames; noise has unit variance in the mean over frames."""
     if table.input_std is not None:
         raise ValueError(
             "normalize_input has nothing to add to this process, which scales its input already; leave it out"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeVar, get_args
 
 BetaSchedule = Literal["cosine", "linear", "scaled_linear"]
-GammaSchedule = Literal["cosine", "linear_cumprod", "constant", "none"]
+GammaSchedule = Literal["cosine", "linear_cumprod", "linear_carry", "constant", "none"]
 MixedParts = Literal["none", "both", "frames", "noise"]
 SimpleForecastName = Literal["persistence", "regression"]
 NetworkSpace = Literal["mixed", "unmixed"]

@@ -71,7 +71,7 @@ class DiffusionProcess:
             latents: clean frames x in network units, of about unit variance; or the posterior of pre-encoded latents,
                 from which x is drawn in the same pass.
             timesteps: (B,) int64 in 0..N-1.
-            noise: white noise ε like x, or a counter (stream ``DIFFUSION``) that names it.
+            noise: white noise like x, or a counter (stream ``DIFFUSION``) that names it.
             workspace: of the last call, whose results are then written over.
 
         Raises:
@@ -95,7 +95,7 @@ class DiffusionProcess:
         result = kernels.add_noise(
             latents,
             self._rows_of(timesteps, x),
-            noise,
+            self._colored_like(noise, x),
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -208,6 +208,8 @@ class DiffusionProcess:
 
             z' = A' ( clean x̂ + Σ previous_i x̂_i ) + B' ( noise ε̂ + sigma w )
 
+        A noise operator acts on fresh noise alone: ε̂ has its covariance already, and goes on as it is.
+
         Args:
             z: (B, S, *rest) at t.
             output: the network's output for z.
@@ -227,7 +229,7 @@ class DiffusionProcess:
             output,
             coefficients,
             mixes_output=self.table.mixes_target,
-            noise=noise if weights.sigma else None,
+            noise=self._colored_like(noise, z) if weights.sigma and noise is not None else None,
             history=history,
             x0_prev=_combined(previous, weights.previous),
             return_x0=return_x0,
@@ -244,6 +246,22 @@ class DiffusionProcess:
         """The frames x of ``relative(x)``."""
         operator = self._inverse_operator
         return y if operator is None else along_frames(self._constant(operator, y), y)
+
+    def colored(self, white: Tensor) -> Tensor:
+        """ε of white noise (B, S, *rest): L times it, at least in float32; itself without a noise operator."""
+        operator = self.table.noise_operator
+        if operator is None:
+            return white
+        return along_frames(self._constant(operator, white), white.to(torch.promote_types(white.dtype, torch.float32)))
+
+    def _colored_like(self, noise: Noise, x: Tensor) -> Noise:
+        """ε as kernels take it, which know Dynamics operators only: where another acts on it, drawn before them."""
+        if self.table.noise_operator is None:
+            return noise
+        if isinstance(noise, NoiseCounter):
+            compute = torch.promote_types(x.dtype, torch.float32)
+            noise = kernels.normal(noise, tuple(x.shape), device=x.device, dtype=compute, backend=self.backend)
+        return self.colored(noise)
 
     @cached_property
     def _inverse_operator(self) -> Tensor | None:

@@ -43,13 +43,13 @@ def start_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Where sampling starts: √(a² + s²) B ε of shape (B, S, *rest), as z of white frames of unit variance would be.
+    """Where sampling starts: √(a² + s²) B ε of shape (B, S, *rest), as z of frames like its noise would be.
 
     Args:
         process: the process.
         shape: (B, S, *rest).
         timestep: the largest of the grid.
-        noise: ε of that shape, or a counter (stream ``SAMPLER_START``) that names it.
+        noise: white, of that shape, or a counter (stream ``SAMPLER_START``) that names it.
         device: where to draw it; a given tensor stays where it is.
         dtype: of the result.
 
@@ -60,6 +60,7 @@ def start_noise(
         noise = normal(noise, tuple(shape), device=device, dtype=dtype)
     if noise.shape != tuple(shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}; sampling was asked for frames of shape {tuple(shape)}")
+    noise = process.colored(noise)
     level = process.levels(torch.full((shape[0],), timestep), noise)
     deviation = (level.signal.square() + level.noise.square()).sqrt().to(noise.device, noise.dtype)
     mixed = frame_mix(noise, level.noise_gamma, backend=process.backend)

@@ -7,6 +7,8 @@ Index t = 0..N-1 means "after t + 1 noising steps". With τ_k = k/N and f(τ) = 
     β "scaled_linear"   linspace(√start, √end, N)²
     γ "cosine", r       γ_k = clip(1 - g_{k+1}/g_k, 0, 0.999), g_k = r f(τ_k)/f(τ_0) + (1 - r): γ̄ falls from 1 to 1 - r
     γ "linear_cumprod"  the same with g_k = 1 - τ_k, to which the offset s₀ cancels: γ̄ falls linearly from 1 to 0
+    γ "linear_carry", r √((1-γ̄)/γ̄) = α τ_{k+1}, α² = r/(1 - r): what is carried over grows linearly beside what is a
+                        frame's own, and 1 - γ̄ up to r (NowcastDiT, arXiv 2609.37038, Eq. 4: their t is 1 - τ)
     γ "constant", r     γ̄ = 1 - r
     γ "none"            γ̄ = 1, standard diffusion
 
@@ -69,8 +71,9 @@ def gamma_bar_schedule(
 
     Args:
         num_timesteps: N ≥ 2.
-        schedule: "cosine", "linear_cumprod", "constant", "none", or γ̄ itself as N numbers in (0, 1].
-        ratio: how far the cosine and constant schedules fall, in [0, 1]: the last γ̄ is about 1 - ratio.
+        schedule: "cosine", "linear_cumprod", "linear_carry", "constant", "none", or γ̄ itself as N numbers
+            in (0, 1].
+        ratio: how far the cosine, linear_carry and constant schedules fall, in [0, 1]: the last γ̄ is about 1 - ratio.
 
     Raises:
         ValueError: unknown schedule, ratio out of range, or a given γ̄ of wrong length or range.
@@ -83,10 +86,15 @@ def gamma_bar_schedule(
         return _cumulative(ratio * _cosine_squared(num_timesteps) + (1 - ratio))
     if schedule == "linear_cumprod":
         return _cumulative(1 - torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps)
-    if schedule == "constant":
+    if schedule in ("constant", "linear_carry"):
         if ratio == 1:
-            raise ValueError("gamma_ratio is 1 with gamma_schedule 'constant'; gamma_bar 0 has no inverse, give less")
-        return torch.full((num_timesteps,), 1 - ratio, dtype=torch.float64)
+            raise ValueError(
+                f"gamma_ratio is 1 with gamma_schedule {schedule!r}: gamma_bar 0 has no inverse; give less"
+            )
+        if schedule == "constant":
+            return torch.full((num_timesteps,), 1 - ratio, dtype=torch.float64)
+        tau = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        return (1 - ratio) / (1 - ratio + ratio * tau.square())
     if schedule == "none":
         return torch.ones(num_timesteps, dtype=torch.float64)
     names = ", ".join(get_args(GammaSchedule))

@@ -5,6 +5,7 @@ With Dynamics operators along frames, A = D[γ_x] on the frames and B = D[γ_n] 
     z = a μ + s n            target = p n + q μ        (a, s, γ_x, γ_n, p, q: one row of the table per timestep)
     μ̂ = (p z - s out)/Δ      n̂ = (a out - q z)/Δ       Δ = a p - s q
 
+ε is white, or has a covariance along frames that is the same at every timestep (``noise_operator``).
 ``mixes_target=False`` takes the target before mixing, p ε + q x. Every process and prediction here is such a table:
 
     | process             | a, s             | γ_x, γ_n |      | prediction | p, q                      |
@@ -66,6 +67,8 @@ class ProcessTable:
     """(N,) float64, of sum 1: how often training draws each timestep; None is all alike."""
     frame_operator: Tensor | None = None
     """T, (S, S) float64, lower triangular, the identity on history frames: the process is run on T x in place of x."""
+    noise_operator: Tensor | None = None
+    """L, alike: ε is L times white noise, wherever the process draws any."""
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -86,7 +89,7 @@ class ProcessTable:
     def _check_columns(self) -> None:
         for field in fields(self):
             column = getattr(self, field.name)
-            if not isinstance(column, Tensor) or field.name == "frame_operator":
+            if not isinstance(column, Tensor) or field.name.endswith("_operator"):
                 continue
             if column.ndim != 1 or column.shape != self.signal.shape or column.dtype != torch.float64:
                 raise ValueError(
@@ -143,6 +146,8 @@ class ProcessTable:
     @cached_property
     def is_whitened_standard(self) -> bool:
         """Whether B⁻¹z is standard diffusion of one and the same B⁻¹A x throughout: operators shared, or constant.
+
+        With a noise operator L that is L⁻¹B⁻¹z, and the same holds, as L is constant.
 
         Solvers that use x̂ of several timesteps (2M, Heun) keep their order then, and only then.
         """

@@ -172,7 +172,7 @@ def model_card(
         licence: SPDX name of the weights' licence.
         note: a paragraph of its own.
     """
-    data, schema, process = description.data, description.data_schema, description.diffusion
+    data, schema = description.data, description.data_schema
     channels, *size = schema["shape"]
     names = ", ".join(schema.get("channels") or [f"{channels} channels"])
     lines = [
@@ -185,7 +185,7 @@ def model_card(
         + (f", in {schema['units']}" if schema.get("units") else "")
         + (f"; {schema['num_actions']} actions a frame" if schema.get("num_actions") else "")
         + ".",
-        f"- Network: {description.model.network}; process {process.process}, predicts {process.prediction}.",
+        f"- Network: {description.model.network}; process {description.diffusion.describe()}.",
         f"- Sampling: {description.sampling.sampler} in {description.sampling.num_steps} steps.",
         f"- Latents: {'through the autoencoder beside the weights' if description.autoencoder_sha256 else 'none'}.",
         f"- Licence of the weights: {licence or 'none was given'}.",

@@ -64,7 +64,10 @@ class DiffusionTask(Task[RunConfig]):
 
     def facts(self) -> dict[str, str]:
         """As `Task.facts`: the latents, the network's sizes and the process."""
-        return self.frames.facts() | {"model": self.config.model.describe(), "process": self._describe_process()}
+        return self.frames.facts() | {
+            "model": self.config.model.describe(),
+            "process": self.config.diffusion.describe(),
+        }
 
     def build_networks(self) -> dict[str, nn.Module]:
         """The denoising network, as ``model``."""
@@ -148,19 +151,6 @@ class DiffusionTask(Task[RunConfig]):
         build_network = partial(self._build_network, execution)
         channels = self.sizes.num_action_channels
         return Validation(self.plan, self.diffusion, build_network, self.frames.space, channels, self.denoises)
-
-    def _describe_process(self) -> str:
-        """The process by name, γ̄ where there is one, what it is run on, and what the network predicts."""
-        diffusion = self.config.diffusion
-        parts, schedule = [diffusion.process], diffusion.gamma_schedule
-        if self.diffusion.table.mixes or diffusion.network_space == "unmixed":
-            named = isinstance(schedule, str)
-            parts.append(f"gamma {schedule} (ratio {diffusion.gamma_ratio})" if named else "gamma as configured")
-        if diffusion.frames_relative_to is not None:
-            parts.append(f"frames relative to {diffusion.frames_relative_to}")
-        if diffusion.prediction is not None:
-            parts.append(f"predicts {diffusion.prediction}")
-        return ", ".join(parts)
 
     def _build_network(self, execution: ExecutionConfig) -> nn.Module:
         return self.config.model.build(self.sizes, execution, self.config.kernels.backend)

@@ -113,8 +113,7 @@ class FewStepTask(DiffusionTask):
             exported = self.exported_facts()
             autoencoder = exported.get("autoencoder")
             sha256 = None if autoencoder is None else read_autoencoder_description(autoencoder).sha256
-            diffusion = self.config.diffusion
-            measured = ("frame_autocovariance",) if diffusion.frames_relative_to or diffusion.normalize_input else ()
+            measured = ("frame_autocovariance",) if self.config.diffusion.follows_from_data else ()
             names = ("num_actions", "shift", "scale", *measured)
             ours["data"] = {name: exported["data_schema"][name] for name in names} | {"autoencoder": sha256}
             theirs["data"] = {name: description.data_schema.get(name) for name in names}

@@ -44,14 +44,15 @@ def draw(shape: tuple, seed: int = 0, dtype: torch.dtype = torch.float64, num: i
 
 
 def operators(process: DiffusionProcess, timestep: int, num_frames: int) -> tuple[Tensor, Tensor]:
-    """A and B at a timestep as (S, S) matrices, those at -1 the identity."""
+    """A and B at a timestep as (S, S) matrices, those at -1 the identity; B takes white noise to that in z, so that it
+    holds a noise operator, too."""
     if timestep < 0:
         identity = torch.eye(num_frames, dtype=torch.float64)
         return identity, identity
     table = process.table
     levels = torch.stack((table.frame_gamma[timestep], table.noise_gamma[timestep]))
     frames, noise = mixing_matrix(levels, num_frames)
-    return frames, noise
+    return frames, noise if table.noise_operator is None else noise @ table.noise_operator
 
 
 def level(process: DiffusionProcess, timestep: int) -> Level:

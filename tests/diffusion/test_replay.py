@@ -15,14 +15,18 @@ from dydiff_kernels import NoiseCounter, Stream, normal
 SHAPE, NUM_HISTORY = (2, 5, 1, 8, 8), 2
 
 
-def build_run(sampler: str, device: str = "cpu", backend: str = "reference"):
+LIKE_ERRORS = {"process": "standard", "noise_like_errors_of": "persistence", "num_history_frames": NUM_HISTORY}
+LIKE_ERRORS |= {"frame_autocovariance": [1.0, 0.9, 0.7, 0.6, 0.5]}
+
+
+def build_run(sampler: str, device: str = "cpu", backend: str = "reference", **options):
     """A sampling run with a small network, a function of tensors."""
     sizes = InputSizes(num_frames=5, num_history_frames=NUM_HISTORY, num_channels=1, height=8, width=8)
     torch.manual_seed(0)
     network = VideoTransformerConfig(width=16, depth=1, num_heads=2, patch_size=4).build(sizes, kernels=backend)
     torch.nn.init.normal_(network.head.weight, std=0.1)
     network.to(device).requires_grad_(False)
-    process = build_process(prediction="v", backend=backend)
+    process = build_process(prediction="v", backend=backend, **options)
     grid = timestep_grid(process.table, 4)
 
     def run(start, history, sample_index, noise_words, actions=None):
@@ -65,10 +69,11 @@ class Watch(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("options", [{}, LIKE_ERRORS])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun", "ancestral"])
-def test_a_sampling_run_looks_at_no_value(sampler):
+def test_a_sampling_run_looks_at_no_value(sampler, options):
     """And does the same whatever its tensors hold, as a recording has to."""
-    run, done = build_run(sampler), []
+    run, done = build_run(sampler, **options), []
     for seed in range(2):
         given = tensors(seed)
         with Watch(given.values()) as watch:
@@ -96,10 +101,10 @@ def test_what_the_host_reads_or_draws_stays_as_it_was_recorded():
         assert not torch.equal(replay(x=torch.full((2,), 3.0)), baked(torch.full((2,), 3.0)))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_what_comes_again_is_recorded_once(sampler):
+@pytest.mark.parametrize(("sampler", "options"), [("ddim", {}), ("ancestral", {}), ("ancestral", LIKE_ERRORS)])
+def test_what_comes_again_is_recorded_once(sampler, options):
     """Under ancestral sampling every window draws noise of its own, in every step."""
-    run, recorder = build_run(sampler), Recorder()
+    run, recorder = build_run(sampler, **options), Recorder()
     replay = Replay(run, recorder)
     for seed in range(4):
         assert torch.equal(replay(**tensors(seed), actions=None), run(**tensors(seed)))
@@ -135,9 +140,10 @@ def test_without_a_gpu_nothing_is_recorded():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, LIKE_ERRORS])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun", "ancestral"])
-def test_a_cuda_graph_gives_what_the_run_gives(sampler):
-    run = build_run(sampler, "cuda", "auto")
+def test_a_cuda_graph_gives_what_the_run_gives(sampler, options):
+    run = build_run(sampler, "cuda", "auto", **options)
     replay = Replay(run)
     for seed in range(4):
         assert torch.equal(replay(**tensors(seed, "cuda")), run(**tensors(seed, "cuda")))

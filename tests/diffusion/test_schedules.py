@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dydiff_dist.diffusion import build_process
+from dydiff_dist.diffusion.dynamics import mixing_matrix
 from dydiff_dist.diffusion.schedules import alpha_bar_schedule, gamma_bar_schedule
 
 
@@ -65,10 +66,25 @@ def test_linear_cumprod_falls_linearly_and_stays_positive():
     assert gamma_bar[-1].item() == pytest.approx(1e-6, rel=1e-9)
 
 
-@pytest.mark.parametrize("arguments", [("none",), ("cosine", 0.0)])
+@pytest.mark.parametrize("arguments", [("none",), ("cosine", 0.0), ("linear_carry", 0.0)])
 def test_no_mixing_is_exactly_one(arguments):
     assert torch.equal(gamma_bar_schedule(1000, *arguments), torch.ones(1000, dtype=torch.float64))
     assert not build_process(gamma_schedule=arguments[0], gamma_ratio=0.0).table.mixes
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
+def test_linear_carry_is_nowcastdits_schedule(alpha):
+    """arXiv 2609.37038, Eq. 3 and 4: the share carried over is α²(1-t)²/(1 + α²(1-t)²), and t = 1 is clean."""
+    d = build_process(
+        process="flow_matching", mixes="noise", gamma_schedule="linear_carry", gamma_ratio=alpha**2 / (1 + alpha**2)
+    )
+    noise = d.table.noise  # 1 - t
+    odds = (alpha * noise).square()
+    torch.testing.assert_close(1 - d.table.noise_gamma, odds / (1 + odds), rtol=0, atol=1e-15)
+    largest = mixing_matrix(d.table.noise_gamma[-1:], 5)[0]
+    correlation = (largest @ largest.T)[3, 4].item()
+    assert correlation == pytest.approx(alpha / (1 + alpha**2) ** 0.5, rel=1e-12)  # 0.447 at 0.5
+    assert bool((d.table.noise_gamma.diff() < 0).all()) and d.table.noise_gamma[0] > 1 - 1e-6
 
 
 def test_constant_mixing():
@@ -113,9 +129,13 @@ def test_log_snr():
         (lambda: alpha_bar_schedule(1, "cosine"), "num_timesteps is 1"),
         (lambda: alpha_bar_schedule(10, "cosin"), "choose one of cosine, linear, scaled_linear"),
         (lambda: alpha_bar_schedule(10, "cosine", snr_factor=0.0), "snr_factor is 0.0; it must be positive"),
-        (lambda: gamma_bar_schedule(10, "linear"), "choose one of cosine, linear_cumprod, constant, none"),
+        (
+            lambda: gamma_bar_schedule(10, "linear"),
+            "choose one of cosine, linear_cumprod, linear_carry, constant, none",
+        ),
         (lambda: gamma_bar_schedule(10, "cosine", 1.5), r"gamma_ratio is 1.5; it must lie in \[0, 1\]"),
         (lambda: gamma_bar_schedule(10, "constant", 1.0), "gamma_bar 0 has no inverse"),
+        (lambda: gamma_bar_schedule(10, "linear_carry", 1.0), "gamma_ratio is 1 with gamma_schedule 'linear_carry'"),
         (lambda: gamma_bar_schedule(10, [0.5, 0.5]), r"shape \(2,\)"),
         (lambda: gamma_bar_schedule(2, [0.5, 0.0]), r"outside \(0, 1\]"),
         (lambda: gamma_bar_schedule(2, [0.5, math.nan]), r"outside \(0, 1\]"),

@@ -113,6 +113,7 @@ def test_the_inputs_deviation_is_that_of_relative_frames():
         ({"num_history_frames": S}, "of 6 frames 6 are history"),
         ({"frame_autocovariance": None}, "frames_relative_to needs frame_autocovariance"),
         ({"frames_relative_to": "climatology"}, "frames_relative_to is 'climatology'"),
+        ({"frame_autocovariance": [1.0] * S, "frames_relative_to": "persistence"}, "persistence makes no error by"),
     ],
 )
 def test_mistakes_are_one_line(options, words):

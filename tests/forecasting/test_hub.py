@@ -15,6 +15,7 @@ import torch
 
 from dydiff_dist.autoencoders import AutoencoderModelConfig, build_network, read_description, save_autoencoder
 from dydiff_dist.data.manifest import FrameSchema
+from dydiff_dist.diffusion.config import DiffusionConfig
 from dydiff_dist.evaluation.score_files import SCORES_NAME
 from dydiff_dist.files import seal
 from dydiff_dist.forecasting import find_model, from_pretrained, load_forecaster, save_model, save_pretrained
@@ -41,6 +42,8 @@ def test_a_model_given_away_forecasts_the_same_and_has_a_card(flow_model, tmp_pa
     card = (folder / CARD_NAME).read_text()
     assert card.startswith("---\nlibrary_name: dydiff_dist\nlicense: cc-by-4.0\n")
     assert "3 frames in, 4 frames out" in card and "frames of 16 × 16" in card
+    described = json.loads((folder / CONFIG_NAME).read_text())["run"]["diffusion"]
+    assert f"process {DiffusionConfig.model_validate_json(json.dumps(described)).describe()}." in card
     assert "| forecast | 0.25 |" in card and "| persistence | – |" in card  # an undefined score is stored as null
     assert "Over 5 cases with 8 members" in card and str(tmp_path) not in card
     assert str(flow_model) not in (folder / CONFIG_NAME).read_text()

@@ -96,6 +96,10 @@ def test_needs_are_printed_and_not_stored():
         (["diffusion.process=standard"], "standard, predicts x0"),
         (["diffusion.process=flow_matching", "diffusion.prediction=null"], "flow_matching, predicts velocity"),
         ([f"diffusion.gamma_schedule={[1.0] * 999 + [0.5]}"], "dydiff, gamma as configured, predicts x0"),
+        (
+            ["diffusion.process=standard", "diffusion.noise_like_errors_of=regression"],
+            "standard, noise like the errors of regression, predicts x0",
+        ),
     ],
 )
 def test_the_plan_names_the_process(overrides, line):

@@ -21,7 +21,8 @@ def _done(*command) -> str:
 
 @pytest.mark.slow
 def test_an_exported_model_needs_nothing_of_its_run(tiny_config, tiny_shards, tmp_path):
-    _done(TRAIN, tiny_config, "diffusion.frames_relative_to=regression")  # which follows from statistics of the data
+    process = ("process=standard", "frames_relative_to=regression", "noise_like_errors_of=persistence")
+    _done(TRAIN, tiny_config, *(f"diffusion.{name}" for name in process))  # which follow from statistics of the data
     trained = Path(json.loads(tiny_config.read_text())["output_dir"])
 
     def forecast(model: Path, name: str) -> np.ndarray:

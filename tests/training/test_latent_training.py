@@ -161,6 +161,11 @@ def test_what_does_not_fit_is_refused_in_one_line(tree, latents, tiny_shards):
         make_task(tree, autoencoder__path="nowhere")
     with pytest.raises(ValueError, match=r"frames of 15x16 are no multiple of 2"):
         make_task(tree, data__train=str(tiny_shards / "train"), data__crop_size=[15, 16], data__augmentation={})
+    for needing, process in {"noise_like_errors_of": "standard", "frames_relative_to": "dydiff"}.items():
+        diffusion = {"process": process, needing: "regression"}
+        assert make_task({**tree, "diffusion": diffusion}).diffusion.table.num_timesteps == 1000
+        with pytest.raises(ValueError, match=f"{needing} needs frame_autocovariance"):  # of frames yet to be encoded
+            make_task({**tree, "diffusion": diffusion}, data__train=str(tiny_shards / "train"))
     with pytest.raises(ValueError, match="holds latents; forecasts start from frames"):
         CaseReader.open(latents.folder / "test", parse_config(tree, "tiny.json", RunConfig).data)
 
