@@ -5,7 +5,8 @@ PYTHON ?= python3
 STAMP := $(VENV)/installed
 STAMP_ALL := $(VENV)/installed-all
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-DEMO_RUN := runs/turbulence_small
+DEMO_DIFFUSION := runs/turbulence_small
+DEMO_RUN := runs/turbulence_fewstep
 DEMO_SHIPPED := runs/shipped
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -40,8 +41,9 @@ define DEMO_STAGES
 What follows, with the time each part took on 2 idle cores of an AMD EPYC with AVX-512:
   0:10  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
   0:30  simulate turbulence                               -> shards/turbulence
-  4:40  train such a model, DeepSpeed on 2 processes      -> $(DEMO_RUN)
-  0:50  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
+  1:20  train diffusion, DeepSpeed on 2 processes         -> $(DEMO_DIFFUSION)
+  3:40  train it on, on the score of its ensembles        -> $(DEMO_RUN)
+  0:20  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
   0:15  score them                                        -> $(DEMO_RUN)/scores: pictures, animation, report
 What stands already is reused. Ctrl-C stops it, and the next make demo goes on from there.
 endef
@@ -53,12 +55,13 @@ demo: $(STAMP) ## a forecast in half a minute, then simulate, train, forecast, s
 	clock() { printf '%d min %d s' $$(($$1 / 60)) $$(($$1 % 60)); }; \
 	trap 'echo; echo "demo: stopped after $$(clock $$SECONDS); make demo goes on from there"; exit 0' INT; \
 	run() { echo; echo "$$ $$*"; local start=$$SECONDS; "$$@"; echo "($$(clock $$((SECONDS - start))))"; }; \
-	deepspeed() { (trap '' INT; exec $(BIN)/deepspeed --quiet "$$@"); }; \
+	deepspeed() { (trap '' INT; exec $(BIN)/deepspeed --quiet --master_port $$((20000 + RANDOM % 10000)) "$$@"); }; \
 	[ -e /dev/nvidia0 ] || [ -e /dev/kfd ] || export DS_ACCELERATOR=cpu; \
 	run python tools/demo.py --out $(DEMO_SHIPPED); \
 	run python tools/make_shards.py turbulence --out shards/turbulence --train 768; \
-	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) dydiff_dist/train.py configs/turbulence_small.json; \
-	run deepspeed --num_gpus 2 --master_port $$((20000 + RANDOM % 10000)) tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
+	run deepspeed --num_gpus 2 dydiff_dist/train.py configs/turbulence_small.json training.steps=450; \
+	run deepspeed --num_gpus 2 tools/train_fewstep.py configs/turbulence_fewstep.json; \
+	run deepspeed --num_gpus 2 tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
 	run python tools/evaluate.py $(DEMO_RUN)/forecasts --climatology shards/turbulence/train --out $(DEMO_RUN)/scores; \
 	echo; echo "demo: $$(clock $$SECONDS); data in shards/turbulence, TensorBoard logs, model and forecasts in" \
 	"$(DEMO_RUN), scores and pictures in $(DEMO_RUN)/scores (forecast_000000.png and .gif)"
