@@ -84,3 +84,17 @@ def check_noise(op: str, name: str, noise: torch.Tensor | NoiseCounter, like_nam
         check_like(op, name, noise, like_name, like)
     else:
         raise ValueError(f"{op}: {name} is {type(noise).__name__}; expected a tensor or a NoiseCounter")
+
+
+def check_noise_operator(op: str, operator: torch.Tensor | None, like_name: str, like: torch.Tensor) -> None:
+    """``operator`` is None, or float32 (S, S) for the S frames of ``like``, float64 for float64."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    expected = ((like.shape[1],) * 2, dtype, like.device)
+    if operator is None:
+        return
+    found = (tuple(operator.shape), operator.dtype, operator.device)
+    if found != expected:
+        raise ValueError(
+            f"{op}: noise_operator has shape, dtype, device {found}; expected {expected}, for the frames of {like_name}"
+        )
+    check_no_grad(op, "noise_operator", operator)

@@ -17,6 +17,9 @@ from dydiff_kernels.registry import Operands
 from dydiff_kernels.tables import TableRows
 
 MAX_BLOCK = 1024
+MAX_COLORED = 16 * MAX_BLOCK
+"""Elements of all frames together that a program may hold, 128 registers of a thread; blocks of up to 16 frames are as
+large as of one."""
 NUM_WARPS = 4  # 8 elements a thread at MAX_BLOCK: two 128-bit loads of float32, one of 16-bit types
 
 
@@ -53,10 +56,10 @@ class AotCase:
     num_stages: int = 3
 
 
-def launch_shape(x: torch.Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def launch_shape(x: torch.Tensor, max_block: int = MAX_BLOCK) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and the size arguments that every kernel takes, for ``x`` (B, S, *rest)."""
     inner = x.shape[2:].numel()
-    block = max(128, min(MAX_BLOCK, triton.next_power_of_2(inner)))  # elements of a frame that one program owns
+    block = max(128, min(max_block, triton.next_power_of_2(inner)))  # elements of a frame that one program owns
     grid = (x.shape[0] * triton.cdiv(inner, block),)
     return grid, dict(S=x.shape[1], R=inner, BLOCK=block, num_warps=NUM_WARPS)
 
@@ -67,7 +70,7 @@ def launch(kernel: Any, operands: Operands) -> None:
     An operand ``x`` is the argument ``x_ptr`` where it is a tensor or a table (then with its samples' rows), the
     constant ``X`` where the kernel has that, else ``x``; noise is ``noise_ptr`` or the words of its counter. Kernels
     use one offset for all tensors: other strides go through contiguous memory. They take S, R and BLOCK, and ALIGNED
-    where they draw noise.
+    where they draw noise; FRAMES, at least S, where an operator may act on all frames of it (else 1).
     """
     like, names = operands.like, kernel.arg_names
     if not like.numel():
@@ -84,7 +87,10 @@ def launch(kernel: Any, operands: Operands) -> None:
             arguments[name.upper() if name.upper() in names else name] = value
     if "ALIGNED" in names:
         arguments["ALIGNED"] = like.shape[1] == 1 or like.shape[2:].numel() % 4 == 0
-    grid, sizes = launch_shape(like)
+    frames = triton.next_power_of_2(like.shape[1]) if operands.others.get("noise_operator") is not None else 1
+    if "FRAMES" in names:
+        arguments["FRAMES"] = frames
+    grid, sizes = launch_shape(like, min(MAX_BLOCK, MAX_COLORED // frames))
     written, strided = {f"{name}_ptr": out for name, out in operands.writes.items()}, []
     for name, out in written.items():
         if out is not None and not out.is_contiguous():

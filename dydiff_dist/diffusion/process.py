@@ -95,7 +95,8 @@ class DiffusionProcess:
         result = kernels.add_noise(
             latents,
             self._rows_of(timesteps, x),
-            self._colored_like(noise, x),
+            noise,
+            noise_operator=self._noise_operator_for(x),
             mixes_target=self.table.mixes_target,
             with_target=made["target"],
             with_x0=True,
@@ -229,7 +230,8 @@ class DiffusionProcess:
             output,
             coefficients,
             mixes_output=self.table.mixes_target,
-            noise=self._colored_like(noise, z) if weights.sigma and noise is not None else None,
+            noise=noise if weights.sigma else None,
+            noise_operator=self._noise_operator_for(z),
             history=history,
             x0_prev=_combined(previous, weights.previous),
             return_x0=return_x0,
@@ -249,19 +251,14 @@ class DiffusionProcess:
 
     def colored(self, white: Tensor) -> Tensor:
         """ε of white noise (B, S, *rest): L times it, at least in float32; itself without a noise operator."""
-        operator = self.table.noise_operator
+        operator = self._noise_operator_for(white)
         if operator is None:
             return white
-        return along_frames(self._constant(operator, white), white.to(torch.promote_types(white.dtype, torch.float32)))
+        return along_frames(operator, white.to(torch.promote_types(white.dtype, torch.float32)))
 
-    def _colored_like(self, noise: Noise, x: Tensor) -> Noise:
-        """ε as kernels take it, which know Dynamics operators only: where another acts on it, drawn before them."""
-        if self.table.noise_operator is None:
-            return noise
-        if isinstance(noise, NoiseCounter):
-            compute = torch.promote_types(x.dtype, torch.float32)
-            noise = kernels.normal(noise, tuple(x.shape), device=x.device, dtype=compute, backend=self.backend)
-        return self.colored(noise)
+    def _noise_operator_for(self, x: Tensor) -> Tensor | None:
+        operator = self.table.noise_operator
+        return None if operator is None else self._constant(operator, x)
 
     @cached_property
     def _inverse_operator(self) -> Tensor | None:

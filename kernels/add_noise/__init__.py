@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dydiff_kernels import native
 from dydiff_kernels.add_noise.reference import add_noise_reference
-from dydiff_kernels.checks import check_frames, check_like, check_noise
+from dydiff_kernels.checks import check_frames, check_like, check_noise, check_noise_operator
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.levels import Levels
 from dydiff_kernels.outputs import run_into
@@ -50,6 +50,7 @@ def add_noise(
     levels: Levels | TableRows[Levels],
     noise: Tensor | NoiseCounter,
     *,
+    noise_operator: Tensor | None = None,
     mixes_target: bool = True,
     with_target: bool = True,
     with_x0: bool = False,
@@ -63,6 +64,8 @@ def add_noise(
         latents: x, (B, S, *rest), any strides; or the ``LatentPosterior`` to sample it from in the same pass.
         levels: a, s, γ̄ of A and B, p and q, each (B,); or rows of a table of them, with which a call is one launch.
         noise: ε, like ``latents``, or the ``NoiseCounter`` to draw it from in the kernel.
+        noise_operator: L (S, S), float32 (float64 for float64) on the device of ``latents``. Its lower triangle acts on
+            the frames of ε: L ε takes its place. None is the identity.
         mixes_target: False for the target p ε + q x, compared before mixing.
         with_target: False leaves the target out.
         with_x0: also return x, which the network is conditioned on. Given as a tensor it is returned as it is.
@@ -86,12 +89,13 @@ def add_noise(
         check_like(op, "latents.logvar", posterior.logvar, name, x)
         check_noise(op, "latents.noise", posterior.noise, name, x)
     check_noise(op, "noise", noise, name, x)
+    check_noise_operator(op, noise_operator, name, x)
     dtype = dtype or x.dtype
     if (dtype == torch.float64) != (x.dtype == torch.float64):
         raise ValueError(f"{op}: dtype is {dtype}, {name} has {x.dtype}; float64 cannot be mixed with others")
     keeps_latents = with_x0 and not posterior and x.dtype == dtype and (out is None or out.x0 is None)
     sampled = (posterior.logvar, posterior.noise, float(posterior.scale)) if posterior else (None, None, 1.0)
-    arguments = (x, *sampled, levels.checked(op, x.shape[0]), noise, mixes_target)
+    arguments = (x, *sampled, levels.checked(op, x.shape[0]), noise, noise_operator, mixes_target)
     wanted = dict(z=True, target=with_target, x0=with_x0 and not keeps_latents)
     inputs = (x, *sampled, noise)
     z, target, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=x, dtype=dtype)
@@ -106,13 +110,15 @@ def operands(
     scale: float,
     levels: Levels | TableRows[Levels],
     noise: Tensor | NoiseCounter,
+    noise_operator: Tensor | None,
     mixes_target: bool,
     out: Sequence[Tensor | None],
 ) -> Operands:
     """What the kernels take, from the arguments of the reference and where to write."""
-    reads = dict(latents=x, logvar=logvar, posterior_noise=posterior_noise, scale=scale, noise=noise)
+    sampled = dict(latents=x, logvar=logvar, posterior_noise=posterior_noise, scale=scale)
+    reads = dict(sampled, noise=noise, noise_operator=noise_operator, coefficients=as_operand(levels))
     writes = dict(zip(("z", "target", "x0"), out, strict=True))
-    return Operands(x, writes, dict(reads, coefficients=as_operand(levels), mixes_target=mixes_target))
+    return Operands(x, writes, dict(reads, mixes_target=mixes_target))
 
 
 _OP = register_op(

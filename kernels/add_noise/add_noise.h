@@ -17,6 +17,7 @@ struct AddNoiseArgs {
     NoiseSource posterior_noise;
     float scale = 1.0f;
     NoiseSource noise;
+    FrameView noise_operator;    // L, (frames, frames) float32; present: ε is L times the noise
     FrameView z, target, x0;     // target and x0 may be absent
 
     template <class Visit>
@@ -29,6 +30,7 @@ struct AddNoiseArgs {
         visit("posterior_noise", &AddNoiseArgs::posterior_noise);
         visit("scale", &AddNoiseArgs::scale);
         visit("noise", &AddNoiseArgs::noise);
+        visit("noise_operator", &AddNoiseArgs::noise_operator);
         visit("z", &AddNoiseArgs::z);
         visit("target", &AddNoiseArgs::target);
         visit("x0", &AddNoiseArgs::x0);
@@ -92,6 +94,9 @@ void add_noise(const AddNoiseArgs& args, int threads) {
         const auto c = table_row<AddNoiseCoefficients>(args.coefficients, b);
         Row latents, scratch, mean, mixed, z, target;
         NoiseRow buffer;
+        static thread_local std::vector<Row> colored;
+        const bool colors = args.noise_operator.present();
+        if (colors) color_rows(args.noise_operator, args.noise, args.shape, b, r, n, buffer, colored);
         for (int64_t s = 0; s < args.shape.frames; ++s) {
             const float* x = load_row(args.latents, b, s, r, n, latents);
             if (args.logvar.present()) {
@@ -101,7 +106,7 @@ void add_noise(const AddNoiseArgs& args, int threads) {
                 x = latents.v;
             }
             mix_row(s == 0, c.keep, c.carry, x, mean.v, n);
-            const float* noise = noise_row(args.noise, args.shape, b, s, r, n, buffer, scratch);
+            const float* noise = colors ? colored[s].v : noise_row(args.noise, args.shape, b, s, r, n, buffer, scratch);
             mix_row(s == 0, c.noise_keep, c.noise_carry, noise, mixed.v, n);
             (args.mixes_target ? noised_row<true> : noised_row<false>)(c, mean.v, mixed.v, x, noise, z.v, target.v, n);
             store_row(args.z, b, s, r, n, z.v, stream);

@@ -20,7 +20,7 @@ def _parameters(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 def _eager(i: Inputs, parameters: _Parameters) -> tuple[Tensor, Tensor]:
     noise = torch.randn(i.x.shape, device=i.x.device)
-    z, target, _ = add_noise_reference(i.x, None, None, 1.0, parameters[0], noise, True)
+    z, target, _ = add_noise_reference(i.x, None, None, 1.0, parameters[0], noise, None, True)
     return z.to(i.x.dtype), target.to(i.x.dtype)
 
 

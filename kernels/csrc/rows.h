@@ -101,6 +101,30 @@ inline const float* noise_row(const NoiseSource& noise, const Shape& shape, int6
     return fill_normals(sample_counter(noise, b), s * shape.inner + r, n, buffer.v);
 }
 
+// L ε of elements [r, r + n) of all frames, into `rows`: ε as above, L the lower triangle of `op` (frames, frames) floats. A
+// chunk of all frames stays in the L1 cache, each frame in the place of its ε: from the last one up, none needs a later one.
+inline void color_rows(const FrameView& op, const NoiseSource& noise, const Shape& shape, int64_t b, int64_t r, int64_t n,
+                       NoiseRow& buffer, std::vector<Row>& rows) {
+    rows.resize(size_t(shape.frames));
+    for (int64_t s = 0; s < shape.frames; ++s) {
+        const float* white = noise_row(noise, shape, b, s, r, n, buffer, rows[s]);
+        if (white != rows[s].v) std::memcpy(rows[s].v, white, sizeof(float) * size_t(n));
+    }
+    for (int64_t i = 0; i < n; i += PREFETCH_CHUNK) {
+        const int64_t m = n - i < PREFETCH_CHUNK ? n - i : PREFETCH_CHUNK;
+        for (int64_t s = shape.frames - 1; s >= 0; --s) {
+            const float* weights = reinterpret_cast<const float*>(op.at(s, 0, 0));
+            float* __restrict to = rows[s].v + i;
+            for (int64_t j = 0; j < m; ++j) to[j] *= weights[s];
+            for (int64_t k = 0; k < s; ++k) {
+                const float* __restrict from = rows[k].v + i;
+#pragma omp simd
+                for (int64_t j = 0; j < m; ++j) to[j] += weights[k] * from[j];
+            }
+        }
+    }
+}
+
 // Results that would push everything else out of the cache are written around it.
 inline bool should_stream(const Shape& shape, const FrameView& x) {
     return shape.batch * shape.frames * shape.inner * x.item_bytes() > (int64_t(8) << 20);

@@ -68,3 +68,9 @@ def draw_noise(noise: torch.Tensor | NoiseCounter, like: torch.Tensor) -> torch.
     if isinstance(noise, NoiseCounter):
         return normal_reference(noise.to(like.device), like.shape, compute)
     return noise.to(compute)
+
+
+def draw_colored(noise: torch.Tensor | NoiseCounter, operator: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """L ε of ``noise``, ε, and the lower triangle L of ``operator`` (S, S); None is no operator."""
+    white = draw_noise(noise, like)
+    return white if operator is None else torch.einsum("sr,br...->bs...", operator.to(white.dtype).tril(), white)

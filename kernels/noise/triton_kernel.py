@@ -122,6 +122,19 @@ def noise_block(
     return noise
 
 
+@triton.jit
+def color_frame(s, S, noise, white, operator_ptr, FRAMES: tl.constexpr):
+    """Frame s of L ε [BLOCK], and ε up to that frame [FRAMES, BLOCK], which the next frame needs.
+
+    ``noise`` is frame s of ε, ``white`` what came back for the frame before, ``operator_ptr`` L (S, S) float32. A
+    column's frames stay in registers, and L's rows are read by all columns.
+    """
+    frame = tl.arange(0, FRAMES)
+    white = tl.where(frame[:, None] == s, noise[None, :], white)
+    row = tl.load(operator_ptr + s * S + frame, mask=frame <= s, other=0.0)
+    return tl.sum(row[:, None] * white, 0), white
+
+
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream"])
 def _normal_kernel(
     out_ptr, noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream, S, R,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dydiff_kernels import native
-from dydiff_kernels.checks import check_frames, check_like, check_noise
+from dydiff_kernels.checks import check_frames, check_like, check_noise, check_noise_operator
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.outputs import run_into
 from dydiff_kernels.registry import Operands, register_op
@@ -33,6 +33,7 @@ def reverse_step(
     *,
     mixes_output: bool = True,
     noise: Tensor | NoiseCounter | None = None,
+    noise_operator: Tensor | None = None,
     history: Tensor | None = None,
     x0_prev: Tensor | None = None,
     return_x0: bool = False,
@@ -48,6 +49,8 @@ def reverse_step(
             launch.
         mixes_output: False for an output before mixing, as of a network that predicts x itself.
         noise: w, like ``z``, or the ``NoiseCounter`` to draw it from; needed where sigma is not 0.
+        noise_operator: L (S, S), float32 (float64 for float64) on the device of ``z``. Its lower triangle acts on the
+            frames of w: L w takes its place. None is the identity.
         history: known clean latents of the first H frames, (B, H, *rest), 1 ≤ H ≤ S; x̂ is set to them.
         x0_prev: x̂ of the step before, for multistep samplers; needed where ``step.previous`` is not 0.
         return_x0: also return x̂.
@@ -75,6 +78,7 @@ def reverse_step(
         check_like(op, "x0_prev", x0_prev, "z", z)
     if noise is not None:
         check_noise(op, "noise", noise, "z", z)
+    check_noise_operator(op, noise_operator, "z", z)
     step = step.checked(op, z.shape[0])
     if noise is None and _is_not_zero(step, "sigma"):
         raise ValueError(f"{op}: step.sigma is not 0, noise is None; give noise")
@@ -86,7 +90,7 @@ def reverse_step(
             f"{op}: step.from_z is not 0 for an output before mixing and operators on noise of their own; "
             "expected 0, for an output that is x itself"
         )
-    arguments = (z, output, step, mixes_output, noise, history, x0_prev)
+    arguments = (z, output, step, mixes_output, noise, noise_operator, history, x0_prev)
     inputs, wanted = (z, output, noise, history, x0_prev), dict(z=True, x0=return_x0)
     z_next, x0 = run_into(_OP, backend, inputs, arguments, wanted=wanted, out=out, like=z, dtype=z.dtype)
     assert z_next is not None
@@ -109,16 +113,18 @@ def operands(
     step: StepCoefficients | TableRows[StepCoefficients],
     mixes_output: bool,
     noise: Tensor | NoiseCounter | None,
+    noise_operator: Tensor | None,
     history: Tensor | None,
     x0_prev: Tensor | None,
     out: Sequence[Tensor | None],
 ) -> Operands:
     """What the kernels take, from the arguments of the reference and where to write."""
-    reads = dict(z=z, output=output, noise=noise, history=history, x0_prev=x0_prev, coefficients=as_operand(step))
+    reads = dict(z=z, output=output, history=history, x0_prev=x0_prev, coefficients=as_operand(step))
+    fresh = dict(noise=noise, noise_operator=None if noise is None else noise_operator)
     flags = dict(mixes_output=mixes_output, shares_operators=in_general(step).shares_operators)
     history_frames = 0 if history is None else history.shape[1]
     writes = dict(zip(("z_next", "x0"), out, strict=True))
-    return Operands(z, writes, dict(reads, **flags, history_frames=history_frames))
+    return Operands(z, writes, dict(reads, **fresh, **flags, history_frames=history_frames))
 
 
 _OP = register_op(

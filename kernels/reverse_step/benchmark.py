@@ -40,7 +40,7 @@ def _eager(i: Inputs, parameters: _Parameters) -> Tensor:
     z, output = i.x.float(), i.y.float()
     noise = None if counter is None else torch.randn(z.shape, device=z.device)
     if not step.shares_operators:
-        return reverse_step_reference(z, output, step, True, noise, None, None)[0].to(i.x.dtype)
+        return reverse_step_reference(z, output, step, True, noise, None, None, None)[0].to(i.x.dtype)
     from_z, from_output, a, b, _, k, sigma = (per_sample(factor, z) for factor in step.factors())
     x0 = frame_unmix_reference(from_z * z + from_output * output, step.frame_gamma)
     total = k * frame_unmix_reference(z, step.frame_gamma) + (b - k * a) * x0

@@ -6,7 +6,7 @@ from torch import Tensor
 from dydiff_kernels.counter import NoiseCounter
 from dydiff_kernels.dtypes import compute_dtype, per_sample
 from dydiff_kernels.frame_mix.reference import frame_mix_reference, frame_unmix_reference
-from dydiff_kernels.noise.reference import draw_noise
+from dydiff_kernels.noise.reference import draw_colored
 from dydiff_kernels.reverse_step.coefficients import StepCoefficients
 from dydiff_kernels.tables import TableRows, of_samples
 
@@ -17,6 +17,7 @@ def reverse_step_reference(
     step: StepCoefficients | TableRows[StepCoefficients],
     mixes_output: bool,
     noise: Tensor | NoiseCounter | None,
+    noise_operator: Tensor | None,
     history: Tensor | None,
     x0_prev: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -32,5 +33,5 @@ def reverse_step_reference(
     noise_gamma, next_noise_gamma = step.noise_operators()
     clean = b * x0 if x0_prev is None else b * x0 + c * x0_prev
     white = k * frame_unmix_reference(z - a * frame_mix_reference(x0, step.frame_gamma), noise_gamma)
-    white = white if noise is None else white + sigma * draw_noise(noise, z)
+    white = white if noise is None else white + sigma * draw_colored(noise, noise_operator, z)
     return frame_mix_reference(clean, step.next_frame_gamma) + frame_mix_reference(white, next_noise_gamma), x0

@@ -16,7 +16,8 @@ struct ReverseStepArgs {
     bool mixes_output = true, shares_operators = true;
     FrameView z, output, x0_prev, history;  // the last two may be absent
     int64_t history_frames = 0;
-    NoiseSource noise;     // w, may be absent
+    NoiseSource noise;         // w, may be absent
+    FrameView noise_operator;  // L, (frames, frames) float32; present: w is L times the noise
     FrameView z_next, x0;  // x0 may be absent; z_next may be z
 
     template <class Visit>
@@ -31,6 +32,7 @@ struct ReverseStepArgs {
         visit("history", &ReverseStepArgs::history);
         visit("history_frames", &ReverseStepArgs::history_frames);
         visit("noise", &ReverseStepArgs::noise);
+        visit("noise_operator", &ReverseStepArgs::noise_operator);
         visit("z_next", &ReverseStepArgs::z_next);
         visit("x0", &ReverseStepArgs::x0);
     }
@@ -126,9 +128,9 @@ struct ReverseStepBuffers {
     NoiseRow drawn;
 };
 
-// One frame of one row: reads everything it needs, then writes x̂ and z'.
+// One frame of one row: reads everything it needs, then writes x̂ and z'. `colored` is L w of all frames, or null.
 inline void step_row(const ReverseStepArgs& args, const ReverseStepCoefficients& k, int64_t b, int64_t s, int64_t r,
-                     int64_t n, ReverseStepState& state, ReverseStepBuffers& buffer, bool stream) {
+                     int64_t n, ReverseStepState& state, ReverseStepBuffers& buffer, const Row* colored, bool stream) {
     alignas(64) static constexpr float ZEROS[PREFETCH_CHUNK] = {};
     alignas(64) float unwanted[PREFETCH_CHUNK];
     const bool known = s < args.history_frames;
@@ -136,8 +138,9 @@ inline void step_row(const ReverseStepArgs& args, const ReverseStepCoefficients&
     const float* output = load_row(args.output, b, s, r, n, buffer.output);
     const float* history = known ? load_row(args.history, b, s, r, n, buffer.history) : nullptr;
     const float* prev = args.x0_prev.present() ? load_row(args.x0_prev, b, s, r, n, buffer.prev) : nullptr;
-    const float* noise =
-        args.noise.present() ? noise_row(args.noise, args.shape, b, s, r, n, buffer.drawn, buffer.noise) : nullptr;
+    const float* noise = nullptr;
+    if (args.noise.present())
+        noise = colored ? colored[s].v : noise_row(args.noise, args.shape, b, s, r, n, buffer.drawn, buffer.noise);
     const int flags = (args.mixes_output ? MIXES : 0) | (known ? KNOWN : 0) | (args.shares_operators ? SHARED : 0);
     for (int64_t i = 0; i < n; i += PREFETCH_CHUNK) {
         const int64_t m = n - i < PREFETCH_CHUNK ? n - i : PREFETCH_CHUNK;
@@ -164,7 +167,11 @@ void reverse_step(const ReverseStepArgs& args, int threads) {
         if (!args.shares_operators)
             for (Row* row : {&state.mixed_x0, &state.n_before, &state.next_noise}) clear_row(*row, n);
         ReverseStepBuffers buffer;
-        for (int64_t s = 0; s < args.shape.frames; ++s) step_row(args, k, b, s, r, n, state, buffer, stream);
+        static thread_local std::vector<Row> colored;
+        const bool colors = args.noise_operator.present();
+        if (colors) color_rows(args.noise_operator, args.noise, args.shape, b, r, n, buffer.drawn, colored);
+        for (int64_t s = 0; s < args.shape.frames; ++s)
+            step_row(args, k, b, s, r, n, state, buffer, colors ? colored.data() : nullptr, stream);
     });
 }
 

@@ -7,16 +7,17 @@ import triton.language as tl
 
 from dydiff_kernels.frame_mix.triton_kernel import mix_frame, unmix_frame
 from dydiff_kernels.gpu import AotCase, launch, offset_in_sample, program_block, table_row
-from dydiff_kernels.noise.triton_kernel import noise_block
+from dydiff_kernels.noise.triton_kernel import color_frame, noise_block
 from dydiff_kernels.reverse_step import operands
 
 
 @triton.jit(do_not_specialize=["noise_key0", "noise_key1", "noise_step", "noise_stream", "coefficients_row"])
 def _reverse_step_kernel(
     z_ptr, output_ptr, x0_prev_ptr, history_ptr,
-    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
+    noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream, noise_operator_ptr,
     coefficients_ptr, coefficients_index_ptr, coefficients_row, z_next_ptr, x0_ptr, history_frames, S, R,
     MIXES_OUTPUT: tl.constexpr, SHARES_OPERATORS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    FRAMES: tl.constexpr,
 ):  # fmt: skip
     """One block of one sample, frame by frame: x̂, its history, and both parts of z'."""
     b, start, r = program_block(R, BLOCK)
@@ -29,6 +30,7 @@ def _reverse_step_kernel(
     z_before = tl.zeros([BLOCK], tl.float32)
     mean_before = tl.zeros([BLOCK], tl.float32)
     next_clean = tl.zeros([BLOCK], tl.float32)
+    fresh = tl.zeros([FRAMES, BLOCK], tl.float32)
     if not SHARES_OPERATORS:
         noise_keep, noise_carry = tl.load(row + 11), tl.load(row + 12)
         next_noise_keep, next_noise_carry = tl.load(row + 13), tl.load(row + 14)
@@ -62,10 +64,13 @@ def _reverse_step_kernel(
             n_before = n
         white = kept_noise * white
         if (noise_ptr is not None) or (noise_index_ptr is not None):
-            white += sigma * noise_block(
+            noise = noise_block(
                 noise_ptr, noise_index_ptr, noise_key0, noise_key1, noise_step, noise_stream,
                 b, offset, offset_in_sample(s, R, start), mask, BLOCK, ALIGNED,
             )  # fmt: skip
+            if noise_operator_ptr is not None:
+                noise, fresh = color_frame(s, S, noise, fresh, noise_operator_ptr, FRAMES)
+            white += sigma * noise
         clean = clean_factor * x0
         if x0_prev_ptr is not None:
             clean += previous_factor * tl.load(x0_prev_ptr + offset, mask=mask, other=0.0).to(tl.float32)
@@ -88,11 +93,11 @@ def reverse_step(*arguments: Any) -> None:
 
 def _case(
     name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), *, noise: tuple[str, ...] = (),
-    mixes: bool = True, shared: bool = True,
+    mixes: bool = True, shared: bool = True, frames: int = 1,
 ) -> AotCase:  # fmt: skip
     """``reads`` and ``writes``: what is present beside z, output and z'; ``noise``: what its name has in memory."""
     scalars = ("coefficients_ptr", *noise)
-    constants = dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True)
+    constants = dict(MIXES_OUTPUT=mixes, SHARES_OPERATORS=shared, ALIGNED=True, FRAMES=frames)
     reads, writes = ("z_ptr", "output_ptr", *reads), ("z_next_ptr", *writes)
     return AotCase(name, _reverse_step_kernel, reads, writes, scalars, constants)
 
@@ -104,6 +109,7 @@ AOT_CASES = [
     _case("reverse_step_unmixed", mixes=False),
     _case("reverse_step_noise", noise=_DRAWN),
     _case("reverse_step_noise_recorded", noise=(*_DRAWN, "noise_key0", "noise_key1", "noise_step")),
+    _case("reverse_step_colored", noise=(*_DRAWN, "noise_operator_ptr"), frames=16),
     _case("reverse_step_multistep", ("x0_prev_ptr",), _X0),
     _case("reverse_step_full", _BOTH, _X0, noise=_DRAWN),
     _case("reverse_step_separate", shared=False),

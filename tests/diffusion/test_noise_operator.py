@@ -187,6 +187,21 @@ def test_rounding_errors_are_as_predicted(prediction, dtype):
         assert deviation(z_next - exact_z) <= operations * (step_error + 2 * roundoff), (t, after)
 
 
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+def test_a_forecast_on_every_backend_is_float64s(backend, row):
+    """Start, fresh noise and known history of an ancestral run, all drawn by name."""
+    results = []
+    for name, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        d = process_with("persistence", row, "x0", backend=name)
+        grid = timestep_grid(d.table, 6, "log_snr")
+        history = draw((3, H, 2, 33), num=1)[0].to(dtype)
+        start = start_noise(d, (3, S, 2, 33), grid[0], counter(Stream.SAMPLER_START), dtype=dtype)
+        run = {"sampler": "ancestral", "noise": counter(Stream.SAMPLER_ETA), "history": history}
+        results.append(sample(d, lambda z, t: z / (2 + z.square()), start=start, timesteps=grid, **run))
+    torch.testing.assert_close(results[0].double(), results[1], rtol=1e-4, atol=1e-4)  # float32 in six steps
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_storage_only(dtype):
     """Noise is formed in float32 and rounded with z alone, drawn or given."""
@@ -273,4 +288,6 @@ def test_mistakes_are_one_line(options, words):
 def test_windows_of_another_length_are_refused():
     x = torch.zeros(1, S + 1, 4)
     with pytest.raises(ValueError, match="made for 6 frames, this sequence has 7"):
+        start_noise(process_with(), x.shape, 3, x)
+    with pytest.raises(ValueError, match=r"noise_operator has .*\(6, 6\).*; expected \(\(7, 7\)"):
         process_with().add_noise(x, torch.tensor([3]), x)

@@ -91,6 +91,15 @@ def apply_matrix(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bsr,br...->bs...", matrix, x)
 
 
+COLORED_SHAPES = SHAPES if os.environ.get("TRITON_INTERPRET") == "1" else [*SHAPES, (1, 64, 130)]
+
+
+def random_operator(frames: int, dtype: torch.dtype = torch.float32, seed: int = 9) -> torch.Tensor:
+    """A lower-triangular operator that about keeps the variance; what lies above its diagonal is never read."""
+    operator = random_tensor((frames, frames), seed=seed).to(dtype) / frames**0.5
+    return operator.tril() + torch.full((frames, frames), float("nan")).triu(1).to(dtype)
+
+
 def scaled(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """One factor per sample, (B,), times ``x`` (B, ...)."""
     return factor.view(-1, *[1] * (x.ndim - 1)) * x

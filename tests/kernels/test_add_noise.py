@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from kernel_cases import (
+    COLORED_SHAPES,
     DTYPES,
     OPERATORS,
     SHAPE_IDS,
@@ -18,6 +19,7 @@ from kernel_cases import (
     non_contiguous,
     operator_gammas,
     random_levels,
+    random_operator,
     random_tensor,
     scaled,
 )
@@ -76,6 +78,46 @@ def test_matches_reference(backend, dtype, shape):
         arguments = (x, random_levels(shape[0], operators), source)
         actual = add_noise(*arguments, mixes_target=mixes, backend=backend)
         assert_same(actual, add_noise(*arguments, mixes_target=mixes, backend="reference"))
+
+
+@pytest.mark.parametrize("mixes_target", [True, False])
+@pytest.mark.parametrize("operators", OPERATORS)
+def test_reference_with_an_operator_on_the_noise_is_the_definition(operators, mixes_target):
+    x, noise = random_tensor((2, 5, 7)).double(), random_tensor((2, 5, 7), seed=1).double()
+    k, L = random_levels(2, operators), random_operator(5, torch.float64)
+    z, target, _ = add_noise(x, k, noise, noise_operator=L, mixes_target=mixes_target)
+    expected_z, expected_target = matrix_truth(x, apply_matrix(L.tril()[None].expand(2, 5, 5), noise), k, mixes_target)
+    torch.testing.assert_close(z, expected_z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(target, expected_target, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", COLORED_SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_an_operator_on_the_noise_matches_float64(backend, dtype, shape):
+    """Given and drawn noise, alone, before mixing and with a posterior drawn in the same pass."""
+    x, noise = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
+    L, named = random_operator(shape[1]), counter(shape[0])
+    cases = itertools.product(("noise only", "frames only"), (True, False), (noise, named))
+    for operators, mixes, source in cases:
+        k = random_levels(shape[0], operators)
+        actual = add_noise(x, k, source, noise_operator=L, mixes_target=mixes, backend=backend)
+        exact_noise = noise.double() if source is noise else normal(named, shape, dtype=torch.float64)
+        exact = add_noise(x.double(), k, exact_noise, noise_operator=L.double(), mixes_target=mixes)
+        # the frames' sum, in float32, of terms that cancel
+        assert_same(actual, NoisedLatents(*(None if t is None else t.to(dtype) for t in exact)), scale=8)
+    mean, logvar = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1) - 1
+    posterior = LatentPosterior(mean, logvar, counter(shape[0], stream=Stream.LATENT_POSTERIOR), scale=0.18215)
+    options = dict(noise_operator=L, with_x0=True, dtype=torch.float32)
+    actual = add_noise(posterior, k, named, **options, backend=backend)
+    assert_same(actual, add_noise(posterior, k, named, **options, backend="reference"), scale=8)
+
+
+def test_a_dynamics_operator_given_as_a_matrix_is_that_of_the_levels(backend):
+    """γ̄ = 0.3 on the noise of three samples, as a level and as an operator on all."""
+    x, levels_of = random_tensor((3, 5, 63)), random_levels(3, "frames only")
+    mixed = add_noise(x, levels_of._replace(noise_gamma=torch.full((3,), 0.3)), counter(3), backend=backend)
+    D = mixing_matrix(torch.tensor([0.3]), 5)[0].float()
+    assert_same(add_noise(x, levels_of, counter(3), noise_operator=D, backend=backend), mixed)
 
 
 def test_large_noise_and_negative_factors(backend):
@@ -204,6 +246,13 @@ K = Levels(*[torch.ones(2)] * 6)
         ((X, K, X), {"out": NoisedLatents(X[:, :1].expand(2, 3, 4), None, None)}, "out.z has strides"),
         ((LatentPosterior(X, X[:1], X), K, X), {}, "latents.logvar has shape"),
         ((X.to("meta"), K, X), {}, "noise is on cpu; expected meta"),
+        (
+            (X, K, X),
+            {"noise_operator": torch.eye(4)},
+            r"noise_operator has .* \(\(4, 4\), torch.float32, .* expected \(\(3, 3\)",
+        ),
+        ((X, K, X), {"noise_operator": torch.eye(3).double()}, "noise_operator has .* torch.float64, .* expected"),
+        ((X, K, X), {"noise_operator": torch.eye(3).requires_grad_()}, "noise_operator requires a gradient"),
     ],
 )
 def test_errors_name_expected_and_actual(arguments, options, message):

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from kernel_cases import (
+    COLORED_SHAPES,
     DTYPES,
     OPERATORS,
     SHAPE_IDS,
@@ -18,6 +19,7 @@ from kernel_cases import (
     mixing_matrix,
     non_contiguous,
     operator_gammas,
+    random_operator,
     random_tensor,
     scaled,
 )
@@ -127,6 +129,29 @@ def test_matches_reference(backend, dtype, shape):
         for options in cases if operators in ("shared", "different") else cases[-1:]:
             actual = reverse_step(z, output, mixes_output=mixes, **options, backend=backend)
             assert_same(actual, reverse_step(z, output, mixes_output=mixes, **options, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", COLORED_SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_an_operator_on_fresh_noise_matches_float64(backend, dtype, shape):
+    """It acts on w alone, given or drawn, beside every other option; without noise it is of no matter."""
+    z, output = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1)
+    L = random_operator(shape[1])
+    exact_L = L.double().tril().expand(shape[0], -1, -1)
+    for operators, mixes in itertools.product(("shared", "different"), (True, False)):
+        for options in all_options(shape, dtype, random_step(shape[0], operators, mixes)):
+            actual = reverse_step(z, output, mixes_output=mixes, noise_operator=L, **options, backend=backend)
+            exact = {name: v.double() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+            by_reference = reverse_step(
+                z.double(), output.double(), mixes_output=mixes, noise_operator=L.double(), **exact
+            )
+            noise = exact.get("noise")
+            if noise is not None:
+                noise = noise if isinstance(noise, torch.Tensor) else normal(noise, shape, dtype=torch.float64)
+                exact["noise"] = apply_matrix(exact_L, noise)
+            truth = reverse_step(z.double(), output.double(), mixes_output=mixes, **exact)
+            torch.testing.assert_close(by_reference.z, truth.z, rtol=1e-11, atol=1e-11)
+            assert_same(actual, ReverseStep(*(None if t is None else t.to(dtype) for t in truth)))
 
 
 def test_operators_given_twice_are_shared_ones(backend):

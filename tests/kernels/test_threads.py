@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import counter, levels, random_levels, random_tensor
+from kernel_cases import counter, levels, random_levels, random_operator, random_tensor
 
 from dydiff_kernels import StepCoefficients, add_noise, backends, denoising_loss, frame_mix, normal, reverse_step
 
@@ -16,15 +16,27 @@ def gradient():
     return output.grad
 
 
-def step(**noise_gammas):
+def step(**more):
     names = ("frame_gamma", "next_frame_gamma", "from_z", "from_output", "signal", "clean", "kept_noise")
-    return StepCoefficients(**dict.fromkeys(names, LEVELS), **noise_gammas)
+    return StepCoefficients(**dict.fromkeys(names, LEVELS), **more)
 
 
 OPS = {
     "normal": lambda: normal(counter(2), SHAPE),
     "frame_mix": lambda: frame_mix(random_tensor(SHAPE), LEVELS),
     "add_noise": lambda: add_noise(random_tensor(SHAPE), random_levels(2), counter(2)).z,
+    "add_noise, colored": lambda: (
+        add_noise(random_tensor(SHAPE), random_levels(2), counter(2), noise_operator=random_operator(3)).z
+    ),
+    "reverse_step, colored": lambda: (
+        reverse_step(
+            random_tensor(SHAPE),
+            random_tensor(SHAPE),
+            step(sigma=LEVELS),
+            noise=counter(2),
+            noise_operator=random_operator(3),
+        ).z
+    ),
     "denoising_loss": lambda: denoising_loss(random_tensor(SHAPE), random_tensor(SHAPE, seed=1)),
     "denoising_loss gradient": gradient,
     "reverse_step": lambda: reverse_step(random_tensor(SHAPE), random_tensor(SHAPE), step()).z,

@@ -19,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels cannot be compiled in an interpreter process", allow_module_level=True)
 
 from dydiff_kernels import aot
-from dydiff_kernels.gpu import AotCase
+from dydiff_kernels.gpu import MAX_COLORED, AotCase
 
 ROOT = Path(__file__).parents[2]
 OPS = ("noise", "frame_mix", "add_noise", "denoising_loss", "reverse_step", "modulation", "attention_inputs")
@@ -32,6 +32,8 @@ with open(ROOT / "docs" / "kernel_resources.csv", newline="") as file:
 # frame, of the sample, and its upstream gradient.
 SCALARS = {"_normal_kernel": 1, "_frame_filter_kernel": 3, "_add_noise_kernel": 11, "_denoising_loss_kernel": 4}
 SCALARS |= {"_reverse_step_kernel": 16, "_modulated_norm_backward_kernel": 2}
+# The same of a case: beside them a row of the operator on the noise.
+SCALARS |= {"add_noise_colored": 9 + 16, "reverse_step_colored": 10 + 16}
 # Sums that a program stores: mean and deviation of a token, sums over columns.
 SUMS = {"_modulated_norm_kernel": 2, "_attention_inputs_backward_kernel": 4, "_partial_sums_kernel": 2}
 # The norms' weights, and sums over tokens.
@@ -50,7 +52,9 @@ def check(case: AotCase, storage: str, arch: int) -> None:
     if kernel != "_partial_sums_kernel":  # which reads and writes few numbers
         assert bool(row.vector_loads) == bool(case.reads)
         assert bool(row.vector_stores) == bool(case.writes)
-    assert row.scalar_loads <= SCALARS.get(kernel, 0), f"{row} reads tensors in less than 128 bits"
+    assert row.scalar_loads <= SCALARS.get(case.name, SCALARS.get(kernel, 0)), (
+        f"{row} reads tensors in less than 128 bits"
+    )
     # a sum of the whole program, where it writes no tensor
     assert row.scalar_stores == SUMS.get(kernel, int(not case.writes)), f"{row} writes tensors in less than 128 bits"
     recorded = TABLE[row.kernel, row.storage, row.arch]
@@ -94,6 +98,17 @@ def test_launches_of_size_one_and_ragged_frames_compile(case):
     for constants in (ones | ragged, ragged):
         compiled = aot.compile_case(case, "fp32", 90, **constants)
         assert aot._register_usage(compiled.asm["cubin"])[1] <= SPILLS.get((case.name, "fp32", "sm_90"), 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("frames", [32, 64])
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+@pytest.mark.parametrize("name", ["add_noise_colored", "reverse_step_colored"])
+def test_frames_that_an_operator_on_the_noise_holds_stay_in_registers(name, arch, frames):
+    """In the blocks of a launch of so many frames; 16 are a case of the table."""
+    case = {case.name: case for case in aot.cases()}[name]
+    compiled = aot.compile_case(case, "fp32", arch, FRAMES=frames, BLOCK=MAX_COLORED // frames)
+    assert aot._register_usage(compiled.asm["cubin"])[1] == 0
 
 
 def test_table_is_complete():
