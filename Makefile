@@ -59,7 +59,7 @@ demo: $(STAMP) ## a forecast in half a minute, then simulate, train, forecast, s
 	[ -e /dev/nvidia0 ] || [ -e /dev/kfd ] || export DS_ACCELERATOR=cpu; \
 	run python tools/demo.py --out $(DEMO_SHIPPED); \
 	run python tools/make_shards.py turbulence --out shards/turbulence --train 768; \
-	run deepspeed --num_gpus 2 dydiff_dist/train.py configs/turbulence_small.json training.steps=450; \
+	run deepspeed --num_gpus 2 dydiff_dist/train.py configs/turbulence_small.json; \
 	run deepspeed --num_gpus 2 tools/train_fewstep.py configs/turbulence_fewstep.json; \
 	run deepspeed --num_gpus 2 tools/forecast.py $(DEMO_RUN) --shards shards/turbulence/test --out $(DEMO_RUN)/forecasts; \
 	run python tools/evaluate.py $(DEMO_RUN)/forecasts --climatology shards/turbulence/train --out $(DEMO_RUN)/scores; \

@@ -64,12 +64,14 @@ def test_its_files_are_small_and_name_no_place():
 def test_it_is_the_demos_model():
     """Whoever changes the demo's configuration makes the model anew."""
     shipped = json.loads((SHIPPED / "model" / "config.json").read_text())["run"]
-    demo = json.loads((ROOT / "configs" / "turbulence_small.json").read_text())
-    for section in ("model", "diffusion", "sampling"):
-        for key, value in demo.get(section, {}).items():
+    first, second = (
+        json.loads((ROOT / "configs" / f"turbulence_{name}.json").read_text()) for name in ("small", "fewstep")
+    )
+    for section, demo in {"model": first, "diffusion": first, "sampling": second, "score": second}.items():
+        for key, value in demo[section].items():
             assert shipped[section][key] == value, f"{section}.{key}"
-    for key in ("steps", "global_batch_size", "learning_rate"):
-        assert shipped["training"][key] == demo["training"][key], f"training.{key}"
+    for key in ("steps", "global_batch_size", "learning_rate", "num_members"):
+        assert shipped["training"][key] == second["training"][key], f"training.{key}"
 
 
 @pytest.mark.slow
