@@ -41,9 +41,9 @@ define DEMO_STAGES
 What follows, with the time each part took on 2 idle cores of an AMD EPYC with AVX-512:
   0:10  a forecast with a model that comes along          -> $(DEMO_SHIPPED)/scores: picture, animation, report
   0:30  simulate turbulence                               -> shards/turbulence
-  1:20  train diffusion, DeepSpeed on 2 processes         -> $(DEMO_DIFFUSION)
-  3:40  train it on, on the score of its ensembles        -> $(DEMO_RUN)
-  0:20  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
+  1:30  train diffusion, DeepSpeed on 2 processes         -> $(DEMO_DIFFUSION)
+  4:00  train it on, on the score of its ensembles        -> $(DEMO_RUN)
+  0:25  forecast 64 test cases, 8 members each            -> $(DEMO_RUN)/forecasts
   0:15  score them                                        -> $(DEMO_RUN)/scores: pictures, animation, report
 What stands already is reused. Ctrl-C stops it, and the next make demo goes on from there.
 endef
