@@ -89,7 +89,7 @@ class CaseReader(Cases):
     """Reads cases from shards: the first frames and the centre crop of a sample, nothing random, nothing rounded.
 
     Examples:
-        >>> cases = CaseReader.for_model("runs/turbulence_small", "shards/turbulence/test")  # doctest: +SKIP
+        >>> cases = CaseReader.for_model("runs/turbulence_fewstep", "shards/turbulence/test")  # doctest: +SKIP
         >>> case = cases.read(0)  # doctest: +SKIP
     """
 
@@ -297,7 +297,7 @@ def forecast_case(forecaster: Forecaster, case: Case, *, num_members: int = 8, s
         seed: key of all noise.
 
     Examples:
-        >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
+        >>> forecaster = load_forecaster("runs/turbulence_fewstep")  # doctest: +SKIP
         >>> forecast = forecast_case(forecaster, cases.read(0), num_members=8)  # doctest: +SKIP
         >>> forecast.members.shape  # doctest: +SKIP
         (8, 11, 2, 64, 64)

@@ -292,7 +292,7 @@ def load_forecaster(
         ValueError: a damaged file, or weights that don't fit the configuration.
 
     Examples:
-        >>> forecaster = load_forecaster("runs/turbulence_small")  # doctest: +SKIP
+        >>> forecaster = load_forecaster("runs/turbulence_fewstep")  # doctest: +SKIP
     """
     folder = find_model(path)
     description, weights_sha256 = read_description(folder)

@@ -15,7 +15,7 @@ def test_five_lines_from_checkpoint_to_picture(flow_model, flow_shards, tmp_path
     code = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs" / "evaluation.md").read_text(), re.S)[1]
     lines = [line for line in code.splitlines() if line and not line.startswith(("from ", "import "))]
     assert len(lines) <= 5
-    code = code.replace("runs/turbulence_small", str(flow_model)).replace(
+    code = code.replace("runs/turbulence_fewstep", str(flow_model)).replace(
         "shards/turbulence/test", str(flow_shards / "test")
     )
     exec(code.replace("forecast.png", str(tmp_path / "forecast.png")), {})

@@ -1,5 +1,6 @@
 """Every configuration in configs/ can be planned here, without its data, and needs what it says it needs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_dry_run_without_data_or_memory(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where no shards are
     if task is FewStepTask:
         (tmp_path / "runs").mkdir()
-        _export_new("turbulence_small")
+        _export_new(Path(json.loads(Path(CONFIGS[name]).read_text())["init_from"]).name)
     there = list(tmp_path.iterdir())
     config = load_config(CONFIGS[name], task.config_type)
     text = describe(task(make_plan(config, world_of(config), may_lack_data=True)))
