@@ -79,8 +79,13 @@ def learning_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, np.nda
     Args:
         panels: title -> label -> (passes, scores of all seeds) points, ascending.
     """
-    figure = Figure(figsize=(5.6 * len(panels), 4.2), facecolor=BACKGROUND, layout="constrained")
-    for axis, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.6 * columns, 4.2 * rows), facecolor=BACKGROUND, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
         for color, (label, points) in zip((REFERENCE_COLOR, *CURVE_COLORS), curves.items(), strict=False):
             passes, scores = [count for count, _ in points], [by_seed for _, by_seed in points]
             axis.fill_between(

@@ -252,8 +252,8 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
     links = [Path(os.path.relpath(folder, page.parent)).as_posix() for folder in (tables, images)]
     page.parent.mkdir(parents=True, exist_ok=True)
     sections = [StudySection(name, study, tables) for name, study in studies.items()]
-    lines = [*_HEADER, *_summary([row for section in sections for row in section.summary()])]
-    lines += _learning_curves(sections, images, links[1])
+    lines = [*_HEADER, *_learning_curves(sections, images, links[1])]
+    lines += _summary([row for section in sections for row in section.summary()])
     for section in sections:
         lines += section.write(images, *links)
     if (tables / OVERHEAD_NAME).is_file():
@@ -264,8 +264,8 @@ def write_page(studies: Mapping[str, StudyConfig], tables: Path, page: Path, ima
 _HEADER = (
     "# Does it forecast better?",
     "",
-    "Dynamical Diffusion and other processes against standard diffusion, trained alike: the same network, data order,",
-    "noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 %",
+    "Dynamical Diffusion, other processes, and training on the score of ensembles, against standard diffusion trained",
+    "alike: the same network, data order, noise and budget, seed by seed. Lower scores are better everywhere. *Better* and *worse* stand where the 95 %",
     "interval of the difference leaves out zero; of twenty comparisons without any true difference about one would do",
     "so by chance. Training luck is estimated from all arms of a table, so the same difference may have another",
     "interval in another table. Where all have one seed the interval is over cases alone, and decides nothing: *one",
