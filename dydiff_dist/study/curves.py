@@ -94,7 +94,8 @@ def learning_figure(panels: Mapping[str, Mapping[str, Sequence[tuple[int, np.nda
             axis.plot(passes, [s.mean() for s in scores], "o-", color=color, linewidth=2, markersize=4, label=label)
         style_axis(axis, title, from_zero=False, xlabel="passes through the network in training")
         axis.set_xscale("log")
-        ticks = sorted({count for points in curves.values() for count, _ in points})
+        counts = sorted({count for points in curves.values() for count, _ in points})
+        ticks = [tick for tick, before in zip(counts, [0, *counts], strict=False) if tick > 1.1 * before]
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.set_xticks([], minor=True)
         axis.legend(frameon=False, labelcolor=INK, fontsize=9)
