@@ -92,14 +92,14 @@ def test_needs_are_printed_and_not_stored():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ([], "dydiff, gamma cosine (ratio 0.5), predicts x0"),
-        (["diffusion.network_space=unmixed"], "dydiff, gamma cosine (ratio 0.5), predicts x0"),
-        (["diffusion.process=standard"], "standard, predicts x0"),
+        ([], "dydiff, gamma cosine (ratio 0.5), predicts v"),
+        (["diffusion.network_space=unmixed"], "dydiff, gamma cosine (ratio 0.5), predicts v"),
+        (["diffusion.process=standard"], "standard, predicts v"),
         (["diffusion.process=flow_matching", "diffusion.prediction=null"], "flow_matching, predicts velocity"),
-        ([f"diffusion.gamma_schedule={[1.0] * 999 + [0.5]}"], "dydiff, gamma as configured, predicts x0"),
+        ([f"diffusion.gamma_schedule={[1.0] * 999 + [0.5]}"], "dydiff, gamma as configured, predicts v"),
         (
             ["diffusion.process=standard", "diffusion.noise_like_errors_of=regression"],
-            "standard, noise like the errors of regression, predicts x0",
+            "standard, noise like the errors of regression, predicts v",
         ),
     ],
 )
