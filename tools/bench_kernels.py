@@ -139,7 +139,7 @@ def variants(case: cases.BenchmarkCase, inputs: list[cases.Inputs], parameters: 
 
 def print_table(rows: list[Row], machine: dict[str, str]) -> None:
     print(", ".join(f"{key}: {value}" for key, value in machine.items()))
-    head = f"{'op':<19}{'size':<12}{'variant':<19}{'ms (p20–p80)':>24}"
+    head = f"{'op':<21}{'size':<12}{'variant':<19}{'ms (p20–p80)':>24}"
     print(f"{head}{'GB/s':>8}{'of copy':>9}{'× eager':>9}{'peak MB':>9}")
     eager = {(row.op, row.size): row.ms_median for row in rows if row.variant == "eager"}
     for row in rows:
@@ -147,7 +147,7 @@ def print_table(rows: list[Row], machine: dict[str, str]) -> None:
         faster = eager[row.op, row.size] / row.ms_median
         peak = "–" if row.peak_mb is None else f"{row.peak_mb:.0f}"
         print(
-            f"{row.op:<19}{row.size:<12}{row.variant:<19}{times:>24}{row.gb_per_s:>8.1f}{row.of_copy:>9.0%}"
+            f"{row.op:<21}{row.size:<12}{row.variant:<19}{times:>24}{row.gb_per_s:>8.1f}{row.of_copy:>9.0%}"
             f"{faster:>9.1f}{peak:>9}"
         )
 

@@ -73,6 +73,11 @@ def noise_counter(batch: int, device: torch.device) -> NoiseCounter:
     return NoiseCounter(1, torch.arange(batch, device=device), 0)
 
 
+def random_operator(frames: int, device: torch.device) -> Tensor:
+    """An operator on noise (S, S), lower-triangular, that about keeps its variance."""
+    return (torch.randn(frames, frames, device=device) / frames**0.5).tril()
+
+
 def make_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     """Random x and y, and memory that has been written to once, so that no page is new."""
     generator = torch.Generator(device).manual_seed(seed)

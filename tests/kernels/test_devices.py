@@ -8,7 +8,16 @@ from functools import partial
 
 import pytest
 import torch
-from kernel_cases import DTYPES, OPERATORS, counter, levels, operator_gammas, random_levels, random_tensor
+from kernel_cases import (
+    DTYPES,
+    OPERATORS,
+    counter,
+    levels,
+    operator_gammas,
+    random_levels,
+    random_operator,
+    random_tensor,
+)
 
 from dydiff_kernels import (
     LatentPosterior,
@@ -90,6 +99,26 @@ def test_noising(device, dtype, shape, mixes_target, operators):
         return plain.z, plain.target, *sampled
 
     assert_agree(run(mean.to(device), logvar.to(device), device), run(mean.double(), logvar.double(), "cpu"), dtype)
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "given"])
+def test_an_operator_on_the_noise(device, dtype, shape, drawn):
+    """In noising, and in a step that adds noise."""
+    x, given, L = random_tensor(shape, dtype), random_tensor(shape, dtype, seed=1), random_operator(shape[1])
+    k, named = random_levels(shape[0], "different"), counter(shape[0])
+    names = ("frame_gamma", "next_frame_gamma", "noise_gamma", "next_noise_gamma")
+    columns = {name: levels(shape[0], low=0.2, seed=seed) for seed, name in enumerate(names)}
+    names = ("from_z", "from_output", "signal", "clean", "kept_noise", "sigma")
+    columns |= {name: 0.3 + levels(shape[0], seed=seed) for seed, name in enumerate(names, 4)}
+
+    def run(x, given, L, device):
+        noise = named.to(device) if drawn else given
+        noised = add_noise(x, Levels(*(column.to(device) for column in k)), noise, noise_operator=L)
+        step = StepCoefficients(**{name: column.to(device) for name, column in columns.items()})
+        return noised.z, noised.target, reverse_step(x, given, step, noise=noise, noise_operator=L).z
+
+    truth = run(x.double(), given.double(), L.double(), "cpu")
+    assert_agree(run(x.to(device), given.to(device), L.to(device), device), truth, dtype)
 
 
 def test_loss_and_gradient(device, dtype, shape):
