@@ -134,8 +134,8 @@ def _basis(estimate: RunEstimate) -> str:
             f"{gpu.memory_bandwidth / 1e9:,.0f} GB/s, GPU to GPU {gpu.link_bandwidth / 1e9:,.0f} GB/s, between nodes "
             f"{gpu.network_bandwidth / 1e9:g} GB/s per GPU, to the host {gpu.host_bandwidth / 1e9:g} GB/s",
             f"assumed: {shown}",
-            "Memory is checked against processes on a CPU and one H100. On one H200 robonet_xl's network took 1.4 times, "
-            "a step without accumulation 1.8 times what is foretold (docs/launch.md). Loading of data and the host's work "
-            "are taken to keep up.",
+            "Memory is checked against processes on a CPU and one H100. On one H200 robonet_xl's network took 1.4 "
+            "times, a step without accumulation 1.8 times what is foretold (docs/launch.md). Loading of data and the "
+            "host's work are taken to keep up.",
         )
     )
