@@ -91,7 +91,7 @@ class Activity:
 
 
 class PeerLostError(RuntimeError):
-    """Another rank ended or froze; the message names it."""
+    """Another rank ended or froze; the message names it, and `report_lost` has printed it."""
 
 
 class Watchdog:
@@ -149,12 +149,15 @@ class Watchdog:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """A failed exchange between ranks in the block becomes a `PeerLostError` that names the rank behind it."""
+        """A failed exchange between ranks in the block becomes a `PeerLostError` that names the rank behind it. It is
+        printed at once: on the way out this rank waits for its disk, which may take longer than its launcher waits."""
         try:
             yield
         except RuntimeError as error:
             if self.world.world_size > 1 and is_exchange_failure(error):
-                raise self.explain(error) from error
+                lost = self.explain(error)
+                report_lost(str(lost))
+                raise lost from error
             raise
 
     def explain(self, error: RuntimeError) -> PeerLostError:
@@ -310,7 +313,9 @@ class Watchdog:
         try:
             return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         except dist.DistError:
-            raise PeerLostError(self._store_is_gone()) from None
+            lost = self._store_is_gone()
+            report_lost(lost)
+            raise PeerLostError(lost) from None
 
     def _store_is_gone(self) -> str:
         """The line where the store of the rendezvous refuses its connections: whoever kept it has died."""

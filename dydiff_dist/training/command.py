@@ -11,7 +11,7 @@ from dydiff_dist.errors import SILENCE_SEC, SharedError, run_command
 from dydiff_dist.extensions import add_import_option
 from dydiff_dist.quoting import CredentialFilter
 from dydiff_dist.ranks.reports import report_once
-from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError, report_lost
+from dydiff_dist.ranks.watchdog import EXIT_LOST, PeerLostError
 from dydiff_dist.ranks.world import read_world
 from dydiff_dist.training.config import load_config
 from dydiff_dist.training.progress import outlive_readers
@@ -65,8 +65,7 @@ def _train(task_type: type[Task], arguments: argparse.Namespace) -> int:
             raise
         time.sleep(SILENCE_SEC)
         return 2
-    except PeerLostError as error:
-        report_lost(str(error))
+    except PeerLostError:
         os._exit(EXIT_LOST)  # the group of the ranks is broken, and taking it down may hang
     if received and world.is_main:
         print(f"stopped by {signal.Signals(received).name} after step {trainer.step}; the same command resumes")

@@ -3,6 +3,7 @@
 When rank RANK has read global batch BATCH it
     nan     finds NaN in its samples
     kill    is killed
+    disk    is killed while the disk of the others hangs
     freeze  stands still with all its threads, as a machine that swaps
     stall   stays in its data for ever
     error   meets a mistake that only it can see
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from dydiff_dist.checkpoints.store import CheckpointStore
 from dydiff_dist.tasks.diffusion_task import DiffusionTask
 from dydiff_dist.training.command import run_training
 
@@ -26,6 +28,8 @@ class FaultyTask(DiffusionTask):
     """Forecasters' training that a fault befalls."""
 
     def losses(self, engines, batch, step):
+        if KIND == "disk" and self.plan.world.rank != RANK:
+            CheckpointStore._write_share = lambda *share: time.sleep(3600)
         number = int(batch["sample_index"][0]) // self.config.training.global_batch_size
         if self.plan.world.rank == RANK and number in BATCHES:
             self.befall(batch)
@@ -39,7 +43,7 @@ class FaultyTask(DiffusionTask):
         if done.exists():
             return
         done.touch()
-        if KIND == "kill":
+        if KIND in ("kill", "disk"):
             os.kill(os.getpid(), signal.SIGKILL)
         elif KIND == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)

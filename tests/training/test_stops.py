@@ -163,11 +163,12 @@ def test_ranks_without_deepspeeds_launcher_save_and_leave(start, victim):
     training.saved(training.log.read_text(), "SIGTERM")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_rank_0_that_is_killed_is_named_by_the_other(tiny_config, launcher):
+@pytest.mark.parametrize(("launcher", "kind"), [("torchrun", "kill"), ("deepspeed", "kill"), ("deepspeed", "disk")])
+def test_rank_0_that_is_killed_is_named_by_the_other(tiny_config, launcher, kind):
+    """Also where the other one's disk takes longer than its launcher waits for it, 30 s."""
     start = TORCHRUN if launcher == "torchrun" else two_ranks()
     options = "training.faults.heartbeat_sec=0.5 training.validate_every_steps=0 training.steps=100000".split()
-    done = run([*start, FAULTY, "kill", 0, 4, tiny_config, *options])
+    done = run([*start, FAULTY, kind, 0, 4, tiny_config, *options])
     assert done.returncode != 0 and "step 4/" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: rank 0 (") and line.endswith("after step 4; the same command resumes"), line
