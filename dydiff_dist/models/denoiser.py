@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -109,6 +116,12 @@ class DenoiserConfig(StrictConfig):
 
     network: str = DEFAULT_NETWORK
     """Which network; what other keys there are depends on it (docs/model.md)."""
+
+    @model_serializer(mode="wrap")
+    def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The network's name stays where defaults are left out: it says whose they are."""
+        named = {} if self.network == DEFAULT_NETWORK else {"network": self.network}
+        return named | handler(self)
 
     @abstractmethod
     def build(

@@ -10,7 +10,8 @@ from dydiff_dist.data.manifest import LatentsSchema, document_bytes
 from dydiff_dist.data.shard_set import ShardSet
 from dydiff_dist.study.arms import PlannedRun, hash_of, plan_study
 from dydiff_dist.study.config import StudyConfig, load_study
-from dydiff_dist.tasks.config import FewStepRunConfig
+from dydiff_dist.tasks.config import FewStepRunConfig, RunConfig
+from dydiff_dist.training.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.json"))
@@ -100,6 +101,13 @@ def test_the_hash_follows_the_configuration_and_nothing_else(study_tree, tmp_pat
     assert hashes("two", set={"sampling.num_steps": 7}) == first
     assert not set(hashes(set={"training.steps": 5})) & set(first)
     assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})
+
+
+def test_what_is_written_of_a_run_without_its_defaults_names_its_network(study_tree, tmp_path):
+    study_tree["set"] = {"model": {"network": "unet", "width": 8, "num_heads": 1}}
+    (run, _) = plan_study(StudyConfig.model_validate_json(json.dumps(study_tree)), tmp_path)
+    written = run.config.model_dump(mode="json", exclude_defaults=True)
+    assert parse_config(written, "config.json", RunConfig) == run.config
 
 
 def test_a_few_step_arm_is_its_start_with_what_differs(study_tree, tmp_path):
