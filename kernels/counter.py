@@ -21,7 +21,6 @@ class Stream(enum.IntEnum):
     AUGMENTATION = 6
     DATA_ORDER = 7
     ROLLOUT = 8
-    HISTORY_NOISE = 9
     SAMPLER_SHIFT = 10
 
 

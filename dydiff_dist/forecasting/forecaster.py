@@ -21,7 +21,7 @@ from dydiff_dist.forecasting.config import SamplingConfig
 from dydiff_dist.forecasting.frame_space import FrameSpace
 from dydiff_dist.forecasting.moving_view import MovingView, draw_origins, number_steps
 from dydiff_dist.models import Denoiser
-from dydiff_kernels import NoiseCounter, Stream, normal
+from dydiff_kernels import NoiseCounter, Stream
 
 MEMBER_STRIDE = 2**32
 """Sample index of member m of case c: m · 2³² + c (agreement 2 of docs/agreements.md)."""
@@ -221,9 +221,6 @@ class Forecaster:
         shape = (history.shape[0], self.num_frames, *history.shape[2:])
         named = counter(window, Stream.SAMPLER_START)
         drawn = {"start": start_noise(diffusion, shape, self._grid[0], named, device=self.device)}
-        if sampling.guidance_weight != 1:
-            dropout = counter(window, Stream.CONDITIONING_DROPOUT)
-            drawn["dropped"] = normal(dropout, history.shape, device=self.device)
         if self.moves_view:
             shifts = counter(window, Stream.SAMPLER_SHIFT)
             drawn["origins"] = draw_origins(shifts, len(steps), shape[-2], shape[-1], self.device)
@@ -253,13 +250,11 @@ class Forecaster:
         start: Tensor,
         history: Tensor,
         actions: Tensor | None = None,
-        dropped: Tensor | None = None,
         origins: Tensor | None = None,
         sample_index: Tensor | None = None,
         noise_words: Tensor | None = None,
     ) -> Tensor:
-        """One window from what is random in it: where it starts, the history of the unconditional branch, shifts, and
-        the name of the noise of η."""
+        """One window from what is random in it: where it starts, shifts, and the name of the noise of η."""
         noise, view = None, None
         if sample_index is not None and noise_words is not None:
             noise = NoiseCounter(noise_words[0], sample_index, noise_words[1], Stream.SAMPLER_ETA)
@@ -267,7 +262,7 @@ class Forecaster:
             view = MovingView.of(origins, self._step_at, start.shape[-2], start.shape[-1])
         return sample(
             self.diffusion,
-            self._denoise(history, actions, dropped, view),
+            self._denoise(history, actions, view),
             start=start,
             timesteps=self._grid,
             sampler=self.sampling.sampler,
@@ -276,11 +271,8 @@ class Forecaster:
             history=history if self.sampling.clamp_history else None,
         )
 
-    def _denoise(
-        self, history: Tensor, actions: Tensor | None, dropped: Tensor | None, view: MovingView | None
-    ) -> Denoise:
-        """The network with its conditions, guided where asked: the unconditional branch sees noise, ``dropped``, as
-        history."""
+    def _denoise(self, history: Tensor, actions: Tensor | None, view: MovingView | None) -> Denoise:
+        """The network with its conditions, guided where asked: the unconditional branch sees zeros as history."""
         actions = None if actions is None else actions.to(self.dtype)
 
         def given(condition: Tensor) -> Denoise:
@@ -294,9 +286,9 @@ class Forecaster:
 
             return denoise
 
-        if dropped is None:
+        if self.sampling.guidance_weight == 1:
             return given(history)
-        return guided(given(history), given(dropped), self.sampling.guidance_weight)
+        return guided(given(history), given(torch.zeros_like(history)), self.sampling.guidance_weight)
 
     def _run_network(self, z: Tensor, timesteps: Tensor, history: Tensor, actions: Tensor | None) -> Tensor:
         """The network's output as float32; history and actions come as ``dtype``, which it reads."""

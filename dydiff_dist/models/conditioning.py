@@ -5,7 +5,6 @@ frames), history mask (1), first-future-frame mask (1); action channels (A) foll
 Letters: B batch, S frames, C channels, H W height and width, A action channels.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -19,7 +18,7 @@ def assemble_input(z_BSCHW: Tensor, history: Tensor, actions_BSA: Tensor | None)
 
     Args:
         z_BSCHW: noisy latents of all frames.
-        history: clean latents of the first frames, (B, S_h, C, H, W), 0 < S_h < S; noise for the unconditional branch.
+        history: clean latents of the first frames, (B, S_h, C, H, W), 0 < S_h < S; zeros for the unconditional branch.
         actions_BSA: the action that leads to each frame, or None where the data has none.
 
     Returns:
@@ -43,15 +42,15 @@ def assemble_input(z_BSCHW: Tensor, history: Tensor, actions_BSA: Tensor | None)
     return x
 
 
-def drop_history(history: Tensor, noise: Tensor, dropped_B: Tensor) -> Tensor:
-    """The unconditional branch of classifier-free guidance: history replaced by noise in the samples ``dropped``.
+def drop_history(history: Tensor, dropped_B: Tensor) -> Tensor:
+    """The unconditional branch of classifier-free guidance: zeros, the mean of the data, in place of the history in the
+    samples ``dropped``. Noise, as the authors take, would reach the output through a skip.
 
     Args:
         history: clean latents (B, S_h, C, H, W).
-        noise: standard normal, same shape.
         dropped_B: bool, which samples lose their history.
     """
-    return torch.where(dropped_B[:, None, None, None, None], noise, history)
+    return history.masked_fill(dropped_B[:, None, None, None, None], 0)
 
 
 def check_actions(actions: Tensor | None, num_action_channels: int) -> None:

@@ -18,7 +18,7 @@ class DiffusionTrainingConfig(TrainingConfig):
     """The training loop of a denoising network."""
 
     conditioning_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a sample's history is replaced by noise, for classifier-free guidance."""
+    """Probability that a sample's history is replaced by zeros, for classifier-free guidance."""
     num_validation_cases: PositiveInt = 8
     """Cases forecast at each validation, over all ranks."""
     num_validation_members: PositiveInt = 4

@@ -24,7 +24,7 @@ from dydiff_dist.training.metrics import SampleCost
 from dydiff_dist.training.progress import RunLog
 from dydiff_dist.training.run_plan import RunPlan
 from dydiff_dist.training.task import MicroLoss, Task, sum_and_count
-from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, normal, uniform
+from dydiff_kernels import LatentPosterior, NoiseCounter, Stream, uniform
 
 _ON_DEVICE = ("frames", "logvar", "actions")
 
@@ -169,16 +169,14 @@ class DiffusionTask(Task[RunConfig]):
         return NoiseCounter(seed=self.config.seed, sample_index=sample_index, step=step, stream=stream)
 
     def _history(self, x0: Tensor, sample_index: Tensor, step: int) -> Tensor:
-        """Clean history frames; noise instead in the share of samples that trains the unconditional branch."""
+        """Clean history frames; zeros instead in the share of samples that trains the unconditional branch."""
         history = x0[:, : self.config.data.num_history_frames]
         probability = self.config.training.conditioning_dropout
         if probability == 0:
             return history
         counter = self._counter(sample_index, step, Stream.CONDITIONING_DROPOUT)
         dropped = (uniform(counter, 1)[:, 0] < probability).to(history.device)
-        # the noise comes of another stream than the decision, so that the two are independent
-        noise = normal(self._counter(sample_index, step, Stream.HISTORY_NOISE), history.shape, device=history.device)
-        return drop_history(history, noise, dropped)
+        return drop_history(history, dropped)
 
 
 def _check_validation_cases(plan: RunPlan) -> None:

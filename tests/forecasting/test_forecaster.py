@@ -136,7 +136,7 @@ def test_a_rollout_goes_on_from_its_own_frames_with_new_noise() -> None:
 
 
 def recorded_and_plain(sampler: str, **changes) -> tuple[Forecaster, Forecaster]:
-    """Forecasters with everything that a call draws anew: start, dropped history, shifts, noise."""
+    """Forecasters with everything that a call draws anew: start, shifts, noise."""
     sampling = SamplingConfig(sampler=sampler, num_steps=4, guidance_weight=2.0, random_shifts=True)
     recorded, plain = (_forecaster(sampling=sampling, knows_shifts=True, **changes) for _ in range(2))
     plain.__dict__["_recorded"] = plain._run_sampler

@@ -280,11 +280,10 @@ def test_input_channels_follow_the_authors_layout():
         assemble_input(z[:, :2], z[:, :2], None)
 
 
-def test_dropped_history_is_noise_in_those_samples_only():
+def test_dropped_history_is_zero_in_those_samples_only():
     _, _, history, _ = inputs()
-    noise = torch.ones_like(history)
-    out = drop_history(history, noise, torch.tensor([True, False]))
-    assert torch.equal(out[0], noise[0]) and torch.equal(out[1], history[1])
+    out = drop_history(history, torch.tensor([True, False]))
+    assert not out[0].any() and torch.equal(out[1], history[1])
 
 
 def test_wrong_use_is_named():
