@@ -135,6 +135,16 @@ def test_a_rollout_goes_on_from_its_own_frames_with_new_noise() -> None:
     assert (again[:, 0] - long[:, 0, 3:6]).abs().max() > 1e-2  # the same history, but the second window's noise
 
 
+def test_the_unconditional_branch_sees_zeros_as_history() -> None:
+    def window(history: torch.Tensor, weight: float) -> torch.Tensor:
+        forecaster = _forecaster(sampling=SamplingConfig(num_steps=4, guidance_weight=weight, clamp_history=False))
+        return forecaster.sample_window(history, None, torch.tensor([3]), seed=1, window=0)
+
+    history = torch.ones(1, NUM_HISTORY, *FRAME_CHW)
+    assert torch.equal(window(history, 0.0), window(torch.zeros_like(history), 1.0))
+    assert not torch.equal(window(history, 0.0), window(history, 1.0))
+
+
 def recorded_and_plain(sampler: str, **changes) -> tuple[Forecaster, Forecaster]:
     """Forecasters with everything that a call draws anew: start, shifts, noise."""
     sampling = SamplingConfig(sampler=sampler, num_steps=4, guidance_weight=2.0, random_shifts=True)
